@@ -1,0 +1,1 @@
+"""CAN: databases, the signal codec, the link over any python-can interface."""

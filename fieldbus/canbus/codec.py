@@ -1,0 +1,282 @@
+"""Frames and signals: what a database describes, as plain data, and the code generated from it.
+
+Layout: a little-endian (Intel) signal begins at its least significant bit, counted from bit 0 of byte
+0 upwards. A big-endian (Motorola) signal begins at its most significant bit; bits are numbered inside
+each byte from the least significant, and the signal runs towards bit 0 of its byte and on into the
+most significant bit of the next byte.
+
+Rules:
+
+* Decoding never raises, whatever the bytes: a signal has a value or a flaw.
+* A frame that is shorter than its message gives the signals that are wholly there; the others are not
+  available. Bytes beyond the message's length are ignored.
+* Of a multiplexed message a frame gives the common signals and those of the branch that its selector
+  names. An unknown selector takes nothing from the common ones.
+* Integers stay integers, decimal factors give decimal values (see `scaling`).
+* Encoding refuses what does not fit its bits.
+
+Design: for each branch one Python function is generated that unpacks all its signals in one
+expression, because a call per signal costs more than the arithmetic. Only integers from the database
+go into the generated text, never names, so that a hostile file cannot smuggle in code.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from fieldbus.errors import ConversionError
+from fieldbus.model import OUT_OF_RANGE, Flaw, Reason, Value, bad
+from fieldbus.scaling import Linear, Number
+
+Condition = tuple[tuple[str, frozenset[int]], ...]
+"""Selectors, outermost first, each with the raw values for which a branch is present."""
+
+_FLOATS = {16: struct.Struct(">e"), 32: struct.Struct(">f"), 64: struct.Struct(">d")}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Signal:
+    """One signal of a message."""
+
+    name: str
+    start: int
+    """As in a DBC file: least significant bit (Intel), most significant bit (Motorola)."""
+    length: int
+    """In bits, 1..64."""
+    is_little_endian: bool = True
+    is_signed: bool = False
+    is_float: bool = False
+    linear: Linear = field(default_factory=Linear)
+    minimum: Number | None = None
+    maximum: Number | None = None
+    unit: str | None = None
+    labels: Mapping[int, str] = field(default_factory=dict)
+    """Raw value to name."""
+    condition: Condition = ()
+    """When it is in the frame; empty for always."""
+    raw_initial: Number = 0
+    comment: str = ""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.length <= 64 or self.start < 0:
+            raise ValueError(f"signal {self.name}: {self.length} bits from bit {self.start}")
+        if self.is_float and self.length not in _FLOATS:
+            raise ValueError(f"signal {self.name}: a float of {self.length} bits")
+
+    @property
+    def first_bit(self) -> int:
+        """Of a big-endian signal: its most significant bit, counted from the top of byte 0."""
+        return self.start // 8 * 8 + 7 - self.start % 8
+
+    @property
+    def bytes_needed(self) -> int:
+        """How long a frame must be to hold the signal."""
+        last = self.start if self.is_little_endian else self.first_bit
+        return (last + self.length - 1) // 8 + 1
+
+    @property
+    def raw_range(self) -> tuple[int, int]:
+        """Lowest and highest raw integer."""
+        if self.is_signed:
+            return -(1 << self.length - 1), (1 << self.length - 1) - 1
+        return 0, (1 << self.length) - 1
+
+    def shift(self, frame_length: int) -> int:
+        """Return by how much the frame, read as one integer in the signal's order, is shifted right."""
+        if self.is_little_endian:
+            return self.start
+        return frame_length * 8 - self.first_bit - self.length
+
+    def to_raw(self, value: Value) -> int:
+        """Return the bits, as an unsigned integer, that hold an engineering value.
+
+        Raises:
+            ConversionError: it does not fit.
+        """
+        if isinstance(value, str):
+            raise ConversionError(f"{value!r} is not a number")
+        if self.is_float:
+            return self._float_bits(self.linear.inverse_float(value))
+        raw = self.linear.inverse_int(value)
+        low, high = self.raw_range
+        if not low <= raw <= high:
+            raise ConversionError(f"{value:g} does not fit the {self.length} bits of {self.name}")
+        return raw & (1 << self.length) - 1
+
+    def initial_raw(self) -> int:
+        """Return the bits of the start value; it is raw in the database."""
+        if self.is_float:
+            return self._float_bits(float(self.raw_initial))
+        return int(self.raw_initial) & (1 << self.length) - 1
+
+    def _float_bits(self, number: float) -> int:
+        try:
+            return int.from_bytes(_FLOATS[self.length].pack(number), "big")
+        except (OverflowError, struct.error) as error:
+            raise ConversionError(f"{number:g} does not fit {self.name}") from error
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Message:
+    """One message of a database."""
+
+    name: str
+    frame_id: int
+    is_extended: bool
+    length: int
+    """In bytes."""
+    signals: Sequence[Signal]
+    is_fd: bool = False
+    cycle_s: float | None = None
+    senders: Sequence[str] = ()
+    comment: str = ""
+
+    def branches(self) -> dict[Condition, list[Signal]]:
+        """Return the signals by the condition under which they are in a frame."""
+        found: dict[Condition, list[Signal]] = {}
+        for signal in self.signals:
+            found.setdefault(signal.condition, []).append(signal)
+        return found
+
+
+Decoded = tuple[Sequence[Value | None], Mapping[int, Flaw]]
+"""Values in the order of the signals, and the flaws by index."""
+
+_SHORT = bad(Reason.NOT_AVAILABLE)
+
+
+class BranchDecoder:
+    """Decodes some signals of a message that are present under the same condition."""
+
+    __slots__ = ("_checks", "_length", "_needed", "_selectors", "_shortest", "_unpack")
+
+    def __init__(self, message: Message, signals: Sequence[Signal]) -> None:
+        self._length = message.length
+        self._needed = [signal.bytes_needed for signal in signals]
+        self._shortest = max(self._needed, default=0)
+        self._checks: list[tuple[int, float, float]] = []
+        by_name = {signal.name: signal for signal in message.signals}
+        condition = signals[0].condition if signals else ()
+        self._selectors = [
+            (_generate([by_name[name]], message.length), values, by_name[name].bytes_needed)
+            for name, values in condition
+        ]
+        self._unpack = _generate(signals, message.length)
+        for index, signal in enumerate(signals):
+            low = -math.inf if signal.minimum is None else signal.minimum
+            high = math.inf if signal.maximum is None else signal.maximum
+            if signal.is_float or low != -math.inf or high != math.inf:
+                self._checks.append((index, low, high))
+
+    def is_present(self, data: bytes) -> bool:
+        """Return whether a frame carries the branch."""
+        for unpack, values, needed in self._selectors:
+            if len(data) < needed:
+                return False
+            padded = data[: self._length].ljust(self._length, b"\0")
+            if unpack(padded)[0] not in values:
+                return False
+        return True
+
+    def decode(self, data: bytes) -> Decoded:
+        """Return the values of a frame's data bytes."""
+        size = len(data)
+        if size != self._length:
+            data = data[: self._length].ljust(self._length, b"\0")
+        values: Sequence[Value | None] = self._unpack(data)
+        flaws: dict[int, Flaw] = {}
+        for index, low, high in self._checks:
+            value = values[index]
+            if not low <= value <= high:  # type: ignore[operator]
+                flaws[index] = OUT_OF_RANGE
+            if isinstance(value, float) and not math.isfinite(value):
+                values = [*values[:index], None, *values[index + 1 :]]
+                flaws[index] = bad(Reason.NOT_AVAILABLE)
+        if size < self._shortest:
+            kept = list(values)
+            for index, needed in enumerate(self._needed):
+                if size < needed:
+                    kept[index] = None
+                    flaws[index] = _SHORT
+            values = kept
+        return values, flaws
+
+
+def _generate(signals: Sequence[Signal], length: int) -> Callable[[bytes], Sequence[Value | None]]:
+    """Return a function from exactly `length` data bytes to the values of `signals`."""
+    lines = ["def unpack(data):"]
+    if any(signal.is_little_endian for signal in signals):
+        lines.append(" le = from_bytes(data, 'little')")
+    if any(not signal.is_little_endian for signal in signals):
+        lines.append(" be = from_bytes(data, 'big')")
+    items = []
+    for signal in signals:
+        word = "le" if signal.is_little_endian else "be"
+        shift, mask = signal.shift(length), (1 << signal.length) - 1
+        raw = f"({word} >> {shift:d} & {mask:d})" if shift >= 0 else "0"
+        if signal.is_float:
+            raw = f"unpack{signal.length:d}({raw}.to_bytes({signal.length // 8:d}, 'big'))[0]"
+            if not signal.linear.is_identity:
+                raw = f"({raw} * {float(signal.linear.scale)!r} + {float(signal.linear.offset)!r})"
+        else:
+            if signal.is_signed:
+                sign = 1 << signal.length - 1
+                raw = f"(({raw} ^ {sign:d}) - {sign:d})"
+            numerator, addend, denominator = signal.linear.integers()
+            if numerator != 1:
+                raw = f"{raw} * {numerator:d}"
+            if addend:
+                raw = f"{raw} + {addend:d}" if addend > 0 else f"{raw} - {-addend:d}"
+            if denominator != 1:
+                raw = f"({raw}) / {denominator:d}"
+        items.append(raw)
+    lines.append(f" return ({', '.join(items)},)")
+    scope = {
+        "from_bytes": int.from_bytes,
+        **{f"unpack{bits}": form.unpack for bits, form in _FLOATS.items()},
+    }
+    exec(compile("\n".join(lines), "<can message>", "exec"), scope)  # noqa: S102 - integers only
+    return scope["unpack"]  # type: ignore[return-value]
+
+
+class FrameEncoder:
+    """Builds the frames of a message from signal values; starts from the start values."""
+
+    __slots__ = ("_by_name", "_message", "_raw")
+
+    def __init__(self, message: Message) -> None:
+        self._message = message
+        self._by_name = {signal.name: signal for signal in message.signals}
+        self._raw = {signal.name: signal.initial_raw() for signal in message.signals}
+
+    def set(self, name: str, value: Value) -> bool:
+        """Set a signal's engineering value; return whether its bits changed.
+
+        Raises:
+            ConversionError: it does not fit.
+        """
+        raw = self._by_name[name].to_raw(value)
+        if self._raw[name] == raw:
+            return False
+        self._raw[name] = raw
+        return True
+
+    def frame(self, branch: Condition = ()) -> bytes:
+        """Return the data bytes, with the selectors set to `branch`."""
+        raw = dict(self._raw)
+        for name, values in branch:
+            if raw[name] not in values:
+                raw[name] = min(values)
+        length = self._message.length
+        little = big = 0
+        for signal in self._message.signals:
+            if all(raw[name] in values for name, values in signal.condition):
+                placed = raw[signal.name] << signal.shift(length)
+                if signal.is_little_endian:
+                    little |= placed
+                else:
+                    big |= placed
+        return (int.from_bytes(little.to_bytes(length, "little"), "big") | big).to_bytes(length, "big")

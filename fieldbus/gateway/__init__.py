@@ -1,0 +1,1 @@
+"""The gateway: configuration, sessions, the clock, shutdown; what the protocols plug into."""

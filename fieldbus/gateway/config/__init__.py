@@ -1,0 +1,1 @@
+"""From files to a plant: everything that is read at start, with every problem told at once."""

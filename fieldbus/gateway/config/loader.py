@@ -1,0 +1,547 @@
+"""From a file to a plant, or to all problems at once.
+
+Rules:
+
+* Everything is looked at even when something before it was wrong, as far as it still makes sense: a
+  device whose link is misspelt still has its points checked by the next run, a route to a device
+  that has problems of its own is not blamed for them.
+* Relative paths start at the config's folder and may not leave it.
+* Nothing is opened.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from fieldbus import __version__
+from fieldbus.canbus.codec import Message
+from fieldbus.canbus.database import DatabaseError, load as load_database
+from fieldbus.errors import ConfigError, Problem, closest
+from fieldbus.gateway.config.explain import problems_of
+from fieldbus.gateway.config.schema import (
+    ROUTE_COLUMNS,
+    GatewaySettings,
+    RouteSettings,
+    TopSettings,
+)
+from fieldbus.gateway.config.source import Mark, Row, Source, read_csv, read_yaml
+from fieldbus.gateway.link_types import LATER, LINK_TYPES, Assembly, Description, LinkType
+from fieldbus.gateway.plant import Plant
+from fieldbus.gateway.system import DEVICE, Status, device_status, link_status, merge
+from fieldbus.link import Link
+from fieldbus.model import Point
+from fieldbus.modbus.settings import MapSettings, PointSettings
+from fieldbus.routing.policy import Edge
+from fieldbus.routing.table import Directory, Fault, Route, expand
+from fieldbus.settings import LinkSettings, Secret
+
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_POINT_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+_MAP_COLUMNS = ("name", *PointSettings.model_fields)
+_MAP_TEXT = frozenset({"name", "unit", "description", "bits", "reference"})
+_ROUTE_TEXT = frozenset({"from", "to", "description"})
+
+PathT = tuple[str | int, ...]
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def load(file: Path, *, needs_secrets: bool = True) -> Plant:
+    """Read a configuration.
+
+    Args:
+        file: the YAML file.
+        needs_secrets: whether a secret that cannot be had is a problem, or only a warning.
+
+    Raises:
+        ConfigError: with everything that is wrong.
+    """
+    return _Loader(file, needs_secrets).load()
+
+
+class _MapFile:
+    """A map that was read, whether it was sound or not."""
+
+    def __init__(
+        self,
+        source: Source,
+        points: Mapping[str, PointSettings],
+        scan: float | None = None,
+        broken: Iterable[str] = (),
+    ) -> None:
+        self.source = source
+        self.points = points
+        self.scan = scan
+        self.broken = frozenset(broken)
+        """Names of points that were left out because they have problems."""
+
+
+class _Loader:
+    def __init__(self, file: Path, needs_secrets: bool) -> None:
+        self._file = file
+        self._folder = file.parent
+        self._needs_secrets = needs_secrets
+        self._problems: list[Problem] = []
+        self._source = Source(str(file))
+        self._maps: dict[Path, _MapFile] = {}
+        self._databases: dict[Path, Sequence[Message]] = {}
+        self._map_of: dict[str, _MapFile] = {}
+
+    def load(self) -> Plant:
+        self._source = read_yaml(self._file, str(self._file))
+        self._problems += self._source.problems
+        data = self._source.data
+        if not isinstance(data, dict):
+            if not self._problems:
+                message = "the file has no mapping at its top"
+                hint = "it begins with `version: 1`, `gateway:`, `links:`"
+                self._problems.append(self._source.problem((), message, hint))
+            raise ConfigError(self._problems)
+        data = {key: value for key, value in data.items() if not str(key).startswith("x-")}
+        top = self._validate(self._source, (), data, TopSettings)
+        gateway = top.gateway if top else self._part(data, "gateway", GatewaySettings)
+        links, types = self._links(_mapping(data.get("links")))
+        devices, link_of, broken = self._devices(_mapping(data.get("devices")), types)
+        routes, places = self._routes(data.get("routes"))
+        built, statuses, device_statuses, edges = self._connect(
+            gateway.name if gateway else "?", links, types, devices, link_of, broken, routes, places
+        )
+        warnings = [problem for problem in self._problems if problem.is_warning]
+        if len(warnings) < len(self._problems) or gateway is None:
+            raise ConfigError(sorted(self._problems, key=_place))
+        points = {point.address: point for item in devices.values() for point in item.points}
+        points |= merge([*statuses.values(), *device_statuses.values()])
+        return Plant(
+            name=gateway.name,
+            file=self._file,
+            data_dir=self._folder / gateway.data_dir,
+            links=built,
+            link_types={name: LINK_TYPES[types[name]] for name in built},
+            link_settings=links,
+            devices=devices,
+            link_of=link_of,
+            points=points,
+            edges=edges,
+            link_status=statuses,
+            device_status=device_statuses,
+            warnings=warnings,
+        )
+
+    # --- sections
+
+    def _validate(
+        self, source: Source, path: PathT, data: Any, model: type[ModelT]  # noqa: ANN401
+    ) -> ModelT | None:
+        try:
+            return model.model_validate(data)
+        except ValidationError as error:
+            self._problems += problems_of(source, path, data, model, error)
+            return None
+
+    def _validate_sound_part(
+        self, source: Source, path: PathT, data: Mapping[str, Any], model: type[ModelT]
+    ) -> tuple[ModelT | None, set[str]]:
+        """Validate; of data with problems, return what is left without them.
+
+        So that routes and other points can still be checked against the rest.
+
+        Returns:
+            The settings, None if not even a part makes sense, and the names of points left out.
+        """
+        try:
+            return model.model_validate(data), set()
+        except ValidationError as error:
+            self._problems += problems_of(source, path, data, model, error)
+            locations = [item["loc"] for item in error.errors(include_url=False)]
+        dropped = {str(where[1]) for where in locations if where[0] == "points" and len(where) > 1}
+        keys = {where[0] for where in locations} - {"points"}
+        rest = {key: value for key, value in data.items() if key not in keys}
+        points = _mapping(rest.get("points"))
+        if "points" in rest:
+            rest["points"] = {name: item for name, item in points.items() if str(name) not in dropped}
+        try:
+            return model.model_validate(rest), dropped
+        except ValidationError:
+            return None, dropped
+
+    def _part(self, data: Mapping[str, Any], key: str, model: type[Any]) -> Any:  # noqa: ANN401
+        """Validate one part of a whole that has problems already, without repeating them."""
+        try:
+            return model.model_validate(data.get(key))
+        except ValidationError:
+            return None
+
+    def _links(self, data: Mapping[Any, Any]) -> tuple[dict[str, LinkSettings], dict[str, str]]:
+        links: dict[str, LinkSettings] = {}
+        types: dict[str, str] = {}
+        for name, item in data.items():
+            path = ("links", name)
+            if not self._is_name(name, path, "link") or not self._is_mapping(item, path):
+                continue
+            type_ = item.get("type")
+            if type_ not in LINK_TYPES:
+                if type_ is None:
+                    self._say(path, "'type' is missing", f"one of {', '.join(LINK_TYPES)}")
+                elif type_ in LATER:
+                    self._say((*path, "type"), f"'{type_}' is not supported in this version")
+                else:
+                    near = difflib.get_close_matches(str(type_), LINK_TYPES, n=1)
+                    hint = closest(str(type_), LINK_TYPES) or f"one of {', '.join(LINK_TYPES)}"
+                    self._say((*path, "type"), f"'{type_}' is not a type of link", hint)
+                    types.update({name: item for item in near})  # what was meant: go on with it
+                continue
+            types[name] = type_
+            settings = self._validate(self._source, path, item, LINK_TYPES[type_].settings)
+            if settings is not None:
+                links[name] = settings
+        return links, types
+
+    def _devices(
+        self, data: Mapping[Any, Any], types: Mapping[str, str]
+    ) -> tuple[dict[str, Description], dict[str, str], set[str]]:
+        found: dict[str, Description] = {}
+        link_of: dict[str, str] = {}
+        broken: set[str] = set()
+        for name, item in data.items():
+            path = ("devices", name)
+            if not self._is_name(name, path, "device") or not self._is_mapping(item, path):
+                continue
+            broken.add(name)
+            if name == DEVICE:
+                self._say(path, "'sys' is the gateway's own device", "choose another name")
+                continue
+            link = item.get("link")
+            if link not in types:
+                if link is None:
+                    self._say(path, "'link' is missing", "the name of one of the links")
+                    continue
+                if link in _mapping(self._source.data.get("links")):
+                    continue  # its type cannot be guessed, which has been said
+                self._say((*path, "link"), f"there is no link '{link}'", closest(str(link), types))
+                near = difflib.get_close_matches(str(link), types, n=1)
+                if not near:
+                    continue
+                link = near[0]
+            link_type = LINK_TYPES[types[link]]
+            settings, dropped = self._validate_sound_part(self._source, path, item, link_type.device)
+            if settings is None:
+                continue
+            broken |= {f"{name}.{point}" for point in dropped}
+            for point in _mapping(item.get("points")):
+                if not _POINT_NAME.fullmatch(str(point)):
+                    self._say((*path, "points", point), f"'{point}' is not a name for a point",
+                              "letters, digits, _, - and dots between them")  # fmt: skip
+            before = self._error_count()
+            found[name] = link_type.describe(name, settings, self)
+            link_of[name] = link
+            if name in self._map_of:
+                broken |= {f"{name}.{point}" for point in self._map_of[name].broken}
+            if found[name].points or self._error_count() == before:
+                broken.discard(name)  # whole enough for routes to be checked against it
+        self._check_units(found, link_of)
+        return found, link_of, broken
+
+    def _check_units(self, devices: Mapping[str, Description], link_of: Mapping[str, str]) -> None:
+        seen: dict[tuple[str, int], str] = {}
+        for name, item in devices.items():
+            unit_id = getattr(item.settings, "unit_id", None)
+            if unit_id is None:
+                continue
+            first = seen.setdefault((link_of[name], unit_id), name)
+            if first != name:
+                text = f"unit id {unit_id} on {link_of[name]} is {first} already"
+                path = ("devices", name, "unit_id")
+                self._say(path, text, "two devices on one link differ in `unit_id`")
+
+    def _routes(self, data: Any) -> tuple[list[Route], list[tuple[Source, PathT]]]:  # noqa: ANN401
+        source, prefix = self._source, ("routes",)
+        rows: list[Any] = data if isinstance(data, list) else []
+        if isinstance(data, str):
+            path = self.path(data, ("routes",))
+            if path is None:
+                return [], []
+            source, rows = self._read_routes(path)
+            prefix = ()
+        routes: list[Route] = []
+        places: list[tuple[Source, PathT]] = []
+        for index, row in enumerate(rows):
+            where = (*prefix, index)
+            if not isinstance(row, dict):
+                self._problems.append(source.problem(where, "a route is a mapping",
+                                                     "{from: …, to: …}"))  # fmt: skip
+                continue
+            settings = self._validate(source, where, row, RouteSettings)
+            if settings is not None:
+                routes.append(settings.route())
+                places.append((source, where))
+        return routes, places
+
+    def _connect(
+        self,
+        gateway: str,
+        links: Mapping[str, LinkSettings],
+        types: Mapping[str, str],
+        devices: Mapping[str, Description],
+        link_of: Mapping[str, str],
+        broken: set[str],
+        routes: Sequence[Route],
+        places: Sequence[tuple[Source, PathT]],
+    ) -> tuple[dict[str, Link], dict[str, Status], dict[str, Status], list[Edge]]:
+        """Expand the routes, then make the links, which must know what is written to them."""
+        # System points exist for routes before their links do; the links come with the same names.
+        trial = self._assemble(gateway, links, types, devices, link_of, ())
+        statuses = {name: link_status(link) for name, link in trial.items()}
+        device_statuses = {
+            name: device_status(name, has_response_time=types[link_of[name]] == "modbus-tcp")
+            for name in devices
+            if LINK_TYPES[types[link_of[name]]].has_online
+        }
+        points = {point.address: point for item in devices.values() for point in item.points}
+        points |= merge([*statuses.values(), *device_statuses.values()])
+        directory = Directory(
+            gateway=gateway,
+            points=points,
+            link_of=link_of,
+            brokers=frozenset(name for name, type_ in types.items() if LINK_TYPES[type_].has_topics),
+            links=frozenset(types),
+            subscriptions=_subscriptions(devices, link_of),
+        )
+        edges, faults = expand(routes, directory)
+        for fault in faults:
+            if not self._is_consequence(fault, routes[fault.route], broken):
+                source, place = places[fault.route]
+                self._problems.append(
+                    source.problem((*place, fault.key), fault.message, fault.hint, is_warning=fault.is_warning)
+                )
+        if self._error_count():
+            return {}, statuses, device_statuses, edges
+        targets = [edge.target.point for edge in edges if edge.target.point is not None]
+        built = self._assemble(gateway, links, types, devices, link_of, targets)
+        return built, statuses, device_statuses, edges
+
+    def _is_consequence(self, fault: Fault, route: Route, broken: set[str]) -> bool:
+        """Whether a fault of a route only says again that a device has problems."""
+        text = route.source if fault.key == "from" else route.target
+        if text in broken or text.split(".", 1)[0] in broken:
+            return True
+        # A pattern may have lost all that it would have matched.
+        return fault.key == "from" and "*" in text and bool(broken)
+
+    def _assemble(
+        self,
+        gateway: str,
+        links: Mapping[str, LinkSettings],
+        types: Mapping[str, str],
+        devices: Mapping[str, Description],
+        link_of: Mapping[str, str],
+        targets: Sequence[Point],
+    ) -> dict[str, Link]:
+        built: dict[str, Link] = {}
+        for name, settings in links.items():  # a link with problems has none
+            link_type: LinkType = LINK_TYPES[types[name]]
+            parts = Assembly(
+                name=name,
+                settings=settings,
+                devices={device: item for device, item in devices.items() if link_of[device] == name},
+                targets=targets,
+                gateway=gateway,
+                version=__version__,
+                secret=lambda key, secret, link=name: self.secret(link, key, secret),  # type: ignore[misc]
+            )
+            built[name] = link_type.assemble(parts)
+        return built
+
+    # --- what protocols ask for (Surroundings)
+
+    def points_of(
+        self, device: str, settings: Any  # noqa: ANN401
+    ) -> tuple[Mapping[str, PointSettings], float | None]:
+        """Return a device's own points and those of its map."""
+        if settings.map is None:
+            return settings.points, None
+        path = self.path(settings.map, ("devices", device, "map"))
+        if path is None:
+            return settings.points, None
+        if path not in self._maps:
+            self._maps[path] = self._read_map(path)
+        found = self._maps[path]
+        self._map_of[device] = found
+        return {**found.points, **settings.points}, found.scan
+
+    def database(self, device: str, name: str) -> Sequence[Message]:
+        """Return the messages of a database, none if it cannot be read."""
+        path = self.path(name, ("devices", device, "database"))
+        if path is None:
+            return ()
+        if path not in self._databases:
+            try:
+                found = load_database(path, self._shown(path))
+            except DatabaseError as error:
+                self._problems.append(error.problem)
+                self._databases[path] = ()
+            else:
+                self._problems += found.warnings
+                self._databases[path] = found.messages
+        return self._databases[path]
+
+    def fault(self, device: str, path: Sequence[str | int], message: str, hint: str | None = None) -> None:
+        """Report a problem at a path inside a device, or in its map if it stands there."""
+        own = ("devices", device, *path)
+        found = self._map_of.get(device)
+        if found is not None and tuple(path) in found.source.marks and own not in self._source.marks:
+            problem = found.source.problem(path, message, hint)
+            if problem not in self._problems:  # a map that several devices share complains once
+                self._problems.append(problem)
+            return
+        self._say(own, message, hint)
+
+    def secret(self, link: str, key: str, secret: Secret | None) -> str | None:
+        """Return what a secret refers to."""
+        if secret is None:
+            return None
+        path = ("links", link, key)
+        if secret.env is not None:
+            value = os.environ.get(secret.env)
+            if value is None:
+                self._missing_secret(path, f"the environment variable {secret.env} is not set")
+            return value
+        place = self.path(str(secret.file), (*path, "file"), must_exist=False)
+        if place is None:
+            return None
+        try:
+            lines = place.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError):
+            self._missing_secret(path, f"the secret's file {secret.file} cannot be read")
+            return None
+        return lines[0].strip() if lines else ""
+
+    def path(self, name: str, where: PathT, *, must_exist: bool = True) -> Path | None:
+        """Return the file that a relative path names, if it may be used."""
+        relative = Path(name)
+        if relative.is_absolute():
+            found = relative
+        else:
+            found = (self._folder / relative).resolve()
+            if not found.is_relative_to(self._folder.resolve()):
+                hint = "relative paths start at the config's folder and stay in it"
+                self._say(where, f"'{name}' leaves the config's folder", hint)
+                return None
+        if must_exist and not found.is_file():
+            siblings = [item.name for item in found.parent.glob("*")] if found.parent.is_dir() else []
+            self._say(where, f"there is no file '{name}'", closest(found.name, siblings))
+            return None
+        return found
+
+    # --- files
+
+    def _read_map(self, path: Path) -> _MapFile:
+        shown = self._shown(path)
+        if path.suffix.lower() != ".csv":
+            source = read_yaml(path, shown)
+            self._problems += source.problems
+            if not isinstance(source.data, dict):
+                if not source.problems:
+                    self._problems.append(source.problem((), "a map is a mapping with `points:`"))
+                return _MapFile(source, {}, None)
+            data = {key: value for key, value in source.data.items() if not str(key).startswith("x-")}
+            settings, dropped = self._validate_sound_part(source, (), data, MapSettings)
+            for name in _mapping(data.get("points")):
+                if not _POINT_NAME.fullmatch(str(name)):
+                    text = f"'{name}' is not a name for a point"
+                    self._problems.append(source.problem(("points", name), text, at_key=True))
+            if settings is None:
+                return _MapFile(source, {}, None, dropped)
+            return _MapFile(source, settings.points, settings.scan, dropped)
+        rows, problems = read_csv(path, shown, _MAP_COLUMNS, _MAP_TEXT)
+        self._problems += problems
+        source = Source(shown)
+        points: dict[str, PointSettings] = {}
+        broken: set[str] = set()
+        for row in rows:
+            name = row.cells.pop("name", None)
+            if name is None or not _POINT_NAME.fullmatch(str(name)):
+                text = "the row has no name" if name is None else f"'{name}' is not a name for a point"
+                self._problems.append(Problem(shown, row.line, 1, "name", text))
+                continue
+            place = ("points", str(name))
+            if place in source.marks:
+                text = f"'{name}' stands in line {source.marks[place].line} already"
+                self._problems.append(Problem(shown, row.line, 1, "name", text))
+                continue
+            _mark_row(source, place, row)
+            settings = self._validate(source, place, row.cells, PointSettings)
+            if settings is not None:
+                points[str(name)] = settings
+            else:
+                broken.add(str(name))
+        return _MapFile(source, points, None, broken)
+
+    def _read_routes(self, path: Path) -> tuple[Source, list[Any]]:
+        shown = self._shown(path)
+        rows, problems = read_csv(path, shown, ROUTE_COLUMNS, _ROUTE_TEXT)
+        self._problems += problems
+        source = Source(shown)
+        for index, row in enumerate(rows):
+            _mark_row(source, (index,), row)
+        return source, [row.cells for row in rows]
+
+    # --- problems
+
+    def _shown(self, path: Path) -> str:
+        try:
+            return str(self._folder / path.relative_to(self._folder.resolve()))
+        except ValueError:
+            return str(path)
+
+    def _say(self, path: PathT, message: str, hint: str | None = None) -> None:
+        self._problems.append(self._source.problem(path, message, hint))
+
+    def _missing_secret(self, path: PathT, message: str) -> None:
+        problem = self._source.problem(path, message, is_warning=not self._needs_secrets)
+        if problem not in self._problems:
+            self._problems.append(problem)
+
+    def _error_count(self) -> int:
+        return sum(not problem.is_warning for problem in self._problems)
+
+    def _is_name(self, name: object, path: PathT, what: str) -> bool:
+        if isinstance(name, str) and _NAME.fullmatch(name):
+            return True
+        self._say(path, f"'{name}' is not a name for a {what}", "letters, digits, _ and -")
+        return False
+
+    def _is_mapping(self, item: object, path: PathT) -> bool:
+        if isinstance(item, dict):
+            return True
+        self._say(path, "a mapping is expected here")
+        return False
+
+
+def _mapping(data: object) -> Mapping[Any, Any]:
+    return data if isinstance(data, dict) else {}
+
+
+def _mark_row(source: Source, place: PathT, row: Row) -> None:
+    source.marks[place] = source.values[place] = Mark(row.line, 1)
+    for key, column in row.columns.items():
+        source.marks[*place, key] = source.values[*place, key] = Mark(row.line, column)
+
+
+def _subscriptions(
+    devices: Mapping[str, Description], link_of: Mapping[str, str]
+) -> dict[tuple[str, str], list[Point]]:
+    found: dict[tuple[str, str], list[Point]] = {}
+    for name, item in devices.items():
+        for topic, point in item.subscriptions:
+            found.setdefault((link_of[name], topic), []).append(point)
+    return found
+
+
+def _place(problem: Problem) -> tuple[str, int, int]:
+    return problem.file, problem.line, problem.column

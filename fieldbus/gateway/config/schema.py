@@ -1,0 +1,158 @@
+"""The sections of the configuration that belong to no protocol, and the JSON Schema of it all."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, field_validator, model_validator
+
+from fieldbus.gateway.link_types import LINK_TYPES
+from fieldbus.modbus.settings import MapSettings
+from fieldbus.routing.policy import OnBad, Policy, When
+from fieldbus.routing.table import Route
+from fieldbus.scaling import Linear
+from fieldbus.settings import Duration, Number, Scalar, Settings, Substitute, problem
+
+_PERCENT = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*%\s*")
+SCHEMA_URL = "https://json-schema.org/draft/2020-12/schema"
+
+
+class GatewaySettings(Settings):
+    """Who we are."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")] = Field(
+        description="Used in topics, metrics and logs."
+    )
+    data_dir: str = Field("data", description="Where the gateway keeps what must survive a restart.")
+    description: str = ""
+
+
+class RouteSettings(Settings):
+    """A row of the routing table."""
+
+    from_: str = Field(alias="from", description="A point, or a pattern with `*`.")
+    to: str = Field(description="A writable point, a pattern with {device} and {point}, or LINK:TOPIC.")
+    when: Literal["change", "sample"] = "change"
+    every: Duration | None = Field(None, description="Repeat at least so often.")
+    deadband: Number | str | None = Field(None, description="0.5 in units, or 1% of the source's range.")
+    min_interval: Duration | None = None
+    scale: Number = 1
+    offset: Number = 0
+    map: Mapping[Scalar, Scalar] | None = Field(None, description="{old: new}")
+    on_bad: Literal["hold", "send"] | Substitute = "hold"
+    max_age: Duration | None = Field(None, description="An older sample is bad.")
+    durable: bool = False
+    description: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _later(cls, data: Any) -> Any:  # noqa: ANN401
+        if isinstance(data, dict) and data.get("durable") is True:
+            raise problem("`durable` is not supported in this version: there is no spool on disk yet")
+        return data
+
+    @field_validator("deadband")
+    @classmethod
+    def _check_deadband(cls, deadband: Number | str | None) -> Number | str | None:
+        if isinstance(deadband, str) and not _PERCENT.fullmatch(deadband):
+            raise problem(f"{deadband!r} is neither a number nor a percentage such as 1%")
+        if isinstance(deadband, int | float) and deadband < 0:
+            raise problem("a deadband is not negative")
+        return deadband
+
+    @field_validator("scale")
+    @classmethod
+    def _check_scale(cls, scale: Number) -> Number:
+        if scale == 0:
+            raise problem("scale 0 makes everything 0")
+        return scale
+
+    @field_validator("map")
+    @classmethod
+    def _check_map(cls, table: Mapping[Scalar, Scalar] | None) -> Mapping[Scalar, Scalar] | None:
+        if table is not None and not table:
+            raise problem("an empty `map` translates nothing")
+        return table
+
+    def route(self) -> Route:
+        """Return the route that this describes."""
+        percent = None
+        deadband = self.deadband
+        if isinstance(deadband, str):
+            percent, deadband = float(deadband.replace("%", "")), None
+        substitute = self.on_bad.value if isinstance(self.on_bad, Substitute) else None
+        policy = Policy(
+            when=When(self.when),
+            every_s=self.every,
+            deadband=deadband,
+            min_interval_s=self.min_interval or 0.0,
+            linear=Linear(self.scale, self.offset),
+            mapping=self.map,
+            on_bad=OnBad.HOLD if isinstance(self.on_bad, Substitute) else OnBad(self.on_bad),
+            substitute=substitute,
+            max_age_s=self.max_age,
+        )
+        return Route(self.from_, self.to, policy, percent, self.durable)
+
+
+ROUTE_COLUMNS = tuple(item.alias or name for name, item in RouteSettings.model_fields.items())
+
+
+class TopSettings(Settings):
+    """The whole file; links and devices are looked at by their own types."""
+
+    version: Literal[1]
+    gateway: GatewaySettings
+    links: Mapping[str, Any]
+    devices: Mapping[str, Any] = {}
+    routes: list[Any] | str | None = Field(None, description="The routing table, or a CSV file with it.")
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema of the configuration and, under ``$defs``, of a map."""
+    links = tuple(kind.settings for kind in LINK_TYPES.values())
+    devices = tuple(dict.fromkeys(kind.device for kind in LINK_TYPES.values()))
+    parts: dict[str, Any] = {}
+    definitions: dict[str, Any] = {}
+    for name, types in (
+        ("link", links), ("device", devices), ("route", (RouteSettings,)),
+        ("gateway", (GatewaySettings,)), ("map", (MapSettings,)),
+    ):  # fmt: skip
+        members = []
+        for item in types:
+            schema = TypeAdapter(item).json_schema(ref_template="#/$defs/{model}", by_alias=True)
+            definitions.update(schema.pop("$defs", {}))
+            members.append(schema)
+        parts[name] = members[0] if len(members) == 1 else {"anyOf": members}
+    definitions.update(parts)
+    name_pattern = {"pattern": "^[A-Za-z0-9_-]+$"}
+    return {
+        "$schema": SCHEMA_URL,
+        "title": "fieldbus configuration",
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["version", "gateway", "links"],
+        "properties": {
+            "version": {"const": 1},
+            "gateway": {"$ref": "#/$defs/gateway"},
+            "links": {
+                "type": "object",
+                "propertyNames": name_pattern,
+                "additionalProperties": {"$ref": "#/$defs/link"},
+            },
+            "devices": {
+                "type": "object",
+                "propertyNames": name_pattern,
+                "additionalProperties": {"$ref": "#/$defs/device"},
+            },
+            "routes": {
+                "anyOf": [
+                    {"type": "array", "items": {"$ref": "#/$defs/route"}},
+                    {"type": "string", "description": "A CSV file with the routing table."},
+                ]
+            },
+        },
+        "$defs": definitions,
+    }

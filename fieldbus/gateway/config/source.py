@@ -1,0 +1,315 @@
+"""YAML and CSV as plain data, with the line and column of everything in it.
+
+Rules:
+
+* YAML 1.2: ``no`` is a word, ``012`` is twelve, ``0o14`` and ``0xC`` are numbers too.
+* The files of others are hostile until read: at most 16 MiB, 64 levels, a million nodes however
+  aliases are used; tags, duplicate keys and keys that are not text or numbers are problems.
+* A cell of a CSV file means what it would mean in YAML: ``0x10``, ``[0xFFFF]``, ``{0: off}``. Cells of
+  columns that hold text stay text. Comma, semicolon and tab separate; a byte order mark is allowed.
+
+Design: ruamel.yaml composes the node tree, which has the marks; plain data and a table from path to
+mark are made from it here, because its own round-trip types would leak into everything.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from fieldbus.errors import Problem, closest
+
+MAX_BYTES = 16 * 1024 * 1024
+MAX_DEPTH = 64
+MAX_NODES = 1_000_000
+
+Path_ = tuple[str | int, ...]
+_INT = re.compile(r"[-+]?[0-9]+")
+_OCTAL = re.compile(r"0o[0-7]+")
+_HEX = re.compile(r"0x[0-9a-fA-F]+")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_SCALAR_TAGS = {"str", "int", "float", "bool", "null", "timestamp", "merge", "value"}
+_CONSTANTS: Mapping[str, Any] = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+    **dict.fromkeys((".inf", ".Inf", ".INF", "+.inf"), math.inf),
+    **dict.fromkeys(("-.inf", "-.Inf", "-.INF"), -math.inf),
+    **dict.fromkeys((".nan", ".NaN", ".NAN"), math.nan),
+}
+
+
+class Mark(NamedTuple):
+    """Where something stands; 1-based."""
+
+    line: int
+    column: int
+
+
+@dataclass(slots=True)
+class Source:
+    """What a file says."""
+
+    file: str
+    """As it is shown."""
+    data: Any = None
+    marks: dict[Path_, Mark] = field(default_factory=dict)
+    """Path to the place of its key (in a mapping) or item (in a list)."""
+    values: dict[Path_, Mark] = field(default_factory=dict)
+    """Path to the place of its value."""
+    problems: list[Problem] = field(default_factory=list)
+
+    def problem(
+        self, path: Sequence[str | int], message: str, hint: str | None = None, *,
+        at_key: bool = False, is_warning: bool = False,
+    ) -> Problem:  # fmt: skip
+        """Return a problem at a path, or at the nearest thing above it that exists."""
+        whole = tuple(path)
+        place = whole
+        while True:
+            mark = (self.marks if at_key else self.values).get(place) or self.marks.get(place)
+            if mark is not None or not place:
+                break
+            place, at_key = place[:-1], True
+        line, column = mark or Mark(1, 1)
+        return Problem(self.file, line, column, shown_path(whole), message, hint, is_warning)
+
+
+def shown_path(path: Sequence[str | int]) -> str:
+    """Return a path as people read it: ``devices.press.points.speed``, ``routes[2].from``."""
+    text = ""
+    for step in path:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
+    return text
+
+
+def read_text(path: Path, shown: str) -> str | Problem:
+    """Return the text of a file, or why it cannot be had."""
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            return Problem(shown, 0, 0, "", f"the file has {size} bytes, more than {MAX_BYTES}")
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        return Problem(shown, 0, 0, "", f"cannot be read: {reason[:1].lower()}{reason[1:]}")
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        return Problem(shown, line, 0, "", "not UTF-8 text", "save it as UTF-8")
+
+
+def read_yaml(path: Path, shown: str) -> Source:
+    """Read a YAML file; what is wrong with it is in `problems`."""
+    text = read_text(path, shown)
+    if isinstance(text, Problem):
+        return Source(shown, problems=[text])
+    return parse_yaml(text, shown)
+
+
+def parse_yaml(text: str, shown: str) -> Source:
+    """Read YAML text; what is wrong with it is in `problems`."""
+    source = Source(shown)
+    try:
+        nodes = list(YAML(typ="rt", pure=True).compose_all(text))
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line, column = (mark.line + 1, mark.column + 1) if mark else (0, 0)
+        parts = [error.context, error.problem]
+        message = ", ".join(str(part) for part in parts if part) or "not YAML"
+        source.problems.append(Problem(shown, line, column, "", f"not YAML: {message}"))
+        return source
+    except (YAMLError, RecursionError, ValueError) as error:
+        message = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        source.problems.append(Problem(shown, 0, 0, "", f"not YAML: {message.splitlines()[0]}"))
+        return source
+    if len(nodes) != 1:
+        what = "the file is empty" if not nodes else "the file has more than one document"
+        source.problems.append(Problem(shown, 1, 1, "", what))
+        return source
+    reader = _Reader(source)
+    source.data = reader.plain(nodes[0], (), 0)
+    return source
+
+
+class _Reader:
+    """Turns nodes into plain data and marks."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._count = 0
+        self._is_over = False
+
+    def plain(self, node: Node | None, path: Path_, depth: int) -> Any:  # noqa: ANN401
+        if node is None:
+            return None
+        self._count += 1
+        if self._count > MAX_NODES or depth > MAX_DEPTH:
+            if not self._is_over:
+                what = "nested too deeply" if depth > MAX_DEPTH else "aliases make it too large"
+                self._say(node, path, what)
+            self._is_over = True
+            return None
+        self._source.values[path] = _mark(node)
+        if path and path not in self._source.marks:
+            self._source.marks[path] = _mark(node)
+        if isinstance(node, ScalarNode):
+            return self._scalar(node, path)
+        if node.tag not in ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
+            self._say(node, path, f"the tag {node.tag} is not allowed")
+        if isinstance(node, SequenceNode):
+            return [
+                self.plain(item, (*path, index), depth + 1) for index, item in enumerate(node.value)
+            ]
+        return self._mapping(node, path, depth)
+
+    def _mapping(self, node: MappingNode, path: Path_, depth: int) -> dict[Any, Any]:
+        found: dict[Any, Any] = {}
+        for key_node, value_node in node.value:
+            key = self._scalar(key_node, path) if isinstance(key_node, ScalarNode) else None
+            if key is None or isinstance(key, float):
+                self._say(key_node, path, "a key is a word or a whole number")
+                continue
+            if key in found:
+                first = self._source.marks[*path, key].line
+                self._say(key_node, (*path, key), f"'{key}' stands in line {first} already")
+                continue
+            self._source.marks[*path, key] = _mark(key_node)
+            found[key] = self.plain(value_node, (*path, key), depth + 1)
+        return found
+
+    def _scalar(self, node: ScalarNode, path: Path_) -> Any:  # noqa: ANN401
+        if node.style in ("'", '"', "|", ">") or node.tag == "tag:yaml.org,2002:str":
+            return str(node.value)
+        if str(node.tag).removeprefix("tag:yaml.org,2002:") not in _SCALAR_TAGS:
+            self._say(node, path, f"the tag {node.tag} is not allowed")
+            return None
+        return plain_scalar(str(node.value))
+
+    def _say(self, node: Node, path: Path_, message: str) -> None:
+        line, column = _mark(node)
+        self._source.problems.append(
+            Problem(self._source.file, line, column, shown_path(path), message)
+        )
+
+
+def _mark(node: Node) -> Mark:
+    return Mark(node.start_mark.line + 1, node.start_mark.column + 1)
+
+
+def plain_scalar(text: str) -> Any:  # noqa: ANN401
+    """Return what an unquoted YAML 1.2 scalar means (core schema)."""
+    if text in _CONSTANTS:
+        return _CONSTANTS[text]
+    if _INT.fullmatch(text):
+        return int(text) if len(text) < 400 else text
+    if _HEX.fullmatch(text):
+        return int(text, 16)
+    if _OCTAL.fullmatch(text):
+        return int(text[2:], 8)
+    if _FLOAT.fullmatch(text):
+        return float(text)
+    return text
+
+
+class Row(NamedTuple):
+    """One row of a CSV file."""
+
+    line: int
+    cells: dict[str, Any]
+    columns: dict[str, int]
+    """Key to the column, in characters, where its cell begins."""
+
+
+def read_csv(
+    path: Path, shown: str, columns: Sequence[str], text_columns: frozenset[str]
+) -> tuple[list[Row], list[Problem]]:
+    """Read a CSV file whose header row has names out of `columns`.
+
+    Returns:
+        The rows without their empty cells, and what is wrong with the file.
+    """
+    text = read_text(path, shown)
+    if isinstance(text, Problem):
+        return [], [text]
+    problems: list[Problem] = []
+    rows: list[Row] = []
+    header: list[str] | None = None
+    first = next((line for line in text.splitlines() if line.strip() and not line.startswith("#")), "")
+    delimiter = max(",;\t", key=first.count)
+    lines = text.splitlines(keepends=True)
+    reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True, skipinitialspace=True)
+    line = 1
+    try:
+        for cells in reader:
+            start, line = line, reader.line_num + 1
+            if not any(cell.strip() for cell in cells) or cells[0].startswith("#"):
+                continue
+            if header is None:
+                header = [cell.strip() for cell in cells]
+                problems.extend(_header_problems(header, shown, start, columns))
+                continue
+            raw = lines[start - 1] if start <= len(lines) else ""
+            if len(cells) > len(header) and any(cell.strip() for cell in cells[len(header) :]):
+                message = f"{len(cells)} cells under {len(header)} names"
+                hint = f"a cell that contains {delimiter!r} stands in double quotes"
+                problems.append(Problem(shown, start, 1, "", message, hint))
+                continue
+            rows.append(_row(start, header, cells, raw, delimiter, text_columns, shown, problems))
+    except csv.Error as error:
+        problems.append(Problem(shown, reader.line_num, 0, "", f"not CSV: {error}"))
+    if header is None and not problems:
+        problems.append(Problem(shown, 1, 1, "", "the file has no header row"))
+    return rows, problems
+
+
+def _header_problems(
+    header: Sequence[str], shown: str, line: int, columns: Sequence[str]
+) -> list[Problem]:
+    problems = []
+    for index, name in enumerate(header):
+        if name not in columns:
+            hint = closest(name, columns) or f"one of {', '.join(columns)}"
+            problems.append(Problem(shown, line, 1, name, f"unknown column '{name}'", hint))
+        elif name in header[:index]:
+            problems.append(Problem(shown, line, 1, name, f"two columns are named '{name}'"))
+    return problems
+
+
+def _row(
+    line: int,
+    header: Sequence[str],
+    cells: Sequence[str],
+    raw: str,
+    delimiter: str,
+    text_columns: frozenset[str],
+    shown: str,
+    problems: list[Problem],
+) -> Row:
+    found: dict[str, Any] = {}
+    places: dict[str, int] = {}
+    position = 0
+    for name, cell in zip(header, cells, strict=False):
+        text = cell.strip()
+        if text:
+            at = raw.find(text, position)
+            places[name] = at + 1 if at >= 0 else 1
+            found[name] = text
+            if name not in text_columns:
+                inner = parse_yaml(text, shown) if text[0] in "[{" else None
+                if inner is not None and inner.problems:
+                    for item in inner.problems:
+                        problems.append(Problem(shown, line, places[name], name, item.message))
+                found[name] = plain_scalar(text) if inner is None else inner.data
+        position += len(cell)
+        position = max(position, raw.find(delimiter, position) + 1)
+    return Row(line, found, places)

@@ -1,0 +1,211 @@
+"""The table of link types: what each protocol plugs into the gateway.
+
+A new protocol is a folder, an entry here, and a parameter of the contract test that every link passes.
+
+Design: a link is made in two steps. `describe` turns a device's settings into points, so that routes
+can be checked against all points of the plant; `assemble` then makes the link, knowing which of its
+points routes write. No link is opened by either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from fieldbus.canbus.codec import Message
+from fieldbus.canbus.link import CanMessage
+from fieldbus.canbus.settings import (
+    CanDeviceSettings,
+    CanLinkSettings,
+    build_link,
+    build_messages,
+)
+from fieldbus.errors import closest
+from fieldbus.link import Link
+from fieldbus.modbus.registers import RegisterPoint
+from fieldbus.modbus.settings import (
+    ClientLinkSettings,
+    PointSettings,
+    PolledDeviceSettings,
+    ServedDeviceSettings,
+    ServerLinkSettings,
+    build_client,
+    build_server,
+    point_faults,
+)
+from fieldbus.model import Point
+from fieldbus.mqtt.link import MqttLink
+from fieldbus.mqtt.payload import TopicPoint
+from fieldbus.mqtt.settings import BrokerSettings, TopicDeviceSettings
+from fieldbus.settings import DeviceSettings, LinkSettings, Secret
+
+
+class Surroundings(Protocol):
+    """What a protocol may ask of the loader while it describes a device."""
+
+    def points_of(self, device: str, settings: Any) -> tuple[Mapping[str, PointSettings], float | None]:  # noqa: ANN401
+        """Return a device's own points and those of its map, and the map's scan period."""
+
+    def database(self, device: str, name: str) -> Sequence[Message]:
+        """Return the messages of a database."""
+
+    def fault(self, device: str, path: Sequence[str | int], message: str, hint: str | None = None) -> None:
+        """Report a problem at a path inside the device; ``points.NAME`` may stand in a map."""
+
+    def secret(self, link: str, key: str, secret: Secret | None) -> str | None:
+        """Return what a secret refers to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """A device as the rest of the gateway sees it."""
+
+    settings: DeviceSettings
+    points: Sequence[Point]
+    parts: Sequence[Any] = ()
+    """The protocol's own view of the points."""
+    subscriptions: Sequence[tuple[str, Point]] = field(default=())
+    """Topics that points read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """What a link is made of."""
+
+    name: str
+    settings: Any
+    devices: Mapping[str, Description]
+    targets: Sequence[Point]
+    """Points of this link that routes write."""
+    gateway: str
+    version: str
+    secret: Callable[[str, Secret | None], str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class LinkType:
+    """What the gateway knows of a protocol."""
+
+    settings: type[LinkSettings]
+    device: type[DeviceSettings]
+    describe: Callable[[str, Any, Surroundings], Description]
+    assemble: Callable[[Assembly], Link]
+    has_topics: bool = False
+    has_online: bool = False
+    """Whether its devices can be lost while the link lives."""
+
+
+def _describe_polled(
+    device: str, settings: PolledDeviceSettings, around: Surroundings
+) -> Description:
+    points, map_scan = around.points_of(device, settings)
+    if "scan" not in settings.model_fields_set and map_scan is not None:
+        settings = settings.model_copy(update={"scan": map_scan})
+    built = [point.build(device, name, is_served=False) for name, point in points.items()]
+    return _described(device, settings, built, around, is_served=False)
+
+
+def _describe_served(
+    device: str, settings: ServedDeviceSettings, around: Surroundings
+) -> Description:
+    points, _ = around.points_of(device, settings)
+    built = [point.build(device, name, is_served=True) for name, point in points.items()]
+    return _described(device, settings, built, around, is_served=True)
+
+
+def _described(
+    device: str,
+    settings: DeviceSettings,
+    built: list[RegisterPoint],
+    around: Surroundings,
+    *,
+    is_served: bool,
+) -> Description:
+    if not built:
+        around.fault(device, (), "the device has no points", "give it `points` or a `map`")
+    for name, message in point_faults(built, is_served=is_served):
+        around.fault(device, ("points", name), message)
+    return Description(settings, [item.point for item in built], built)
+
+
+def _describe_can(device: str, settings: CanDeviceSettings, around: Surroundings) -> Description:
+    messages = around.database(device, settings.database)
+    names = {message.name for message in messages}
+    for name in settings.messages:
+        if messages and name not in names:
+            text = f"the database has no message '{name}'"
+            around.fault(device, ("messages", name), text, closest(name, names))
+    built = build_messages(device, settings, messages)
+    points = [point for message in built for point in message.points.values()]
+    return Description(settings, points, built)
+
+
+def _describe_topics(
+    device: str, settings: TopicDeviceSettings, around: Surroundings
+) -> Description:
+    if not settings.points:
+        around.fault(device, (), "the device has no points")
+    built = [item.build(device, name) for name, item in settings.points.items()]
+    readable = [(item.topic, item.point) for item in built if item.point.access.can_read]
+    return Description(settings, [item.point for item in built], built, readable)
+
+
+def _assemble_client(parts: Assembly) -> Link:
+    devices, points = _modbus_parts(parts)
+    return build_client(parts.name, parts.settings, devices, points)
+
+
+def _assemble_server(parts: Assembly) -> Link:
+    devices, points = _modbus_parts(parts)
+    return build_server(parts.name, parts.settings, devices, points)
+
+
+def _modbus_parts(parts: Assembly) -> tuple[dict[str, Any], dict[str, list[RegisterPoint]]]:
+    devices = {name: item.settings for name, item in parts.devices.items()}
+    return devices, {name: list(item.parts) for name, item in parts.devices.items()}
+
+
+def _assemble_can(parts: Assembly) -> Link:
+    messages: list[CanMessage] = [
+        message for item in parts.devices.values() for message in item.parts
+    ]
+    return build_link(parts.name, parts.settings, messages, parts.targets)
+
+
+def _assemble_broker(parts: Assembly) -> Link:
+    settings: BrokerSettings = parts.settings
+    points: list[TopicPoint] = [point for item in parts.devices.values() for point in item.parts]
+    return MqttLink(
+        parts.name,
+        parts.gateway,
+        settings.host,
+        settings.port,
+        points,
+        version=parts.version,
+        username=settings.username,
+        password=parts.secret("password", settings.password),
+        client_id=settings.client_id,
+        keepalive_s=settings.keepalive,
+        qos=settings.qos,
+        is_retained=settings.retain,
+        max_queue=settings.queue,
+    )
+
+
+LINK_TYPES: Mapping[str, LinkType] = {
+    "modbus-tcp": LinkType(
+        ClientLinkSettings, PolledDeviceSettings, _describe_polled, _assemble_client, has_online=True
+    ),
+    "modbus-server": LinkType(
+        ServerLinkSettings, ServedDeviceSettings, _describe_served, _assemble_server
+    ),
+    "can": LinkType(CanLinkSettings, CanDeviceSettings, _describe_can, _assemble_can, has_online=True),
+    "mqtt": LinkType(
+        BrokerSettings, TopicDeviceSettings, _describe_topics, _assemble_broker, has_topics=True
+    ),
+}
+"""By the `type` of a link."""
+
+LATER = {"modbus-rtu", "modbus-ascii", "modbus-rtu-tcp", "modbus-udp", "modbus-tls", "store"}
+"""Types that the configuration will have and this version has not."""

@@ -1,0 +1,50 @@
+"""A plant: everything that a configuration amounts to, ready to run, nothing of it opened yet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fieldbus.errors import Problem
+from fieldbus.gateway.link_types import Description, LinkType
+from fieldbus.gateway.system import Status
+from fieldbus.link import Link
+from fieldbus.model import Group, Point
+from fieldbus.routing.policy import Edge
+from fieldbus.settings import LinkSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Plant:
+    """What `load` returns."""
+
+    name: str
+    """Of the gateway."""
+    file: Path
+    data_dir: Path
+    links: Mapping[str, Link]
+    link_types: Mapping[str, LinkType]
+    """By link."""
+    link_settings: Mapping[str, LinkSettings]
+    devices: Mapping[str, Description]
+    link_of: Mapping[str, str]
+    """Device to link."""
+    points: Mapping[str, Point]
+    """All points by address, the gateway's own included."""
+    edges: Sequence[Edge]
+    link_status: Mapping[str, Status]
+    device_status: Mapping[str, Status]
+    warnings: Sequence[Problem] = field(default=())
+
+    @property
+    def groups(self) -> list[Group]:
+        """All groups that yield batches."""
+        found = [group for link in self.links.values() for group in link.groups]
+        found += [status.group for status in self.link_status.values()]
+        found += [status.group for status in self.device_status.values()]
+        return found
+
+    def devices_of(self, link: str) -> dict[str, Description]:
+        """Return the devices behind a link."""
+        return {name: item for name, item in self.devices.items() if self.link_of[name] == link}

@@ -1,0 +1,89 @@
+"""The gateway's own points, ``sys.*``: routed like any other, so that a PLC can read in a register
+that a CAN node went silent.
+
+=============================================  ======================================================
+``sys.<link>.connected``                       whether the link is connected
+``sys.<link>.reconnects``                      how often it was connected anew
+``sys.<link>.<counter>``                       the link's totals: ``rx_dropped``, ``timeouts`` …
+``sys.<device>.online``                        whether a polled device or CAN node answers
+``sys.<device>.response_time_ms``              of a polled device, its last answer
+=============================================  ======================================================
+
+Rules: what is known at once is told at once (``connected``, ``online``); totals once a second, if
+they changed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+
+from fieldbus.link import Link
+from fieldbus.model import NO_FLAWS, Batch, Flaw, Group, Kind, Point, Reason, Value, bad
+
+DEVICE = "sys"
+
+
+class Status:
+    """One group of system points and their present values."""
+
+    def __init__(self, owner: str, kinds: Mapping[str, Kind], units: Mapping[str, str]) -> None:
+        self.owner = owner
+        points = [
+            Point(DEVICE, f"{owner}.{name}", kind, unit=units.get(name), lowest=_lowest(kind))
+            for name, kind in kinds.items()
+        ]
+        self.group = Group(f"{DEVICE} {owner}", points)
+        self._index = {name: index for index, name in enumerate(kinds)}
+        self._values: list[Value | None] = [None] * len(points)
+        self._told: list[Value | None] | None = None
+
+    def set(self, **values: Value | None) -> None:
+        """Change values; None for one that is not known."""
+        for name, value in values.items():
+            index = self._index.get(name)
+            if index is not None:
+                self._values[index] = value
+
+    def batch(self) -> Batch | None:
+        """Return what changed since the last call, or None."""
+        told = self._told
+        if told == self._values:
+            return None
+        changed = [
+            index for index, value in enumerate(self._values) if told is None or told[index] != value
+        ]
+        self._told = list(self._values)
+        missing = bad(Reason.NOT_AVAILABLE)
+        flaws: Mapping[int, Flaw] = {
+            index: missing for index, value in enumerate(self._values) if value is None
+        } or NO_FLAWS
+        return Batch(self.group, time.time_ns(), time.monotonic(), self._told, flaws, changed)
+
+
+def _lowest(kind: Kind) -> float | None:
+    return None if kind is Kind.BOOL else 0
+
+
+def link_status(link: Link) -> Status:
+    """Return the status of a link, not connected yet."""
+    kinds = {"connected": Kind.BOOL, "reconnects": Kind.INT}
+    kinds |= dict.fromkeys(link.counters, Kind.INT)
+    status = Status(link.name, kinds, {})
+    status.set(connected=False, reconnects=0, **link.counters)
+    return status
+
+
+def device_status(device: str, *, has_response_time: bool) -> Status:
+    """Return the status of a device, not online yet."""
+    kinds = {"online": Kind.BOOL}
+    if has_response_time:
+        kinds["response_time_ms"] = Kind.FLOAT
+    status = Status(device, kinds, {"response_time_ms": "ms"})
+    status.set(online=False)
+    return status
+
+
+def merge(statuses: Iterable[Status]) -> dict[str, Point]:
+    """Return all points by address."""
+    return {point.address: point for status in statuses for point in status.group.points}

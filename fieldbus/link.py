@@ -1,0 +1,127 @@
+"""The contract of a link: what a protocol promises and what the gateway does with it.
+
+A link raises; the gateway decides. The gateway calls ``connect``, then ``run``; when either raises
+`LinkDownError` it calls ``close``, marks the link's points bad, waits with backoff and jitter, and
+begins again. So that every protocol behaves alike:
+
+* ``connect`` either returns connected or raises `LinkDownError`. It may be called again at any time
+  after ``close``.
+* ``run`` acquires until the session ends (`LinkDownError`) or it is cancelled; `CancelledError` is
+  never swallowed. It alone touches the connection.
+* ``send`` takes what the routing table has for this link. It never blocks and never raises: a link
+  keeps its own bounded queue (or none) and counts what it drops, because only the protocol knows
+  whether the newest value may replace an older one.
+* ``write`` is an act with an answer, for people and programs that asked for one.
+* ``close`` is safe at any time, also after a failed ``connect``.
+
+Design: ``run`` takes a callback instead of being an asynchronous iterator, so that a value reaches
+its served register in the same turn of the event loop in which its response arrived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
+from typing import NamedTuple, Protocol
+
+from fieldbus.model import Batch, Group, Point, Sample, Value
+
+Emit = Callable[[Batch], None]
+"""What a link calls with everything that it acquires."""
+
+
+class DeviceHealth(NamedTuple):
+    """Whether a device answers. Told when that changes, and only then."""
+
+    device: str
+    is_online: bool
+    reason: str | None = None
+    """Why not."""
+
+
+Report = Callable[[DeviceHealth], None]
+"""What a link calls when a device of its is lost or comes back."""
+
+
+class Target(NamedTuple):
+    """Where a route ends: a point of a link, or a topic on it."""
+
+    link: str
+    point: Point | None
+    topic: str | None = None
+    gathers: bool = False
+    """Whether all samples of one batch that go to `topic` travel in one message."""
+    label: str = ""
+    """The name that the sample has inside a gathered message."""
+    is_durable: bool = False
+
+    @property
+    def address(self) -> str:
+        """The target's name for people: a point's address or ``link:topic``."""
+        return self.point.address if self.point is not None else f"{self.link}:{self.topic}"
+
+
+class Delivery(NamedTuple):
+    """A sample on its way to a target."""
+
+    target: Target
+    source: Point
+    sample: Sample
+
+
+class WriteOutcome(StrEnum):
+    """How a write ended."""
+
+    WRITTEN = "written"
+    VERIFIED = "verified"
+    REFUSED = "refused"
+    FAILED = "failed"
+    EXPIRED = "expired"
+
+
+class WriteResult(NamedTuple):
+    """The answer to a write."""
+
+    point: Point
+    value: Value
+    outcome: WriteOutcome
+    reason: str | None = None
+
+
+class Link(Protocol):
+    """One connection to the outside."""
+
+    name: str
+    """The link's name in the configuration."""
+    groups: Sequence[Group]
+    """What it acquires."""
+
+    @property
+    def endpoint(self) -> str:
+        """Where it goes, for the log: ``127.0.0.1:502``, ``socketcan vcan0``."""
+        ...
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """Totals since start, by name: ``rx_dropped``, ``tx_dropped``, ``writes_failed`` …"""
+        ...
+
+    async def connect(self) -> None:
+        """Open the connection, or raise `LinkDownError`."""
+
+    @property
+    def measures(self) -> Mapping[str, Mapping[str, float]]:
+        """Device to what is measured of it now, by name: ``response_time_ms`` …"""
+        ...
+
+    async def run(self, emit: Emit, report: Report) -> None:
+        """Acquire until the session ends."""
+
+    def send(self, deliveries: Sequence[Delivery]) -> None:
+        """Take what routes have for this link."""
+
+    async def write(self, values: Mapping[Point, Value]) -> list[WriteResult]:
+        """Write engineering values and say how each ended."""
+
+    async def close(self) -> None:
+        """Close the connection and forget the session."""

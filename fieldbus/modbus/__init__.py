@@ -1,0 +1,1 @@
+"""Modbus: registers, the poll plan, the client link, the server link."""

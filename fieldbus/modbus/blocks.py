@@ -1,0 +1,143 @@
+"""What a response changed: the hot path of polling.
+
+Rules:
+
+* A payload equal to the last one costs one comparison of bytes, whatever the number of points.
+* A payload that differs is unpacked with precompiled `struct`s; only fields that differ are
+  converted.
+* Points may share registers (sixteen flags in a status word, two readings of one register).
+
+Design: a `struct` cannot describe overlapping fields, so the distinct fields (offset, code) of a
+block are laid out in as many layers as overlap demands; nearly always that is one. Points refer to
+fields by index, and converting is per point.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping, Sequence
+
+from fieldbus.model import NO_FLAWS, Batch, Flaw, Group, Value
+from fieldbus.modbus.planner import Block
+from fieldbus.modbus.registers import Convert
+
+Unpack = Callable[[bytes], tuple[object, ...]]
+
+
+class BlockReader:
+    """Turns the payloads of one block into batches; remembers the last one."""
+
+    __slots__ = ("_convert", "_flaws", "_has_value", "_payload", "_readers", "_tokens", "_unpack", "_values", "group")
+
+    def __init__(self, block: Block, group: Group) -> None:
+        self.group = group
+        fields: dict[tuple[int, str], int] = {}
+        readers: list[list[int]] = []
+        self._convert: list[Convert | None] = []
+        for index, member in enumerate(block.points):
+            if block.table.is_bits:
+                key = (member.address - block.address, "bit")
+                self._convert.append(None)
+            else:
+                key = ((member.address - block.address) * 2, member.struct_code)
+                self._convert.append(member.decoder())
+            place = fields.setdefault(key, len(fields))
+            if place == len(readers):
+                readers.append([])
+            readers[place].append(index)
+        self._readers = readers
+        if block.table.is_bits:
+            self._unpack: Unpack = _bit_unpacker([offset for offset, _ in fields])
+        else:
+            self._unpack = _register_unpacker(list(fields), block.count * 2)
+        self.forget()
+
+    def forget(self) -> None:
+        """Take the next payload as all new: what the group last said was not from a payload."""
+        self._payload: bytes | None = None
+        self._tokens: Sequence[object] = ()
+        self._values: list[Value | None] = []
+        self._flaws: Mapping[int, Flaw] = NO_FLAWS
+
+    def read(self, payload: bytes, time_ns: int, at_s: float) -> Batch:
+        """Return the batch that a payload amounts to.
+
+        Args:
+            payload: the data bytes of the response, exactly as many as the block asked for.
+            time_ns: when it was received, wall clock.
+            at_s: the same on the monotonic clock.
+        """
+        if payload == self._payload:
+            return Batch(self.group, time_ns, at_s, self._values, self._flaws, ())
+        tokens = self._unpack(payload)
+        if self._payload is None:
+            values: list[Value | None] = [None] * len(self._convert)
+            flaws: dict[int, Flaw] = {}
+            fields: Sequence[int] = range(len(tokens))
+        else:
+            values = self._values.copy()
+            flaws = dict(self._flaws)
+            old = self._tokens
+            fields = [index for index, token in enumerate(tokens) if token != old[index]]
+        changed: list[int] = []
+        was_read = self._payload is not None
+        for field in fields:
+            token = tokens[field]
+            for index in self._readers[field]:
+                convert = self._convert[index]
+                if convert is None:
+                    value, flaw = token, None
+                else:
+                    value, flaw = convert(token)
+                if was_read and value == values[index] and flaw == flaws.get(index):
+                    continue  # another bit of the same register changed
+                values[index] = value  # type: ignore[assignment]
+                if flaw is not None:
+                    flaws[index] = flaw
+                else:
+                    flaws.pop(index, None)
+                changed.append(index)
+        self._payload, self._tokens, self._values, self._flaws = payload, tokens, values, flaws
+        return Batch(self.group, time_ns, at_s, values, flaws, changed)
+
+
+def _bit_unpacker(offsets: Sequence[int]) -> Unpack:
+    places = [(offset >> 3, 1 << (offset & 7)) for offset in offsets]
+    return lambda payload: tuple([payload[byte] & mask != 0 for byte, mask in places])
+
+
+def _register_unpacker(fields: Sequence[tuple[int, str]], size: int) -> Unpack:
+    layers: list[list[int]] = []
+    ends: list[int] = []
+    for index in sorted(range(len(fields)), key=lambda index: fields[index][0]):
+        offset, code = fields[index]
+        for layer, end in enumerate(ends):
+            if end <= offset:
+                break
+        else:
+            layer = len(layers)
+            layers.append([])
+            ends.append(0)
+        layers[layer].append(index)
+        ends[layer] = offset + struct.calcsize(">" + code)
+    structs = []
+    for members in layers:
+        code, position = ">", 0
+        for index in members:
+            offset, item = fields[index]
+            code += f"{offset - position}x{item}" if offset > position else item
+            position = offset + struct.calcsize(">" + item)
+        structs.append(struct.Struct(code + f"{size - position}x"))
+    order = [index for members in layers for index in members]
+    if len(structs) == 1 and order == sorted(order):
+        return structs[0].unpack
+    rank = {index: place for place, index in enumerate(order)}
+    places = [rank[index] for index in range(len(fields))]
+
+    def unpack(payload: bytes) -> tuple[object, ...]:
+        flat: list[object] = []
+        for layer in structs:
+            flat.extend(layer.unpack(payload))
+        return tuple([flat[place] for place in places])
+
+    return unpack

@@ -1,0 +1,239 @@
+"""The registers that we serve: one unit's points as a master sees them.
+
+Rules:
+
+* Only addresses that a point has exist; touching any other is exception 02. (`fills_gaps` makes the
+  gaps between points read as 0, for masters that read one long block.)
+* A read that touches a point whose source is bad, or which never had a value, is answered with
+  exception 0B, unless the point's `on_bad` says otherwise.
+* A master writes a point whole or not at all: half a float, or a range that ends inside a string, is
+  exception 02, and so is a point whose `access` does not say that it may be written. A value that the
+  point cannot take (NaN, out of range) is 04: V1.1b3 reserves 03 for the structure of the request.
+* A write is one act: everything is checked before the first register changes, and all registers of a
+  point arrive as one value.
+
+Design: each table is a byte string of registers plus one state byte per address, so that a read of
+125 registers is checked by two C searches in a slice, not by a loop over points.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from fieldbus.errors import ConversionError
+from fieldbus.model import Point, Quality, Sample, Value
+from fieldbus.modbus import pdu
+from fieldbus.modbus.registers import RegisterPoint, Table, arrangement
+
+_ABSENT, _GOOD, _BAD, _FILLER = 0, 1, 2, 3
+
+Written = tuple[RegisterPoint, Value]
+
+
+class _TableImage:
+    """One table: contiguous from its lowest to its highest point."""
+
+    def __init__(self, points: Sequence[RegisterPoint], fills_gaps: bool) -> None:
+        self.is_bits = points[0].table.is_bits
+        self.start = min(point.address for point in points)
+        self.end = max(point.end for point in points)
+        size = self.end - self.start
+        self.data = bytearray(size if self.is_bits else size * 2)
+        """Registers as on the wire, or one byte per bit."""
+        self.state = bytearray((_FILLER if fills_gaps else _ABSENT,)) * size
+        self.owners: list[list[RegisterPoint]] = [[] for _ in range(size)]
+        for point in points:
+            for address in range(point.address, point.end):
+                self.owners[address - self.start].append(point)
+                self.state[address - self.start] = _BAD
+
+    def contains(self, address: int, count: int) -> bool:
+        first = address - self.start
+        if first < 0 or address + count > self.end:
+            return False
+        return _ABSENT not in self.state[first : first + count]
+
+    def is_bad(self, address: int, count: int) -> bool:
+        first = address - self.start
+        return _BAD in self.state[first : first + count]
+
+    def read(self, address: int, count: int) -> bytes:
+        first = address - self.start
+        if not self.is_bits:
+            return bytes(self.data[2 * first : 2 * (first + count)])
+        packed = 0
+        for index, state in enumerate(self.data[first : first + count]):
+            packed |= state << index
+        return packed.to_bytes((count + 7) // 8, "little")
+
+
+class UnitImage:
+    """The served points of one unit id."""
+
+    def __init__(self, points: Iterable[RegisterPoint], *, fills_gaps: bool = False) -> None:
+        by_table: dict[Table, list[RegisterPoint]] = {}
+        self._served: dict[Point, RegisterPoint] = {}
+        self._is_bad: dict[RegisterPoint, bool] = {}
+        self._had_value: set[RegisterPoint] = set()
+        for point in points:
+            by_table.setdefault(point.table, []).append(point)
+            self._served[point.point] = point
+            self._is_bad[point] = True
+        self._tables = {table: _TableImage(members, fills_gaps) for table, members in by_table.items()}
+        for point in self._served.values():
+            if point.initial is not None:
+                self._store(point, point.initial)
+
+    def update(self, point: Point, sample: Sample) -> None:
+        """Take a routed sample.
+
+        Raises:
+            ConversionError: the value cannot be expressed; the point is bad from now on.
+        """
+        served = self._served[point]
+        if sample.quality is Quality.BAD or sample.value is None:
+            self._spoil(served)
+            return
+        try:
+            if (refusal := point.refusal(sample.value)) is not None:
+                raise ConversionError(refusal)
+            self._store(served, sample.value)
+        except ConversionError:
+            self._spoil(served)
+            raise
+
+    def answer(self, request_pdu: bytes) -> tuple[bytes, list[Written]]:
+        """Return the response PDU to a request PDU, and the points that the request wrote."""
+        request = pdu.parse_request(request_pdu)
+        function_code = request_pdu[0]
+        written: list[Written] = []
+        if isinstance(request, int):
+            return pdu.exception_response(function_code, request), written
+        if isinstance(request, pdu.ReadRequest):
+            response = self._read(request)
+        elif isinstance(request, pdu.WriteRequest):
+            response = self._write(request, written) or request_pdu[:5]
+        elif isinstance(request, pdu.MaskWriteRequest):
+            response = self._mask_write(request, written) or request_pdu
+        else:
+            response = self._read_write(request, written)
+        if isinstance(response, int):
+            return pdu.exception_response(function_code, response), written
+        return response, written
+
+    def _read(self, request: pdu.ReadRequest) -> bytes | int:
+        table = self._tables.get(request.table)
+        if table is None or not table.contains(request.address, request.count):
+            return pdu.ILLEGAL_DATA_ADDRESS
+        if table.is_bad(request.address, request.count):
+            return pdu.GATEWAY_TARGET_FAILED_TO_RESPOND
+        data = table.read(request.address, request.count)
+        return bytes((request.function_code, len(data))) + data
+
+    def _write(self, request: pdu.WriteRequest, written: list[Written]) -> int | None:
+        """Do a write; return None, or the exception code."""
+        touched = self._writable(request.table, request.address, request.count)
+        if touched is None:
+            return pdu.ILLEGAL_DATA_ADDRESS
+        decoded: list[Written] = []
+        for point in touched:
+            offset = point.address - request.address
+            if request.table.is_bits:
+                value: Value | None = bool(request.data[offset >> 3] >> (offset & 7) & 1)
+            else:
+                value, flaw = point.decode(request.data[2 * offset : 2 * (offset + point.count)])
+                if flaw is not None or value is None or point.point.refusal(value):
+                    return pdu.SERVER_DEVICE_FAILURE
+            decoded.append((point, value))
+        for point, value in decoded:
+            self._store(point, value)
+        written.extend(decoded)
+        return None
+
+    def _mask_write(self, request: pdu.MaskWriteRequest, written: list[Written]) -> int | None:
+        if self._writable(Table.HOLDING, request.address, 1) is None:
+            return pdu.ILLEGAL_DATA_ADDRESS
+        old = int.from_bytes(self._tables[Table.HOLDING].read(request.address, 1), "big")
+        new = old & request.and_mask | request.or_mask & ~request.and_mask & 0xFFFF
+        whole = pdu.WriteRequest(22, Table.HOLDING, request.address, 1, new.to_bytes(2, "big"))
+        return self._write(whole, written)
+
+    def _read_write(self, request: pdu.ReadWriteRequest, written: list[Written]) -> bytes | int:
+        table = self._tables.get(Table.HOLDING)
+        if table is None or not table.contains(request.read.address, request.read.count):
+            return pdu.ILLEGAL_DATA_ADDRESS
+        return self._write(request.write, written) or self._read(request.read)
+
+    def _writable(self, name: Table, address: int, count: int) -> list[RegisterPoint] | None:
+        """Return the points in a range if a master may write exactly that range, else None."""
+        table = self._tables.get(name)
+        if table is None or not table.contains(address, count):
+            return None
+        touched: dict[RegisterPoint, None] = {}
+        for index in range(address - table.start, address - table.start + count):
+            if not table.owners[index]:
+                return None
+            for point in table.owners[index]:
+                touched[point] = None
+        for point in touched:
+            is_whole = address <= point.address and point.end <= address + count
+            if not is_whole or not point.is_open_to_masters:
+                return None
+        return list(touched)
+
+    def _store(self, served: RegisterPoint, value: Value) -> None:
+        self._put(served, value)
+        self._had_value.add(served)
+        self._is_bad[served] = False
+        self._mark(served)
+
+    def _spoil(self, served: RegisterPoint) -> None:
+        """Let masters see, as the point's `on_bad` wants it, that there is no value."""
+        action = served.on_bad.action
+        if action == "value" and served.on_bad.value is not None:
+            self._put(served, served.on_bad.value)
+        elif action == "nan":
+            self._put_bytes(served, nan_bytes(served))
+        is_shown = action in ("value", "nan") or (action == "hold" and served in self._had_value)
+        self._is_bad[served] = not is_shown
+        self._mark(served)
+
+    def _put(self, served: RegisterPoint, value: Value) -> None:
+        table = self._tables[served.table]
+        first = served.address - table.start
+        if table.is_bits:
+            table.data[first] = served.encode_bit(value)
+            return
+        data = served.encode(value)
+        if served.low_bit is not None:
+            # Other points live in the same register: only our bits change.
+            mask = served.bit_mask
+            old = int.from_bytes(table.data[2 * first : 2 * first + len(data)], "big")
+            data = (old & ~mask | int.from_bytes(data, "big")).to_bytes(len(data), "big")
+        table.data[2 * first : 2 * first + len(data)] = data
+
+    def _put_bytes(self, served: RegisterPoint, data: bytes) -> None:
+        table = self._tables[served.table]
+        first = 2 * (served.address - table.start)
+        table.data[first : first + len(data)] = data
+
+    def _mark(self, served: RegisterPoint) -> None:
+        table = self._tables[served.table]
+        for index in range(served.address - table.start, served.end - table.start):
+            is_bad = any(self._is_bad[owner] for owner in table.owners[index])
+            table.state[index] = _BAD if is_bad else _GOOD
+
+
+def nan_bytes(served: RegisterPoint) -> bytes:
+    """Return the registers that say "no value": NaN of a float, else the first `invalid` raw value.
+
+    Raises:
+        ConversionError: the type has no such value.
+    """
+    if served.type.is_float and not served.invalid:
+        return served.encode(math.nan)
+    if not served.invalid:
+        raise ConversionError(f"{served.type} has no NaN: give the point an `invalid` raw value")
+    raw = min(served.invalid).to_bytes(served.count * 2, "big")
+    return arrangement(served.order)(raw)

@@ -1,0 +1,1 @@
+"""MQTT: what payloads mean, and the link to a broker."""

@@ -1,0 +1,110 @@
+"""The configuration of MQTT links and of points on topics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from fieldbus.model import Access, Kind, Point
+from fieldbus.mqtt.payload import TopicPoint, parse_path
+from fieldbus.settings import (
+    DeviceSettings,
+    Duration,
+    LinkSettings,
+    Number,
+    Port,
+    Secret,
+    Settings,
+    problem,
+)
+
+TypeName = Literal[
+    "bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float32",
+    "float64", "string",
+]  # fmt: skip
+
+
+class BrokerSettings(LinkSettings):
+    """A connection to an MQTT 5 broker."""
+
+    type: Literal["mqtt"]
+    host: str
+    port: Port = 1883
+    username: str | None = None
+    password: Secret | None = None
+    client_id: str | None = None
+    keepalive: Duration = 30.0
+    qos: Literal[0, 1, 2] = 1
+    retain: bool = True
+    queue: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        10_000, description="Messages that wait at most; the oldest is dropped, and counted."
+    )
+
+
+class TopicPointSettings(Settings):
+    """A point that others publish, or that we publish for them."""
+
+    topic: str
+    type: TypeName = "float64"
+    path: str | None = Field(None, description="Where in a JSON payload the value is: data.list[2].x")
+    unit: str | None = None
+    min: Number | None = None
+    max: Number | None = None
+    enum: Mapping[int, str] | None = None
+    access: Literal["read", "write"] = "read"
+    description: str = ""
+
+    @field_validator("topic")
+    @classmethod
+    def _check_topic(cls, topic: str) -> str:
+        if not topic or "+" in topic or "#" in topic or "\0" in topic:
+            raise problem(f"'{topic}' is not one topic: + and # are not allowed")
+        return topic
+
+    @field_validator("path")
+    @classmethod
+    def _check_path(cls, path: str | None) -> str | None:
+        if path is not None:
+            try:
+                parse_path(path)
+            except ValueError as error:
+                raise problem(str(error)) from error
+        return path
+
+    def build(self, device: str, name: str) -> TopicPoint:
+        """Return the point that this describes."""
+        kind = Kind.INT
+        lowest: float | None = None
+        highest: float | None = None
+        if self.type in ("bool", "string"):
+            kind = Kind(self.type)
+        elif self.type.startswith("float"):
+            kind = Kind.FLOAT
+        else:
+            bits = int(self.type.lstrip("uint"))
+            is_signed = self.type.startswith("int")
+            lowest = -(1 << bits - 1) if is_signed else 0
+            highest = (1 << bits - is_signed) - 1
+        point = Point(
+            device=device,
+            name=name,
+            kind=kind,
+            access=Access(self.access),
+            unit=self.unit,
+            minimum=self.min,
+            maximum=self.max,
+            lowest=lowest,
+            highest=highest,
+            labels=dict(self.enum or {}),
+            description=self.description,
+            carries_quality=True,
+        )
+        return TopicPoint(point, self.topic, parse_path(self.path) if self.path else ())
+
+
+class TopicDeviceSettings(DeviceSettings):
+    """Points that live on a broker's topics."""
+
+    points: Mapping[str, TopicPointSettings]

@@ -1,0 +1,1 @@
+"""The routing table: which sample goes where, and under which policy. Pure: `now` is a parameter."""

@@ -1,0 +1,412 @@
+"""The routing table: routes with patterns become edges, once, at load; and what is refused then.
+
+Rules:
+
+* A pattern in ``from`` matches whole point addresses with ``*`` for any characters. A pattern never
+  matches the gateway's own ``sys.*`` points unless it begins with ``sys.``.
+* A pattern never reaches a point that cannot be read, nor its own target.
+* Refused: an unknown point, a target that is not writable, two routes that write one point, a route
+  in a circle (also by way of a topic that a point of ours subscribes to), a source whose kind cannot
+  become the target's. Warned of: a range that may not fit.
+
+Design: `Fault` carries the index of the route and the key that is wrong, so that whoever read the
+table from a file can say the line. Checking and expanding are one pass, because both need the same
+resolved names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from fieldbus.errors import closest
+from fieldbus.link import Target
+from fieldbus.model import Kind, Point, Value
+from fieldbus.routing.policy import Edge, OnBad, Policy
+
+_FIELD = re.compile(r"\{([^{}]*)\}")
+FIELDS = ("device", "point", "message", "signal", "gateway")
+"""What may stand in braces in a route's ``to``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A row of the routing table, as it was configured."""
+
+    source: str
+    """A point address, or a pattern with ``*``."""
+    target: str
+    """A point address, a pattern with fields in braces, or ``LINK:TOPIC``."""
+    policy: Policy = field(default_factory=Policy)
+    deadband_percent: float | None = None
+    """Of the source's range; needs `minimum` and `maximum` of the point."""
+    is_durable: bool = False
+
+
+class Fault(NamedTuple):
+    """Something wrong with a route."""
+
+    route: int
+    """Index of the route."""
+    key: str
+    """Which key of it: ``from``, ``to`` …"""
+    message: str
+    hint: str | None = None
+    is_warning: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """What routes can name."""
+
+    gateway: str
+    points: Mapping[str, Point]
+    """All points by address."""
+    link_of: Mapping[str, str]
+    """Device name to the name of its link."""
+    brokers: frozenset[str]
+    """Names of links that have topics."""
+    links: frozenset[str]
+    subscriptions: Mapping[tuple[str, str], Sequence[Point]]
+    """(link, topic) to the points that read it."""
+
+
+def expand(routes: Sequence[Route], directory: Directory) -> tuple[list[Edge], list[Fault]]:
+    """Turn routes into edges and say everything that is wrong with them.
+
+    Returns:
+        The edges of the routes that are sound, in order, and the faults of the others.
+    """
+    edges: list[Edge] = []
+    owners: list[int] = []
+    faults: list[Fault] = []
+    for index, route in enumerate(routes):
+        for edge in _expand_one(index, route, directory, faults):
+            edges.append(edge)
+            owners.append(index)
+    faults.extend(_double_writers(edges, owners))
+    faults.extend(_circles(edges, owners, directory))
+    return edges, sorted(faults, key=lambda fault: fault.route)
+
+
+def _expand_one(index: int, route: Route, directory: Directory, faults: list[Fault]) -> list[Edge]:
+    sources = _sources(index, route, directory, faults)
+    if not sources:
+        return []
+    found: list[Edge] = []
+    devices = {source.device for source in sources}
+    for source in sources:
+        target = _target(index, route, source, len(devices) > 1, directory, faults)
+        if target is None:
+            return found  # every other source of this route would say the same
+        if target.point is source:
+            if "*" in route.source:
+                continue
+            faults.append(Fault(index, "to", f"{source.address} is routed to itself"))
+            return found
+        policy = _policy(index, route, source, target, faults)
+        if policy is not None:
+            found.append(Edge(source, target, policy))
+    return found
+
+
+def _sources(index: int, route: Route, directory: Directory, faults: list[Fault]) -> list[Point]:
+    if "*" not in route.source:
+        point = directory.points.get(route.source)
+        if point is None:
+            faults.append(
+                Fault(
+                    index,
+                    "from",
+                    f"there is no point '{route.source}'",
+                    closest(route.source, directory.points),
+                )
+            )
+            return []
+        if not point.access.can_read:
+            faults.append(
+                Fault(index, "from", f"{point.address} can only be written (access: write)")
+            )
+            return []
+        return [point]
+    pattern = re.compile(".*".join(re.escape(part) for part in route.source.split("*")))
+    wants_system = route.source.startswith("sys.")
+    found = [
+        point
+        for address, point in directory.points.items()
+        if point.access.can_read
+        and (wants_system or point.device != "sys")
+        and pattern.fullmatch(address)
+    ]
+    if not found:
+        device = route.source.split(".", 1)[0]
+        hint = closest(device, directory.link_of) if "*" not in device else None
+        faults.append(Fault(index, "from", f"no readable point matches '{route.source}'", hint))
+    return found
+
+
+def _target(
+    index: int,
+    route: Route,
+    source: Point,
+    has_many_devices: bool,
+    directory: Directory,
+    faults: list[Fault],
+) -> Target | None:
+    fields = {"device": source.device, "point": source.name, "gateway": directory.gateway}
+    message, dot, signal = source.name.partition(".")
+    if dot:
+        fields |= {"message": message, "signal": signal}
+    used = _FIELD.findall(route.target)
+    for name in used:
+        if name not in fields:
+            if name in FIELDS:
+                text = f"{source.address} has no {{{name}}}: only <Message>.<Signal> points do"
+                faults.append(Fault(index, "to", text))
+            else:
+                hint = closest(name, FIELDS) or f"one of {', '.join(FIELDS)}"
+                faults.append(Fault(index, "to", f"unknown field {{{name}}}", hint))
+            return None
+    text = _FIELD.sub(lambda match: fields[match[1]], route.target)
+    link, colon, topic = text.partition(":")
+    if colon:
+        return _topic(index, link, topic, used, source, has_many_devices, route, directory, faults)
+    point = directory.points.get(text)
+    if point is None:
+        hint = closest(text, directory.points)
+        if text.split("/", 1)[0] in directory.brokers or text in directory.links:
+            hint = f"a topic is written LINK:TOPIC, such as '{text.split('/', 1)[0]}:plant/{{point}}'"
+        faults.append(Fault(index, "to", f"there is no point '{text}'", hint))
+        return None
+    if not point.access.can_write:
+        faults.append(
+            Fault(
+                index,
+                "to",
+                f"{point.address} is not writable",
+                "the point needs `access: write` or `readwrite`",
+            )
+        )
+        return None
+    if route.is_durable:
+        faults.append(
+            Fault(
+                index,
+                "durable",
+                "`durable` is for topics and peer gateways",
+                "a write to a machine is never kept and repeated later",
+            )
+        )
+        return None
+    return Target(directory.link_of[point.device], point)
+
+
+def _topic(
+    index: int,
+    link: str,
+    topic: str,
+    used: Sequence[str],
+    source: Point,
+    has_many_devices: bool,
+    route: Route,
+    directory: Directory,
+    faults: list[Fault],
+) -> Target | None:
+    if link not in directory.brokers:
+        message = (
+            f"{link} has no topics: it is not a broker"
+            if link in directory.links
+            else f"there is no link '{link}'"
+        )
+        faults.append(Fault(index, "to", message, closest(link, directory.brokers)))
+        return None
+    if not topic or "+" in topic or "#" in topic or "\0" in topic or len(topic.encode()) > 65535:
+        faults.append(
+            Fault(index, "to", f"'{topic}' is not a topic that can be published to",
+                  "a topic has at least one character and neither + nor #")
+        )  # fmt: skip
+        return None
+    gathers = "point" not in used and "signal" not in used
+    label = source.address if has_many_devices and "device" not in used else source.name
+    return Target(link, None, topic, gathers, label, route.is_durable)
+
+
+def _policy(
+    index: int, route: Route, source: Point, target: Target, faults: list[Fault]
+) -> Policy | None:
+    policy = route.policy
+    if route.deadband_percent is not None:
+        if source.minimum is None or source.maximum is None:
+            faults.append(
+                Fault(
+                    index,
+                    "deadband",
+                    f"a deadband in percent needs a range, and {source.address} has none",
+                    "give the point `min` and `max`, or the deadband in units",
+                )
+            )
+            return None
+        span = (source.maximum - source.minimum) * abs(policy.linear.scale)
+        policy = replace(policy, deadband=span * route.deadband_percent / 100)
+    kind = source.kind
+    if policy.mapping is not None:
+        policy = replace(policy, mapping=_by_number(policy.mapping, source, target.point))
+        kind = _kind_of(list(policy.mapping.values()))
+    if not policy.linear.is_identity:
+        if kind is Kind.STRING:
+            faults.append(Fault(index, "scale", f"{source.address} is text and cannot be scaled"))
+            return None
+        kind = Kind.INT if kind is not Kind.FLOAT and policy.linear.is_integer else Kind.FLOAT
+    if policy.deadband is not None and kind not in (Kind.INT, Kind.FLOAT):
+        faults.append(Fault(index, "deadband", f"{source.address} is not a number"))
+        return None
+    if target.point is not None and not _fits(index, source, kind, policy, target.point, faults):
+        return None
+    return policy
+
+
+def _by_number(
+    mapping: Mapping[Value, Value], source: Point, target: Point | None
+) -> Mapping[Value, Value]:
+    """Replace the labels of an enumeration in a `map` by the values that they name."""
+    from_label = {label: value for value, label in source.labels.items()}
+    to_label = {label: value for value, label in target.labels.items()} if target is not None else {}
+
+    def number(value: Value, labels: Mapping[str, int]) -> Value:
+        return labels.get(value, value) if isinstance(value, str) else value
+
+    return {number(old, from_label): number(new, to_label) for old, new in mapping.items()}
+
+
+def _kind_of(values: Sequence[Value]) -> Kind:
+    if all(isinstance(value, bool) for value in values):
+        return Kind.BOOL
+    if all(isinstance(value, int) for value in values):
+        return Kind.INT
+    return Kind.STRING if any(isinstance(value, str) for value in values) else Kind.FLOAT
+
+
+def _fits(
+    index: int, source: Point, kind: Kind, policy: Policy, target: Point, faults: list[Fault]
+) -> bool:
+    if (kind is Kind.STRING) != (target.kind is Kind.STRING):
+        faults.append(
+            Fault(
+                index,
+                "to",
+                f"{source.address} is {kind} and cannot go into {target.address}, which is {target.kind}",
+                "a `map` can translate values one by one",
+            )
+        )
+        return False
+    if policy.on_bad is OnBad.SEND and not target.carries_quality:
+        faults.append(
+            Fault(
+                index,
+                "on_bad",
+                f"{target.address} cannot be told that a value is bad",
+                "use `hold`, or `{value: …}` for a substitute",
+            )
+        )
+        return False
+    if policy.substitute is not None and isinstance(policy.substitute, str) != (
+        target.kind is Kind.STRING
+    ):
+        faults.append(
+            Fault(index, "on_bad", f"{policy.substitute!r} cannot go into {target.address}, which is {target.kind}")
+        )  # fmt: skip
+        return False
+    if kind is not Kind.STRING:
+        _warn_of_range(index, source, policy, target, faults)
+    return True
+
+
+def _warn_of_range(
+    index: int, source: Point, policy: Policy, target: Point, faults: list[Fault]
+) -> None:
+    low, high = (0, 1) if source.kind is Kind.BOOL else source.range
+    if policy.mapping is not None:
+        numbers = [value for value in policy.mapping.values() if not isinstance(value, str)]
+        low, high = min(numbers), max(numbers)
+    wanted_low, wanted_high = (0, 1) if target.kind is Kind.BOOL else target.range
+    linear = policy.linear
+    if low is not None and high is not None:
+        low, high = linear.range_of(float(low), float(high))
+    too_low = wanted_low is not None and (low is None or low < wanted_low)
+    too_high = wanted_high is not None and (high is None or high > wanted_high)
+    if too_low or too_high:
+        faults.append(
+            Fault(
+                index,
+                "to",
+                f"{source.address} ({_range(low, high)}) may not fit {target.address} "
+                f"({_range(wanted_low, wanted_high)})",
+                "what does not fit is refused when it comes; `min` and `max` of the source say what comes",
+                is_warning=True,
+            )
+        )
+
+
+def _range(low: float | None, high: float | None) -> str:
+    def end(number: float | None) -> str:
+        return "?" if number is None else f"{number:.6g}"
+
+    return "any value" if low is None and high is None else f"{end(low)} … {end(high)}"
+
+
+def _double_writers(edges: Sequence[Edge], owners: Sequence[int]) -> list[Fault]:
+    first: dict[Point, int] = {}
+    faults = []
+    for edge, owner in zip(edges, owners, strict=True):
+        point = edge.target.point
+        if point is None:
+            continue
+        if point in first:
+            text = f"{point.address} is written by route {first[point]} already"
+            faults.append(Fault(owner, "to", text, "one point, one writer"))
+        else:
+            first[point] = owner
+    return faults
+
+
+def _circles(
+    edges: Sequence[Edge], owners: Sequence[int], directory: Directory
+) -> list[Fault]:
+    """Find routes by which a value comes back to where it was."""
+    following: dict[Point, list[tuple[Point, int]]] = defaultdict(list)
+    for edge, owner in zip(edges, owners, strict=True):
+        target = edge.target
+        if target.point is not None:
+            following[edge.source].append((target.point, owner))
+        else:
+            for reader in directory.subscriptions.get((target.link, target.topic or ""), ()):
+                following[edge.source].append((reader, owner))
+    faults: list[Fault] = []
+    done: set[Point] = set()
+    for start in list(following):
+        # Depth first, with an explicit stack: a table of ten thousand routes in a row is legal.
+        path: list[Point] = []
+        on_path: set[Point] = set()
+        stack: list[tuple[Point, int, bool]] = [(start, -1, False)]
+        while stack:
+            point, owner, is_leaving = stack.pop()
+            if is_leaving:
+                path.pop()
+                on_path.discard(point)
+                done.add(point)
+                continue
+            if point in on_path:
+                circle = [*path[path.index(point) :], point]
+                text = " → ".join(member.address for member in circle)
+                faults.append(Fault(owner, "to", f"this route closes a circle: {text}"))
+                continue
+            if point in done:
+                continue
+            path.append(point)
+            on_path.add(point)
+            stack.append((point, owner, True))
+            stack.extend((after, by, False) for after, by in following.get(point, ()))
+    return faults

@@ -39,10 +39,6 @@ class DeviceHealth(NamedTuple):
     """Why not."""
 
 
-Report = Callable[[DeviceHealth], None]
-"""What a link calls when a device of its is lost or comes back."""
-
-
 class Target(NamedTuple):
     """Where a route ends: a point of a link, or a topic on it."""
 
@@ -88,11 +84,18 @@ class WriteResult(NamedTuple):
     reason: str | None = None
 
 
+Report = Callable[[DeviceHealth | WriteResult], None]
+"""What a link calls when a device is lost or comes back, and with the end of each routed write that
+has one: a register that was written, or refused."""
+
+
 class Link(Protocol):
     """One connection to the outside."""
 
     name: str
     """The link's name in the configuration."""
+    is_listener: bool
+    """Whether peers connect to it, and not it to a peer."""
     groups: Sequence[Group]
     """What it acquires."""
 

@@ -108,6 +108,8 @@ class _Outgoing:
 class CanLink:
     """One CAN bus."""
 
+    is_listener = False
+
     def __init__(
         self,
         name: str,

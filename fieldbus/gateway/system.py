@@ -45,6 +45,10 @@ class Status:
             if index is not None:
                 self._values[index] = value
 
+    def is_true(self, name: str) -> bool:
+        """Return whether a value is true."""
+        return self._values[self._index[name]] is True
+
     def batch(self) -> Batch | None:
         """Return what changed since the last call, or None."""
         told = self._told

@@ -105,6 +105,8 @@ class _Write:
 class ModbusClientLink:
     """Polls and writes the units behind one Modbus TCP connection."""
 
+    is_listener = False
+
     def __init__(
         self, name: str, host: str, port: int, units: Sequence[Unit], *, connect_timeout_s: float = 3.0
     ) -> None:
@@ -127,6 +129,7 @@ class ModbusClientLink:
         self._waiting: dict[Point, _Write] = {}
         self._wake = asyncio.Event()
         self._is_connected = False
+        self._report: Report | None = None
         self._counters = dict.fromkeys(
             ("requests", "timeouts", "exceptions", "bad_responses", "scans_missed", "writes",
              "writes_failed", "writes_dropped"), 0)  # fmt: skip
@@ -176,6 +179,7 @@ class ModbusClientLink:
 
     async def run(self, emit: Emit, report: Report) -> None:
         """Poll and write until the connection is lost."""
+        self._report = report
         now_s = time.monotonic()
         order = itertools.count()
         queue: list[tuple[float, int, _Poll]] = []
@@ -389,9 +393,12 @@ class ModbusClientLink:
             return
         write.is_finished = True
         self._counters["writes" if outcome is WriteOutcome.WRITTEN else "writes_failed"] += 1
+        result = WriteResult(write.point.point, write.value, outcome, reason)
+        if not write.answers and self._report is not None:
+            self._report(result)
         for answer in write.answers:
             if not answer.done():
-                answer.set_result(WriteResult(write.point.point, write.value, outcome, reason))
+                answer.set_result(result)
 
 
 def _write_request(first: RegisterPoint, data: bytes) -> bytes:

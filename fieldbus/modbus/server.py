@@ -43,6 +43,8 @@ class ServedUnit:
 class ModbusServerLink:
     """Serves routed samples to masters, and gives what masters write to the routing table."""
 
+    is_listener = True
+
     def __init__(
         self,
         name: str,

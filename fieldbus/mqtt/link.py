@@ -51,6 +51,8 @@ class _Message(NamedTuple):
 class MqttLink:
     """One broker."""
 
+    is_listener = False
+
     def __init__(
         self,
         name: str,

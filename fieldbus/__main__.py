@@ -1,0 +1,5 @@
+"""``python -m fieldbus``: the same as ``fieldbus``."""
+
+from fieldbus.cli.main import main
+
+main()

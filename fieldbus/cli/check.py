@@ -1,0 +1,87 @@
+"""``fieldbus check``: every problem of a configuration at once, then what it amounts to."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import typer
+from rich.table import Table
+
+from fieldbus.cli.common import ConfigArgument, JsonOption, out, print_json
+from fieldbus.errors import ConfigError, Problem
+from fieldbus.gateway.config.loader import load
+from fieldbus.gateway.load import LinkLoad, predict
+from fieldbus.gateway.plant import Plant
+
+
+def check(config: ConfigArgument, as_json: JsonOption = False) -> None:
+    """Say everything that is wrong with CONFIG, one problem a line; then sum it up."""
+    problems: list[Problem]
+    plant: Plant | None = None
+    try:
+        plant = load(config, needs_secrets=False)
+        problems = list(plant.warnings)
+    except ConfigError as error:
+        problems = list(error.problems)
+    if as_json:
+        print_json(
+            {
+                "ok": plant is not None,
+                "problems": [asdict(problem) for problem in problems],
+                "summary": None if plant is None else _summary(plant),
+            }
+        )
+    else:
+        for problem in problems:
+            typer.echo(str(problem))
+        if plant is not None:
+            _print(plant)
+        else:
+            count = sum(not problem.is_warning for problem in problems)
+            typer.echo(f"{count} problem{'s' if count != 1 else ''} found", err=True)
+    if plant is None:
+        raise typer.Exit(1)
+
+
+def _summary(plant: Plant) -> dict[str, Any]:
+    loads = predict(plant)
+    return {
+        "gateway": plant.name,
+        "links": len(plant.links),
+        "devices": len(plant.devices),
+        "points": sum(len(item.points) for item in plant.devices.values()),
+        "system_points": sum(point.device == "sys" for point in plant.points.values()),
+        "routes": len(plant.edges),
+        "requests_per_s": round(sum(load.requests_per_s for load in loads), 3),
+        "loads": [asdict(load) for load in loads],
+    }
+
+
+def _print(plant: Plant) -> None:
+    found = _summary(plant)
+    typer.echo(
+        f"{plant.file}: fine. {found['links']} links, {found['devices']} devices, "
+        f"{found['points']} points, {found['routes']} expanded routes, "
+        f"{found['requests_per_s']:.4g} poll requests a second"
+    )
+    out().print(load_table(plant, predict(plant)))
+
+
+def load_table(plant: Plant, loads: list[LinkLoad]) -> Table:
+    """Return the table of links and their predicted load."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("link")
+    table.add_column("goes to")
+    table.add_column("requests/s", justify="right")
+    table.add_column("load", justify="right")
+    table.add_column("predicted for")
+    for load in loads:
+        table.add_row(
+            load.link,
+            plant.links[load.link].endpoint,
+            f"{load.requests_per_s:.4g}" if load.requests_per_s else "–",
+            "–" if load.percent is None else f"{load.percent:.2g} %",
+            load.basis,
+        )
+    return table

@@ -1,0 +1,84 @@
+"""``fieldbus plan``: the requests that a configuration will poll with, and each link's load."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table
+
+from fieldbus.canbus.link import CanLink
+from fieldbus.cli.check import load_table
+from fieldbus.cli.common import ConfigArgument, JsonOption, load_or_exit, out, print_json
+from fieldbus.gateway.load import predict
+from fieldbus.gateway.plant import Plant
+from fieldbus.modbus.link import ModbusClientLink
+
+
+def plan(config: ConfigArgument, as_json: JsonOption = False) -> None:
+    """Show the poll plan of CONFIG: every request, and how loaded each link will be."""
+    plant = load_or_exit(config, needs_secrets=False)
+    requests = _requests(plant)
+    loads = predict(plant)
+    if as_json:
+        print_json({"requests": requests, "loads": [asdict(load) for load in loads]})
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name, justify in (
+        ("link", "left"), ("device", "left"), ("unit id", "right"), ("table", "left"),
+        ("address", "right"), ("count", "right"), ("period", "right"), ("points", "left"),
+    ):  # fmt: skip
+        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for item in requests:
+        names = item["points"]
+        shown = ", ".join(names[:6]) + (f", … {len(names)} in all" if len(names) > 6 else "")
+        table.add_row(
+            item["link"], item["device"], _text(item["unit_id"]), item["table"], _text(item["address"]),
+            _text(item["count"]), f"{item['period_s'] * 1000:.6g} ms", shown,
+        )  # fmt: skip
+    console = out()
+    console.print(table)
+    console.print()
+    console.print(load_table(plant, loads))
+
+
+def _text(value: object) -> str:
+    return "–" if value is None else str(value)
+
+
+def _requests(plant: Plant) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for name, link in plant.links.items():
+        if isinstance(link, ModbusClientLink):
+            for unit in link.units:
+                found.extend(
+                    {
+                        "link": name,
+                        "device": unit.device,
+                        "unit_id": unit.unit_id,
+                        "table": str(block.table),
+                        "address": block.address,
+                        "count": block.count,
+                        "period_s": block.period_s,
+                        "points": [item.point.name for item in block.points],
+                    }
+                    for block in unit.blocks()
+                )
+        elif isinstance(link, CanLink):
+            for message in link.messages:
+                if message.request is None:
+                    continue
+                kind = "rtr" if message.request.is_remote else "request"
+                found.append(
+                    {
+                        "link": name,
+                        "device": message.device,
+                        "unit_id": None,
+                        "table": f"{kind} 0x{message.request.frame_id:X}",
+                        "address": None,
+                        "count": None,
+                        "period_s": message.request.scan_s,
+                        "points": [point.name for point in message.points.values()],
+                    }
+                )
+    return found

@@ -1,0 +1,61 @@
+"""``fieldbus read``: values straight from the devices."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fieldbus.cli.common import (
+    ConfigArgument,
+    JsonOption,
+    fail,
+    find_points,
+    load_or_exit,
+    out,
+    print_json,
+    samples_table,
+)
+from fieldbus.gateway import log, loop
+from fieldbus.gateway.oneshot import DEFAULT_TIMEOUT_S
+from fieldbus.gateway.oneshot import read as read_points
+from fieldbus.sample_json import sample_object
+from fieldbus.settings import parse_duration
+
+TimeoutOption = Annotated[str, typer.Option("--timeout", help="How long to wait for values.", metavar="DURATION")]
+
+
+def timeout_of(text: str) -> float:
+    """Return the seconds of a duration that was typed."""
+    try:
+        return parse_duration(text)
+    except Exception as error:
+        raise typer.BadParameter(str(error), param_hint="--timeout") from None
+
+
+def read(
+    config: ConfigArgument,
+    points: Annotated[list[str], typer.Argument(metavar="POINT…", help="Points; `press.*` for many.")],
+    as_json: JsonOption = False,
+    timeout: TimeoutOption = f"{DEFAULT_TIMEOUT_S:g}s",
+) -> None:
+    """Read points once, straight from their devices; no gateway needs to run."""
+    timeout_s = timeout_of(timeout)
+    plant = load_or_exit(config, shows_warnings=False)
+    log.set_up("error")
+    wanted = find_points(plant, points)
+    for point in wanted:
+        if not point.access.can_read and not _is_served(plant.link_of[point.device], plant):
+            raise fail(f"{point.address} can only be written (access: write)")
+    samples = loop.run(read_points(plant, wanted, timeout_s))
+    items = [sample_object(point, samples[point], names_point=True) for point in wanted]
+    if as_json:
+        print_json(items)
+    else:
+        out().print(samples_table(items))
+    if any(item["quality"] == "bad" for item in items):
+        raise typer.Exit(1)
+
+
+def _is_served(link: str, plant: object) -> bool:
+    return getattr(plant, "links")[link].is_listener is True  # noqa: B009

@@ -1,0 +1,77 @@
+"""``fieldbus watch``: the values of a running gateway, live in the terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.live import Live
+
+from fieldbus.cli.common import fail, load_or_exit, out, samples_table
+from fieldbus.errors import LinkDownError
+from fieldbus.gateway import loop
+from fieldbus.gateway.control import stream
+
+
+def watch(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The configuration of the gateway.")],
+    only: Annotated[str, typer.Option("--only", help="Only points that contain this text.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON line for each sample as it comes.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Show the present values and end.")] = False,
+    system: Annotated[bool, typer.Option("--system", help="Also the gateway's own points, sys.*.")] = False,
+) -> None:
+    """Show the values of the gateway that runs CONFIG on this machine, as they change."""
+    if "://" in str(config):
+        raise fail("a gateway is watched by its CONFIG in this version, on the machine that it runs on")
+    plant = load_or_exit(config, needs_secrets=False, shows_warnings=False)
+    try:
+        loop.run(_watch(plant.data_dir, only, as_json, once, system))
+    except LinkDownError as error:
+        raise fail(str(error)) from None
+    except KeyboardInterrupt:
+        return
+
+
+async def _watch(data_dir: Path, only: str, as_json: bool, once: bool, system: bool) -> None:
+    values: dict[str, dict[str, Any]] = {}
+    shows_live = sys.stdout.isatty() and not once and not as_json
+    console = out()
+    stop = asyncio.Event()
+    loop.on_signal(stop.set)
+    lines = stream(data_dir)
+    with Live(console=console, auto_refresh=False, screen=shows_live, transient=True) as live:
+        ending = asyncio.create_task(stop.wait())
+        try:
+            while True:
+                following: asyncio.Task[dict[str, Any]] = asyncio.ensure_future(anext(lines))  # type: ignore[assignment]
+                await asyncio.wait({following, ending}, return_when=asyncio.FIRST_COMPLETED)
+                if ending.done():
+                    following.cancel()
+                    await asyncio.gather(following, return_exceptions=True)
+                    return
+                line = following.result()
+                fresh = [
+                    item
+                    for item in line["points"]
+                    if only in item["point"] and (system or not item["point"].startswith("sys."))
+                ]
+                values.update({item["point"]: item for item in fresh})
+                if as_json:
+                    for item in fresh:
+                        typer.echo(json.dumps(item, ensure_ascii=False))
+                elif shows_live:
+                    live.update(samples_table(values.values(), line["gateway"]), refresh=True)
+                elif once:
+                    break
+                else:
+                    console.print(samples_table(fresh))
+                if once:
+                    return
+        finally:
+            ending.cancel()
+            await lines.aclose()  # type: ignore[attr-defined]
+    console.print(samples_table(values.values(), line["gateway"]))

@@ -1,0 +1,161 @@
+"""The local door of a running gateway: programs on this machine see its values through it.
+
+Layout: a TCP port on loopback, chosen by the system; port and a random token stand in
+``<data_dir>/gateway.json``, which only the gateway's user can read. A client sends the token and a
+newline; it gets JSON lines::
+
+    {"gateway": "press-line", "points": [{"point": "press.temperature", "value": 72.5, …}, …]}
+
+the first with all points, then every `PERIOD_S` those that were acquired since.
+
+Rules: read-only. A client that does not know the token, or does not read, is dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+import os
+import secrets
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from fieldbus.errors import LinkDownError
+from fieldbus.gateway.runtime import Gateway
+from fieldbus.model import Batch, Group, Point, Quality, Reason, Sample
+from fieldbus.sample_json import sample_object
+
+PERIOD_S = 0.25
+MAX_CLIENTS = 16
+FILE_NAME = "gateway.json"
+_MAX_LINE = 64 * 1024 * 1024
+_LOG = logging.getLogger("fieldbus")
+
+Told = dict[Group | Point, Batch | Sample | None]
+"""What a watcher has been shown last."""
+
+
+class ControlServer:
+    """Serves the values of a gateway to local programs."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._token = secrets.token_urlsafe(24)
+        self._file = gateway.plant.data_dir / FILE_NAME
+        self._clients = 0
+
+    async def run(self) -> None:
+        """Serve until cancelled. A folder that cannot be written costs this door, not the gateway."""
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=1024)
+        port = server.sockets[0].getsockname()[1]
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            text = json.dumps({"port": port, "token": self._token, "pid": os.getpid()})
+            with open(self._file, "w", encoding="utf-8", opener=_private) as file:  # noqa: ASYNC230
+                file.write(text)
+        except OSError as error:
+            _LOG.warning("data_dir: cannot write %s (%s); `fieldbus watch` will not find this gateway",
+                         self._file, (error.strerror or str(error)).lower())  # fmt: skip
+        try:
+            async with server:
+                await server.serve_forever()
+        finally:
+            self._forget()
+
+    def _forget(self) -> None:
+        try:
+            if json.loads(self._file.read_text(encoding="utf-8")).get("token") == self._token:
+                self._file.unlink()
+        except (OSError, ValueError):
+            return  # another gateway's by now, or gone
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(5.0):
+                said = (await reader.readline()).strip()
+            if self._clients >= MAX_CLIENTS or not hmac.compare_digest(said, self._token.encode()):
+                return
+            self._clients += 1
+            try:
+                await self._stream(writer)
+            finally:
+                self._clients -= 1
+        except (OSError, TimeoutError, ValueError):
+            return
+        finally:
+            writer.close()
+
+    async def _stream(self, writer: asyncio.StreamWriter) -> None:
+        told: Told = {}
+        while True:
+            points = snapshot(self._gateway, told)
+            line = json.dumps({"gateway": self._gateway.plant.name, "points": points})
+            writer.write(line.encode() + b"\n")
+            async with asyncio.timeout(10.0):
+                await writer.drain()
+            await asyncio.sleep(PERIOD_S)
+
+
+def snapshot(gateway: Gateway, told: Told) -> list[dict[str, Any]]:
+    """Return the points that were acquired or written since `told`, and note them there.
+
+    A point that is only written (a served register, a signal that we send) shows what it was given
+    last.
+    """
+    points: list[dict[str, Any]] = []
+    latest = gateway.router.latest
+    acquired = set()
+    for group in gateway.plant.groups:
+        acquired.update(group.points)
+        batch = latest.get(group)
+        if group in told and told[group] is batch:
+            continue
+        told[group] = batch
+        shown = batch or group.without_value(Reason.WAITING, 0, 0.0)
+        points.extend(
+            sample_object(point, shown.sample(index), names_point=True)
+            for index, point in enumerate(group.points)
+        )
+    for edge in gateway.plant.edges:
+        target = edge.target.point
+        if target is None or target in acquired:
+            continue
+        sample = gateway.delivered.get(target)
+        if target in told and told[target] is sample:
+            continue
+        told[target] = sample
+        shown_sample = sample or Sample(None, Quality.BAD, Reason.WAITING, 0)
+        points.append(sample_object(target, shown_sample, names_point=True))
+    return points
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+async def stream(data_dir: Path) -> AsyncIterator[dict[str, Any]]:
+    """Yield the lines of the gateway that runs with a data folder.
+
+    Raises:
+        LinkDownError: there is none, or it has ended.
+    """
+    file = data_dir / FILE_NAME
+    try:
+        place = json.loads(file.read_text(encoding="utf-8"))
+        reader, writer = await asyncio.open_connection("127.0.0.1", place["port"], limit=_MAX_LINE)
+    except FileNotFoundError:
+        raise LinkDownError(f"no gateway is running with the data folder {data_dir}") from None
+    except (OSError, ValueError, KeyError) as error:
+        raise LinkDownError(f"the gateway that wrote {file} is not there any more ({error})") from error
+    try:
+        writer.write(place["token"].encode() + b"\n")
+        while line := await reader.readline():
+            yield json.loads(line)
+    except OSError:
+        pass
+    finally:
+        writer.close()
+    raise LinkDownError("the gateway has ended")

@@ -1,0 +1,73 @@
+"""How loaded each link will be, before anything is opened.
+
+A Modbus TCP connection does one request at a time: its load is requests per second times the time
+that one takes, for which `ASSUMED_ROUND_TRIP_S` is taken until something was measured. A CAN bus is
+loaded by the bits of the cyclic messages that are known, with the stuff bits of the worst case, at
+its bit rate (500 kbit/s if the configuration does not say).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fieldbus.canbus.codec import Message
+from fieldbus.canbus.link import CanLink
+from fieldbus.gateway.plant import Plant
+from fieldbus.link import Link
+from fieldbus.modbus.link import ModbusClientLink
+
+ASSUMED_ROUND_TRIP_S = 0.005
+ASSUMED_BITRATE = 500_000
+
+
+@dataclass(frozen=True, slots=True)
+class LinkLoad:
+    """What a link will have to do."""
+
+    link: str
+    requests_per_s: float
+    """Polls; 0 for links that do not poll."""
+    percent: float | None
+    """Predicted load; None where there is no such thing."""
+    basis: str
+    """What the prediction assumes."""
+
+
+def predict(plant: Plant) -> list[LinkLoad]:
+    """Return the load of every link."""
+    return [_predict(name, link) for name, link in plant.links.items()]
+
+
+def _predict(name: str, link: Link) -> LinkLoad:
+    if isinstance(link, ModbusClientLink):
+        rate = sum(1 / block.period_s for block in link.blocks)
+        percent = rate * ASSUMED_ROUND_TRIP_S * 100
+        return LinkLoad(name, rate, percent, f"at {ASSUMED_ROUND_TRIP_S * 1000:.0f} ms a request")
+    if isinstance(link, CanLink):
+        bitrate = link.options.get("bitrate")
+        rate_is_known = isinstance(bitrate, int)
+        bits = sum(
+            frame_bits(item.message) / item.cycle_s
+            for item in link.messages
+            if item.cycle_s is not None and item.request is None
+        )
+        asked = [item for item in link.messages if item.request is not None]
+        polls = sum(1 / item.request.scan_s for item in asked if item.request is not None)
+        bits += sum(
+            2 * frame_bits(item.message) / item.request.scan_s for item in asked if item.request is not None
+        )
+        rate_used = bitrate if isinstance(bitrate, int) else ASSUMED_BITRATE
+        basis = f"cyclic messages at {rate_used // 1000} kbit/s" + ("" if rate_is_known else " (assumed)")
+        return LinkLoad(name, polls, bits / rate_used * 100, basis)
+    return LinkLoad(name, 0.0, None, "")
+
+
+def frame_bits(message: Message) -> int:
+    """Return the bits of a classic data frame on the wire, with as many stuff bits as there can be.
+
+    A data frame has 44 bits and its data with a standard identifier, 64 with an extended one, and 3
+    bits of interframe space; 34 or 54 of them and the data are subject to stuffing, one bit in four.
+    """
+    data = message.length * 8
+    fixed, stuffed = (64, 54) if message.is_extended else (44, 34)
+    return fixed + data + 3 + (stuffed + data - 1) // 4

@@ -1,0 +1,201 @@
+"""Reads and writes straight to the devices, with no gateway running.
+
+Rules: the same links, codecs and guards as in the gateway, for just the points that were asked for. A
+point that we serve ourselves is read and written as a master would, at the port that the running
+gateway has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from fieldbus.canbus.link import CanLink, CanMessage
+from fieldbus.errors import LinkDownError, RefusedError
+from fieldbus.gateway.plant import Plant
+from fieldbus.link import Link, WriteOutcome, WriteResult
+from fieldbus.modbus.link import ModbusClientLink, Unit
+from fieldbus.modbus.server import ModbusServerLink
+from fieldbus.model import Access, Batch, Group, Kind, Point, Quality, Reason, Sample, Value
+
+DEFAULT_TIMEOUT_S = 5.0
+
+
+async def read(plant: Plant, points: Sequence[Point], timeout_s: float) -> dict[Point, Sample]:
+    """Return a fresh sample of each point; bad, with the reason, where there was none in time."""
+    found: dict[Point, Sample] = {}
+    by_link: dict[str, list[Point]] = {}
+    for point in points:
+        by_link.setdefault(plant.link_of[point.device], []).append(point)
+    await asyncio.gather(
+        *(
+            _read_link(_link_for(plant, name, members), members, timeout_s, found)
+            for name, members in by_link.items()
+        )
+    )
+    return found
+
+
+async def _read_link(
+    link: Link, points: Sequence[Point], timeout_s: float, found: dict[Point, Sample]
+) -> None:
+    place: dict[Point, tuple[Group, int]] = {
+        point: (group, index) for group in link.groups for index, point in enumerate(group.points)
+    }
+    by_address = {point.address: point for point in place}
+    waiting = {point: by_address[point.address] for point in points if point.address in by_address}
+    done = asyncio.Event()
+
+    def emit(batch: Batch) -> None:
+        for point, own in list(waiting.items()):
+            group, index = place[own]
+            if group is batch.group:
+                found[point] = batch.sample(index)
+                # A timeout may be followed by an answer; a refusal or a value is the answer.
+                if found[point].reason != Reason.TIMEOUT:
+                    del waiting[point]
+        if not waiting:
+            done.set()
+
+    reason: str = Reason.WAITING
+    try:
+        await link.connect()
+        running = asyncio.create_task(link.run(emit, lambda _: None))
+        ended = asyncio.create_task(done.wait())
+        try:
+            await asyncio.wait({running, ended}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if running.done():
+                running.result()
+        finally:
+            for task in (running, ended):
+                task.cancel()
+            await asyncio.gather(running, ended, return_exceptions=True)
+    except LinkDownError as error:
+        reason = f"{Reason.NOT_CONNECTED}: {error}"
+    finally:
+        await link.close()
+    for point in points:
+        found.setdefault(point, Sample(None, Quality.BAD, reason, time.time_ns()))
+
+
+async def write(plant: Plant, values: Mapping[Point, Value], timeout_s: float) -> list[WriteResult]:
+    """Write engineering values and say how each ended, in order."""
+    results: dict[Point, WriteResult] = {}
+    by_link: dict[str, dict[Point, Value]] = {}
+    for point, value in values.items():
+        refusal = point.refusal(value)
+        if not point.access.can_write:
+            refusal = "not writable (access: read)"
+        if refusal is not None:
+            results[point] = WriteResult(point, value, WriteOutcome.REFUSED, refusal)
+        else:
+            by_link.setdefault(plant.link_of[point.device], {})[point] = value
+    for name, members in by_link.items():
+        link = _link_for(plant, name, list(members), is_write=True)
+        for result in await _write_link(link, members, timeout_s):
+            results[result.point] = result
+    return [results[point] for point in values]
+
+
+async def _write_link(link: Link, values: Mapping[Point, Value], timeout_s: float) -> list[WriteResult]:
+    own = {place.address: place for place in link_points(link)}
+    names = {own[point.address]: point for point in values}
+    try:
+        await link.connect()
+        running = asyncio.create_task(link.run(lambda _: None, lambda _: None))
+        try:
+            await asyncio.sleep(0)
+            async with asyncio.timeout(timeout_s):
+                results = await link.write({own[point.address]: value for point, value in values.items()})
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+    except LinkDownError as error:
+        reason = f"{Reason.NOT_CONNECTED}: {error}"
+        return [WriteResult(point, value, WriteOutcome.FAILED, reason) for point, value in values.items()]
+    except TimeoutError:
+        return [WriteResult(point, value, WriteOutcome.FAILED, Reason.TIMEOUT) for point, value in values.items()]
+    finally:
+        await link.close()
+    return [result._replace(point=names[result.point]) for result in results]
+
+
+def link_points(link: Link) -> list[Point]:
+    """Return the points that a link of ours can write."""
+    if isinstance(link, ModbusClientLink):
+        return [item.point for unit in link.units for item in unit.points]
+    if isinstance(link, CanLink):
+        return [point for message in link.messages for point in message.points.values()]
+    return [point for group in link.groups for point in group.points]
+
+
+def parse_value(point: Point, text: str) -> Value:
+    """Return the value that somebody typed for a point.
+
+    Raises:
+        RefusedError: it is none of the point's.
+    """
+    if point.kind is Kind.STRING:
+        return text
+    for value, label in point.labels.items():
+        if label == text:
+            return value
+    word = text.strip().lower()
+    if point.kind is Kind.BOOL and word in ("true", "on", "false", "off"):
+        return word in ("true", "on")
+    try:
+        number = int(word, 0) if point.kind is not Kind.FLOAT else float(word)
+    except ValueError:
+        try:
+            number = float(word)
+        except ValueError:
+            names = f", or one of {', '.join(point.labels.values())}" if point.labels else ""
+            raise RefusedError(f"'{text}' is not a {point.kind}{names}") from None
+    if point.kind is Kind.BOOL:
+        if number not in (0, 1):
+            raise RefusedError(f"'{text}' is neither true nor false")
+        return bool(number)
+    return number
+
+
+def _link_for(plant: Plant, name: str, points: Sequence[Point], *, is_write: bool = False) -> Link:
+    """Return a link of its own for just these points."""
+    link = plant.links[name]
+    wanted = set(points)
+    if isinstance(link, ModbusClientLink):
+        units = [_unit_for(unit, wanted, is_write=is_write) for unit in link.units]
+        return ModbusClientLink(name, link.host, link.port, [unit for unit in units if unit.points])
+    if isinstance(link, ModbusServerLink):
+        as_master = [
+            Unit(
+                unit.device,
+                unit.unit_id,
+                [
+                    replace(item, point=replace(item.point, access=Access.READWRITE), scan_s=None)
+                    for item in unit.points
+                    if item.point in wanted
+                ],
+                scan_s=3600.0,
+                timeout_s=2.0,
+            )
+            for unit in link.units
+        ]
+        host = "127.0.0.1" if link.host in ("0.0.0.0", "::", "") else link.host  # noqa: S104
+        return ModbusClientLink(name, host, link.port, [unit for unit in as_master if unit.points])
+    if isinstance(link, CanLink):
+        messages: list[CanMessage] = [
+            message for message in link.messages if wanted & set(message.points.values())
+        ]
+        return CanLink(name, link.options, messages, points if is_write else ())
+    return link
+
+
+def _unit_for(unit: Unit, wanted: set[Point], *, is_write: bool) -> Unit:
+    points = [item for item in unit.points if item.point in wanted]
+    if is_write:  # nothing is polled meanwhile: the plan of write-only points is empty
+        points = [replace(item, point=replace(item.point, access=Access.WRITE)) for item in points]
+    else:
+        points = [replace(item, scan_s=None) for item in points]
+    return replace(unit, points=points)

@@ -1,0 +1,158 @@
+"""The running gateway: sessions, the routing table, the clock, shutdown.
+
+Rules:
+
+* One task group; a link per task, and one task for what is told once a second.
+* A sample goes from the link that acquired it to the links that send it in one turn of the event
+  loop: no queue of the gateway's own lies between them.
+* What a point must not be given (out of its range, wrong kind) is stopped here, for every route and
+  every protocol alike: a target that carries quality is told that the value is bad, another gets
+  nothing, and it is said once.
+* On `stop` every link is closed, within eight seconds; what a broker still has to get is sent first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+
+from fieldbus.gateway.plant import Plant
+from fieldbus.gateway.session import Session
+from fieldbus.gateway.system import Status
+from fieldbus.link import Delivery
+from fieldbus.model import Batch, Point, Quality, Reason, Sample
+from fieldbus.routing.policy import NEVER
+from fieldbus.routing.router import Deliveries, Router
+
+SHUTDOWN_S = 8.0
+STATUS_PERIOD_S = 1.0
+
+_LOG = logging.getLogger("fieldbus")
+
+
+class Gateway:
+    """A plant at work."""
+
+    def __init__(self, plant: Plant) -> None:
+        self.plant = plant
+        self.router = Router(plant.edges, plant.groups)
+        self._links = dict(plant.links)
+        self._stop = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_due_s = NEVER
+        self._refused: dict[Point, str] = {}
+        self.delivered: dict[Point, Sample] = {}
+        """The last sample that a route gave to each point that it writes."""
+
+    def stop(self) -> None:
+        """Ask the gateway to end; safe to call at any time."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Work until `stop`."""
+        plant = self.plant
+        sessions = []
+        for name, link in self._links.items():
+            devices = {
+                device: status
+                for device, status in plant.device_status.items()
+                if plant.link_of[device] == name
+            }
+            sessions.append(Session(link, plant.link_status[name], devices, self._emit, self._tell))
+        for status in (*plant.link_status.values(), *plant.device_status.values()):
+            self._tell(status)
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(session.keep(), name=f"link {name}")
+                for session, name in zip(sessions, self._links, strict=True)
+            ]
+            tasks.append(group.create_task(self._tell_totals(), name="status"))
+            await self._stop.wait()
+            for task in tasks:
+                task.cancel()
+            _, late = await asyncio.wait(tasks, timeout=SHUTDOWN_S)
+            for task in late:
+                _LOG.error("%s did not end in %.0f s", task.get_name(), SHUTDOWN_S)
+                task.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _emit(self, batch: Batch) -> None:
+        """Route a batch; what every link calls with everything that it acquires."""
+        deliveries = self.router.dispatch(batch, time.monotonic())
+        if deliveries:
+            self._deliver(deliveries)
+        if self.router.next_due_s < self._timer_due_s:
+            self._arm()
+
+    def _deliver(self, deliveries: Deliveries) -> None:
+        for name, items in deliveries.items():
+            allowed = self._guarded(items)
+            if allowed:
+                self._links[name].send(allowed)
+
+    def _guarded(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        allowed: list[Delivery] = []
+        for delivery in deliveries:
+            point, value = delivery.target.point, delivery.sample.value
+            if point is None:
+                allowed.append(delivery)
+                continue
+            self.delivered[point] = delivery.sample
+            if value is None:
+                allowed.append(delivery)
+                continue
+            refusal = point.refusal(value)
+            if refusal is None:
+                if self._refused and self._refused.pop(point, None) is not None:
+                    _LOG.info("%s: values fit again", point.address)
+                allowed.append(delivery)
+                continue
+            if point not in self._refused:
+                _LOG.warning("%s: value of %s refused, %s", point.address, delivery.source.address, refusal)
+            self._refused[point] = refusal
+            if point.carries_quality:
+                sample = Sample(None, Quality.BAD, Reason.OUT_OF_RANGE, delivery.sample.time_ns)
+                self.delivered[point] = sample
+                allowed.append(delivery._replace(sample=sample))
+        return allowed
+
+    def _arm(self) -> None:
+        """Have `_expire` called when the routing table next has something to do by the clock."""
+        if self._timer is not None:
+            self._timer.cancel()
+        due_s = self.router.next_due_s
+        self._timer_due_s = due_s
+        self._timer = None
+        if due_s != NEVER:
+            delay_s = max(0.0, due_s - time.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._expire)
+
+    def _expire(self) -> None:
+        self._timer = None
+        self._timer_due_s = NEVER
+        try:
+            self._deliver(self.router.expire(time.monotonic()))
+        finally:
+            self._arm()
+
+    def _tell(self, status: Status) -> None:
+        batch = status.batch()
+        if batch is not None:
+            self._emit(batch)
+
+    async def _tell_totals(self) -> None:
+        plant = self.plant
+        while True:
+            await asyncio.sleep(STATUS_PERIOD_S)
+            for name, link in self._links.items():
+                plant.link_status[name].set(**link.counters)
+                self._tell(plant.link_status[name])
+                for device, measures in link.measures.items():
+                    status = plant.device_status.get(device)
+                    if status is not None:
+                        status.set(**measures)
+                        self._tell(status)

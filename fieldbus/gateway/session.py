@@ -1,0 +1,148 @@
+"""The life of a link: connect, run, lose, wait, connect again.
+
+Rules:
+
+* What happened is said once: connected, lost and why, back after how long. While a link stays away
+  for one reason nothing more is said.
+* When a link is lost its points are bad at once.
+* The waits grow from half a second to ten, with jitter, so that a hundred gateways do not come back in
+  step; a session that held for a while begins anew.
+* An error that nobody foresaw ends the session, not the gateway, and is the only thing that is logged
+  with a traceback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable
+
+from fieldbus.errors import LinkDownError
+from fieldbus.gateway.system import Status
+from fieldbus.link import DeviceHealth, Emit, Link, WriteOutcome, WriteResult
+from fieldbus.model import Point, Reason
+
+FIRST_WAIT_S = 0.5
+LONGEST_WAIT_S = 10.0
+_HELD_S = 5.0
+"""A session that held so long was a good one: the next wait is short again."""
+
+_LOG = logging.getLogger("fieldbus")
+
+
+class Session:
+    """Keeps one link connected."""
+
+    def __init__(
+        self,
+        link: Link,
+        status: Status,
+        devices: dict[str, Status],
+        emit: Emit,
+        tell: Callable[[Status], None],
+    ) -> None:
+        """Take what the session works with.
+
+        Args:
+            devices: statuses of the devices behind the link that can be lost on their own.
+            tell: called with a status that has changed.
+        """
+        self._link = link
+        self._status = status
+        self._devices = devices
+        self._emit = emit
+        self._tell = tell
+        self._sessions = 0
+        self._offline: dict[str, str] = {}
+        """Device to the reason for which it was last said to be lost."""
+        self._write_troubles: dict[Point, str] = {}
+        self._waiting_reason: str | None = None
+        self._lost_at_s = time.monotonic()
+
+    async def keep(self) -> None:
+        """Run until cancelled."""
+        wait_s = FIRST_WAIT_S
+        while True:
+            began_s = time.monotonic()
+            try:
+                await self._link.connect()
+                self._came_up()
+                await self._link.run(self._emit, self._report)
+                reason = "ended"
+            except LinkDownError as error:
+                reason = str(error)
+            except asyncio.CancelledError:
+                raise
+            except Exception:
+                _LOG.exception("%s: internal error; the link is opened anew", self._link.name)
+                reason = "internal error"
+            finally:
+                await self._close()
+            self._went_down(reason)
+            if time.monotonic() - began_s >= _HELD_S:
+                wait_s = FIRST_WAIT_S
+            await asyncio.sleep(wait_s * random.uniform(0.75, 1.25))
+            wait_s = min(wait_s * 2, LONGEST_WAIT_S)
+
+    async def _close(self) -> None:
+        try:
+            await self._link.close()
+        except Exception:
+            _LOG.exception("%s: internal error while closing", self._link.name)
+
+    def _came_up(self) -> None:
+        verb = "listening on" if self._link.is_listener else "connected to"
+        if self._sessions:
+            away_s = time.monotonic() - self._lost_at_s
+            _LOG.info("%s: back, %s %s after %.1f s", self._link.name, verb, self._link.endpoint, away_s)
+        else:
+            _LOG.info("%s: %s %s", self._link.name, verb, self._link.endpoint)
+        self._waiting_reason = None
+        self._status.set(connected=True, reconnects=self._sessions)
+        self._sessions += 1
+        self._tell(self._status)
+
+    def _went_down(self, reason: str) -> None:
+        if self._waiting_reason is None and self._status.is_true("connected"):
+            _LOG.warning("%s: lost (%s); trying again", self._link.name, reason)
+            self._lost_at_s = time.monotonic()
+        elif self._waiting_reason != reason:
+            _LOG.warning("%s: no connection to %s (%s); trying again", self._link.name, self._link.endpoint, reason)
+        self._waiting_reason = reason
+        self._status.set(connected=False)
+        self._tell(self._status)
+        time_ns, now_s = time.time_ns(), time.monotonic()
+        for group in self._link.groups:
+            self._emit(group.without_value(Reason.NOT_CONNECTED, time_ns, now_s))
+        for status in self._devices.values():
+            status.set(online=False, response_time_ms=None)
+            self._tell(status)
+
+    def _report(self, event: DeviceHealth | WriteResult) -> None:
+        if isinstance(event, WriteResult):
+            self._wrote(event)
+            return
+        status = self._devices.get(event.device)
+        if event.is_online:
+            if self._offline.pop(event.device, None) is not None:
+                _LOG.info("%s: answers again", event.device)
+        elif self._offline.get(event.device) != event.reason:
+            self._offline[event.device] = event.reason or ""
+            _LOG.warning("%s: lost, %s", event.device, event.reason)
+        if status is not None:
+            status.set(online=event.is_online)
+            if not event.is_online:
+                status.set(response_time_ms=None)
+            self._tell(status)
+
+    def _wrote(self, result: WriteResult) -> None:
+        if result.outcome in (WriteOutcome.WRITTEN, WriteOutcome.VERIFIED):
+            if self._write_troubles.pop(result.point, None) is not None:
+                _LOG.info("%s: writing works again", result.point.address)
+            return
+        trouble = f"{result.outcome}: {result.reason}"
+        if self._write_troubles.get(result.point) != trouble:
+            self._write_troubles[result.point] = trouble
+            _LOG.warning("%s: write of %s %s", result.point.address, result.value, trouble)

@@ -106,7 +106,7 @@ class Link(Protocol):
 
     @property
     def counters(self) -> Mapping[str, int]:
-        """Totals since start, by name: ``rx_dropped``, ``tx_dropped``, ``writes_failed`` …"""
+        """Totals since start, by name: ``rx_dropped``, ``tx_dropped``, ``writes_failed``."""
         ...
 
     async def connect(self) -> None:
@@ -114,7 +114,7 @@ class Link(Protocol):
 
     @property
     def measures(self) -> Mapping[str, Mapping[str, float]]:
-        """Device to what is measured of it now, by name: ``response_time_ms`` …"""
+        """Device to what is measured of it now, by name: ``response_time_ms``."""
         ...
 
     async def run(self, emit: Emit, report: Report) -> None:

@@ -134,7 +134,8 @@ class Point:
             return f"{value} is not a value"
         low, high = self.minimum, self.maximum
         if (low is not None and value < low) or (high is not None and value > high):
-            return f"{value:g} is outside {low if low is not None else '…'} … {high if high is not None else '…'}"
+            shown = [("" if end is None else f"{end:g}") for end in (low, high)]
+            return f"{value:g} is outside {shown[0]} … {shown[1]}"
         return None
 
     def __repr__(self) -> str:

@@ -4,7 +4,8 @@ Rules:
 
 * Integers stay integers where factor and offset are integers.
 * Decimal factors give decimal values: raw 3 with scale 0.1 is 0.3, not 0.30000000000000004.
-* The inverse rounds to the nearest raw step (half to even) and never clamps: whether the raw value fits its field is the caller's question.
+* The inverse rounds to the nearest raw step (half to even) and never clamps: whether the raw value
+  fits its field is the caller's question.
 
 Design: a factor such as 0.1 has no exact binary form, but 1/10 has an exact integer quotient. Scale
 and offset are therefore held as ``(raw * numerator + addend) / denominator`` in integers, and the

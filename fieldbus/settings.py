@@ -74,7 +74,7 @@ class Secret(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_literal(cls, data: Any) -> Any:  # noqa: ANN401
+    def _refuse_literal(cls, data: Any) -> Any:
         if isinstance(data, str):
             raise problem("a secret does not stand in the config: write {env: NAME} or {file: PATH}")
         return data

@@ -94,7 +94,7 @@ def load(path: Path, shown: str) -> Database:
     return Database(messages, warnings)
 
 
-def _message(item: Any) -> Message:  # noqa: ANN401 - cantools' message
+def _message(item: Any) -> Message:
     if not _NAME.fullmatch(item.name):
         raise ValueError("its name cannot be part of a point's")
     if not 0 <= item.length <= 64:
@@ -120,7 +120,7 @@ def _message(item: Any) -> Message:  # noqa: ANN401 - cantools' message
     )
 
 
-def _signal(item: Any, by_name: dict[str, Any]) -> Signal:  # noqa: ANN401 - cantools' signal
+def _signal(item: Any, by_name: dict[str, Any]) -> Signal:
     if not _NAME.fullmatch(item.name):
         raise ValueError(f"the name of signal {item.name!r} cannot be part of a point's")
     linear = Linear(item.scale, item.offset)
@@ -143,7 +143,7 @@ def _signal(item: Any, by_name: dict[str, Any]) -> Signal:  # noqa: ANN401 - can
     )
 
 
-def _condition(item: Any, by_name: dict[str, Any]) -> Condition:  # noqa: ANN401
+def _condition(item: Any, by_name: dict[str, Any]) -> Condition:
     steps: list[tuple[str, frozenset[int]]] = []
     seen = {item.name}
     while item.multiplexer_ids is not None and item.multiplexer_signal is not None:

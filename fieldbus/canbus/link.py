@@ -370,20 +370,9 @@ class CanLink:
             return False
         message = outgoing.message.message
         outgoing.sent_s = time.monotonic()
-        return all(
-            [
-                self._put(
-                    can.Message(
-                        arbitration_id=message.frame_id,
-                        is_extended_id=message.is_extended,
-                        is_fd=message.is_fd,
-                        bitrate_switch=message.is_fd,
-                        data=outgoing.encoder.frame(branch),
-                    )
-                )
-                for branch in outgoing.branches
-            ]
-        )
+        # Every branch is tried, whether the bus took the one before or not.
+        taken = [self._put(_frame(message, outgoing.encoder, branch)) for branch in outgoing.branches]
+        return all(taken)
 
     def _put(self, frame: can.Message) -> bool:
         bus = self._bus
@@ -506,6 +495,16 @@ class CanLink:
             self._devices[device] = False
             if self._report is not None:
                 self._report(DeviceHealth(device, False, reason))
+
+
+def _frame(message: Message, encoder: FrameEncoder, branch: Condition) -> can.Message:
+    return can.Message(
+        arbitration_id=message.frame_id,
+        is_extended_id=message.is_extended,
+        is_fd=message.is_fd,
+        bitrate_switch=message.is_fd,
+        data=encoder.frame(branch),
+    )
 
 
 def _read(branch: _Branch, data: bytes, time_ns: int, at_s: float) -> Batch:

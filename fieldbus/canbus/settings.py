@@ -98,9 +98,7 @@ class CanDeviceSettings(DeviceSettings):
     messages: Mapping[str, MessageSettings] = {}
 
 
-def build_messages(
-    device: str, settings: CanDeviceSettings, messages: Sequence[Message]
-) -> list[CanMessage]:
+def build_messages(device: str, settings: CanDeviceSettings, messages: Sequence[Message]) -> list[CanMessage]:
     """Return the device's messages with their points."""
     return [
         _build(device, settings, settings.messages.get(message.name) or MessageSettings(), message)
@@ -108,9 +106,7 @@ def build_messages(
     ]
 
 
-def _build(
-    device: str, settings: CanDeviceSettings, own: MessageSettings, message: Message
-) -> CanMessage:
+def _build(device: str, settings: CanDeviceSettings, own: MessageSettings, message: Message) -> CanMessage:
     cycle_s = own.cycle or message.cycle_s
     deadline_s = own.timeout or settings.timeout
     if own.timeout is None and cycle_s is not None:

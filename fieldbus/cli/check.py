@@ -76,12 +76,12 @@ def load_table(plant: Plant, loads: list[LinkLoad]) -> Table:
     table.add_column("requests/s", justify="right")
     table.add_column("load", justify="right")
     table.add_column("predicted for")
-    for load in loads:
+    for item in loads:
         table.add_row(
-            load.link,
-            plant.links[load.link].endpoint,
-            f"{load.requests_per_s:.4g}" if load.requests_per_s else "–",
-            "–" if load.percent is None else f"{load.percent:.2g} %",
-            load.basis,
+            item.link,
+            plant.links[item.link].endpoint,
+            f"{item.requests_per_s:.4g}" if item.requests_per_s else "–",
+            "–" if item.percent is None else f"{item.percent:.2g} %",
+            item.basis,
         )
     return table

@@ -74,7 +74,7 @@ def find_points(plant: Plant, names: Sequence[str]) -> list[Point]:
     return list(found.values())
 
 
-def print_json(data: Any) -> None:  # noqa: ANN401
+def print_json(data: Any) -> None:
     """Write JSON to stdout."""
     typer.echo(json.dumps(data, ensure_ascii=False, indent=2))
 
@@ -104,7 +104,5 @@ def samples_table(items: Iterable[dict[str, Any]], title: str | None = None) -> 
         style = _STYLES[item["quality"]]
         quality = item["quality"] if item["reason"] is None else f"{item['quality']}: {item['reason']}"
         stamp = (item["time"] or "")[11:23]
-        table.add_row(
-            item["point"], value_text(item), item.get("unit", ""), f"[{style}]{quality}[/]", stamp
-        )
+        table.add_row(item["point"], value_text(item), item.get("unit", ""), f"[{style}]{quality}[/]", stamp)
     return table

@@ -98,9 +98,7 @@ async def _demo(plant: Plant, console: Console, seconds: float | None) -> None:
         await asyncio.gather(showing, return_exceptions=True)
 
 
-async def _show(
-    gateway: Gateway, frames: dict[tuple[str, int], tuple[int, bytes]], console: Console
-) -> None:
+async def _show(gateway: Gateway, frames: dict[tuple[str, int], tuple[int, bytes]], console: Console) -> None:
     if not console.is_terminal:
         while True:
             await asyncio.sleep(_PLAIN_PERIOD_S)

@@ -22,7 +22,9 @@ from fieldbus.gateway.oneshot import read as read_points
 from fieldbus.sample_json import sample_object
 from fieldbus.settings import parse_duration
 
-TimeoutOption = Annotated[str, typer.Option("--timeout", help="How long to wait for values.", metavar="DURATION")]
+TimeoutOption = Annotated[
+    str, typer.Option("--timeout", help="How long to wait for values.", metavar="DURATION")
+]
 
 
 def timeout_of(text: str) -> float:

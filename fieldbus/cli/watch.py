@@ -47,7 +47,7 @@ async def _watch(data_dir: Path, only: str, as_json: bool, once: bool, system: b
         ending = asyncio.create_task(stop.wait())
         try:
             while True:
-                following: asyncio.Task[dict[str, Any]] = asyncio.ensure_future(anext(lines))  # type: ignore[assignment]
+                following: asyncio.Task[dict[str, Any]] = asyncio.ensure_future(anext(lines))
                 await asyncio.wait({following, ending}, return_when=asyncio.FIRST_COMPLETED)
                 if ending.done():
                     following.cancel()

@@ -107,7 +107,7 @@ def snapshot(gateway: Gateway, told: Told) -> list[dict[str, Any]]:
     """
     points: list[dict[str, Any]] = []
     latest = gateway.router.latest
-    acquired = set()
+    acquired: set[Point] = set()
     for group in gateway.plant.groups:
         acquired.update(group.points)
         batch = latest.get(group)

@@ -44,7 +44,7 @@ from fieldbus.settings import DeviceSettings, LinkSettings, Secret
 class Surroundings(Protocol):
     """What a protocol may ask of the loader while it describes a device."""
 
-    def points_of(self, device: str, settings: Any) -> tuple[Mapping[str, PointSettings], float | None]:  # noqa: ANN401
+    def points_of(self, device: str, settings: Any) -> tuple[Mapping[str, PointSettings], float | None]:
         """Return a device's own points and those of its map, and the map's scan period."""
 
     def database(self, device: str, name: str) -> Sequence[Message]:
@@ -96,9 +96,7 @@ class LinkType:
     """Whether its devices can be lost while the link lives."""
 
 
-def _describe_polled(
-    device: str, settings: PolledDeviceSettings, around: Surroundings
-) -> Description:
+def _describe_polled(device: str, settings: PolledDeviceSettings, around: Surroundings) -> Description:
     points, map_scan = around.points_of(device, settings)
     if "scan" not in settings.model_fields_set and map_scan is not None:
         settings = settings.model_copy(update={"scan": map_scan})
@@ -106,9 +104,7 @@ def _describe_polled(
     return _described(device, settings, built, around, is_served=False)
 
 
-def _describe_served(
-    device: str, settings: ServedDeviceSettings, around: Surroundings
-) -> Description:
+def _describe_served(device: str, settings: ServedDeviceSettings, around: Surroundings) -> Description:
     points, _ = around.points_of(device, settings)
     built = [point.build(device, name, is_served=True) for name, point in points.items()]
     return _described(device, settings, built, around, is_served=True)
@@ -141,9 +137,7 @@ def _describe_can(device: str, settings: CanDeviceSettings, around: Surroundings
     return Description(settings, points, built)
 
 
-def _describe_topics(
-    device: str, settings: TopicDeviceSettings, around: Surroundings
-) -> Description:
+def _describe_topics(device: str, settings: TopicDeviceSettings, around: Surroundings) -> Description:
     if not settings.points:
         around.fault(device, (), "the device has no points")
     built = [item.build(device, name) for name, item in settings.points.items()]
@@ -167,9 +161,7 @@ def _modbus_parts(parts: Assembly) -> tuple[dict[str, Any], dict[str, list[Regis
 
 
 def _assemble_can(parts: Assembly) -> Link:
-    messages: list[CanMessage] = [
-        message for item in parts.devices.values() for message in item.parts
-    ]
+    messages: list[CanMessage] = [message for item in parts.devices.values() for message in item.parts]
     return build_link(parts.name, parts.settings, messages, parts.targets)
 
 
@@ -197,9 +189,7 @@ LINK_TYPES: Mapping[str, LinkType] = {
     "modbus-tcp": LinkType(
         ClientLinkSettings, PolledDeviceSettings, _describe_polled, _assemble_client, has_online=True
     ),
-    "modbus-server": LinkType(
-        ServerLinkSettings, ServedDeviceSettings, _describe_served, _assemble_server
-    ),
+    "modbus-server": LinkType(ServerLinkSettings, ServedDeviceSettings, _describe_served, _assemble_server),
     "can": LinkType(CanLinkSettings, CanDeviceSettings, _describe_can, _assemble_can, has_online=True),
     "mqtt": LinkType(
         BrokerSettings, TopicDeviceSettings, _describe_topics, _assemble_broker, has_topics=True

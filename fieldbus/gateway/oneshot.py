@@ -116,7 +116,9 @@ async def _write_link(link: Link, values: Mapping[Point, Value], timeout_s: floa
         reason = f"{Reason.NOT_CONNECTED}: {error}"
         return [WriteResult(point, value, WriteOutcome.FAILED, reason) for point, value in values.items()]
     except TimeoutError:
-        return [WriteResult(point, value, WriteOutcome.FAILED, Reason.TIMEOUT) for point, value in values.items()]
+        return [
+            WriteResult(point, value, WriteOutcome.FAILED, Reason.TIMEOUT) for point, value in values.items()
+        ]
     finally:
         await link.close()
     return [result._replace(point=names[result.point]) for result in results]

@@ -109,7 +109,9 @@ class Session:
             _LOG.warning("%s: lost (%s); trying again", self._link.name, reason)
             self._lost_at_s = time.monotonic()
         elif self._waiting_reason != reason:
-            _LOG.warning("%s: no connection to %s (%s); trying again", self._link.name, self._link.endpoint, reason)
+            _LOG.warning(
+                "%s: no connection to %s (%s); trying again", self._link.name, self._link.endpoint, reason
+            )
         self._waiting_reason = reason
         self._status.set(connected=False)
         self._tell(self._status)

@@ -1,5 +1,6 @@
-"""The gateway's own points, ``sys.*``: routed like any other, so that a PLC can read in a register
-that a CAN node went silent.
+"""The gateway's own points, ``sys.*``.
+
+They are routed like any other, so that a PLC can read in a register that a CAN node went silent.
 
 =============================================  ======================================================
 ``sys.<link>.connected``                       whether the link is connected
@@ -54,9 +55,7 @@ class Status:
         told = self._told
         if told == self._values:
             return None
-        changed = [
-            index for index, value in enumerate(self._values) if told is None or told[index] != value
-        ]
+        changed = [index for index, value in enumerate(self._values) if told is None or told[index] != value]
         self._told = list(self._values)
         missing = bad(Reason.NOT_AVAILABLE)
         flaws: Mapping[int, Flaw] = {

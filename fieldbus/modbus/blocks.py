@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
-from fieldbus.model import NO_FLAWS, Batch, Flaw, Group, Value
 from fieldbus.modbus.planner import Block
 from fieldbus.modbus.registers import Convert
+from fieldbus.model import NO_FLAWS, Batch, Flaw, Group, Value
 
 Unpack = Callable[[bytes], tuple[object, ...]]
 
@@ -27,7 +28,16 @@ Unpack = Callable[[bytes], tuple[object, ...]]
 class BlockReader:
     """Turns the payloads of one block into batches; remembers the last one."""
 
-    __slots__ = ("_convert", "_flaws", "_has_value", "_payload", "_readers", "_tokens", "_unpack", "_values", "group")
+    __slots__ = (
+        "_convert",
+        "_flaws",
+        "_payload",
+        "_readers",
+        "_tokens",
+        "_unpack",
+        "_values",
+        "group",
+    )
 
     def __init__(self, block: Block, group: Group) -> None:
         self.group = group
@@ -85,13 +95,10 @@ class BlockReader:
             token = tokens[field]
             for index in self._readers[field]:
                 convert = self._convert[index]
-                if convert is None:
-                    value, flaw = token, None
-                else:
-                    value, flaw = convert(token)
+                value, flaw = (cast("Value", token), None) if convert is None else convert(token)
                 if was_read and value == values[index] and flaw == flaws.get(index):
                     continue  # another bit of the same register changed
-                values[index] = value  # type: ignore[assignment]
+                values[index] = value
                 if flaw is not None:
                     flaws[index] = flaw
                 else:
@@ -111,11 +118,8 @@ def _register_unpacker(fields: Sequence[tuple[int, str]], size: int) -> Unpack:
     ends: list[int] = []
     for index in sorted(range(len(fields)), key=lambda index: fields[index][0]):
         offset, code = fields[index]
-        for layer, end in enumerate(ends):
-            if end <= offset:
-                break
-        else:
-            layer = len(layers)
+        layer = next((place for place, end in enumerate(ends) if end <= offset), len(ends))
+        if layer == len(ends):
             layers.append([])
             ends.append(0)
         layers[layer].append(index)

@@ -22,9 +22,9 @@ import math
 from collections.abc import Iterable, Sequence
 
 from fieldbus.errors import ConversionError
-from fieldbus.model import Point, Quality, Sample, Value
 from fieldbus.modbus import pdu
 from fieldbus.modbus.registers import RegisterPoint, Table, arrangement
+from fieldbus.model import Point, Quality, Sample, Value
 
 _ABSENT, _GOOD, _BAD, _FILLER = 0, 1, 2, 3
 
@@ -139,12 +139,13 @@ class UnitImage:
         decoded: list[Written] = []
         for point in touched:
             offset = point.address - request.address
-            if request.table.is_bits:
-                value: Value | None = bool(request.data[offset >> 3] >> (offset & 7) & 1)
-            else:
+            value: Value | None = None
+            if not request.table.is_bits:
                 value, flaw = point.decode(request.data[2 * offset : 2 * (offset + point.count)])
-                if flaw is not None or value is None or point.point.refusal(value):
-                    return pdu.SERVER_DEVICE_FAILURE
+            else:
+                value, flaw = bool(request.data[offset >> 3] >> (offset & 7) & 1), None
+            if flaw is not None or value is None or point.point.refusal(value):
+                return pdu.SERVER_DEVICE_FAILURE
             decoded.append((point, value))
         for point, value in decoded:
             self._store(point, value)

@@ -29,17 +29,16 @@ from fieldbus.errors import (
     BadResponseError,
     ConversionError,
     DeviceExceptionError,
-    LinkDownError,
     RequestError,
     RequestTimeoutError,
 )
 from fieldbus.link import Delivery, DeviceHealth, Emit, Report, WriteOutcome, WriteResult
-from fieldbus.model import Batch, Group, Point, Reason, Value
 from fieldbus.modbus import pdu
 from fieldbus.modbus.blocks import BlockReader
 from fieldbus.modbus.client import ModbusTcpConnection
 from fieldbus.modbus.planner import Block, Limits, plan
 from fieldbus.modbus.registers import RegisterPoint, Table
+from fieldbus.model import Batch, Group, Point, Reason, Value
 
 FAILURES_TO_DEMOTE = 2
 FIRST_PROBE_S = 0.5
@@ -232,9 +231,7 @@ class ModbusClientLink:
             answers.append(answer)
             place, state = self._place[point]
             if not self._is_connected:
-                answer.set_result(
-                    WriteResult(point, value, WriteOutcome.FAILED, Reason.NOT_CONNECTED)
-                )
+                answer.set_result(WriteResult(point, value, WriteOutcome.FAILED, Reason.NOT_CONNECTED))
                 continue
             self._queue(_Write(place, state, value, [answer]))
         return list(await asyncio.gather(*answers))
@@ -340,9 +337,7 @@ class ModbusClientLink:
                 state = members[0].state
                 self._counters["requests"] += 1
                 try:
-                    reply = await self._connection.request(
-                        state.unit.unit_id, request, state.unit.timeout_s
-                    )
+                    reply = await self._connection.request(state.unit.unit_id, request, state.unit.timeout_s)
                     pdu.check_write_reply(request, reply)
                 except RequestError as error:
                     for member in members:
@@ -368,7 +363,9 @@ class ModbusClientLink:
                     encoded.append((write, write.point.encode(write.value)))
             except ConversionError as error:
                 self._finish(write, WriteOutcome.REFUSED, str(error))
-        encoded.sort(key=lambda item: (item[0].state.unit.unit_id, item[0].point.table, item[0].point.address))
+        encoded.sort(
+            key=lambda item: (item[0].state.unit.unit_id, item[0].point.table, item[0].point.address)
+        )
         requests: list[tuple[list[_Write], bytes]] = []
         run: list[_Write] = []
         data = b""

@@ -22,6 +22,7 @@ Rules:
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from fieldbus.errors import BadResponseError, DeviceExceptionError
@@ -125,7 +126,8 @@ def frame(transaction_id: int, unit_id: int, pdu: bytes) -> bytes:
     return _MBAP.pack(transaction_id, 0, len(pdu) + 1, unit_id) + pdu
 
 
-class ReadRequest(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ReadRequest:
     """FC 1, 2, 3, 4."""
 
     function_code: int
@@ -134,7 +136,8 @@ class ReadRequest(NamedTuple):
     count: int
 
 
-class WriteRequest(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class WriteRequest:
     """FC 5, 6, 15, 16."""
 
     function_code: int
@@ -145,7 +148,8 @@ class WriteRequest(NamedTuple):
     """Registers as on the wire, or bits packed from the least significant."""
 
 
-class MaskWriteRequest(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class MaskWriteRequest:
     """FC 22: ``register = (register and and_mask) or (or_mask and not and_mask)``."""
 
     function_code: int
@@ -154,7 +158,8 @@ class MaskWriteRequest(NamedTuple):
     or_mask: int
 
 
-class ReadWriteRequest(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ReadWriteRequest:
     """FC 23: the write is done before the read."""
 
     function_code: int
@@ -235,7 +240,7 @@ def exception_response(function_code: int, exception_code: int) -> bytes:
 def read_request(table: Table, address: int, count: int) -> bytes:
     """Return the PDU that reads `count` bits or registers."""
     limit = 2000 if table.is_bits else 125
-    if not (1 <= count <= limit and 0 <= address and address + count <= 0x10000):
+    if not (1 <= count <= limit and address >= 0 and address + count <= 0x10000):
         raise ValueError(f"cannot read {count} from {table} {address}")
     return _READ.pack(table.read_function, address, count)
 

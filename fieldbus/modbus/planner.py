@@ -57,9 +57,7 @@ class Block:
         return f"{self.table} {self.address}..{self.address + self.count - 1}"
 
 
-def plan(
-    points: Iterable[RegisterPoint], unit_id: int, period_s: float, limits: Limits
-) -> list[Block]:
+def plan(points: Iterable[RegisterPoint], unit_id: int, period_s: float, limits: Limits) -> list[Block]:
     """Return the blocks that read all `points`, each at its own period or else at `period_s`."""
     classes: dict[tuple[float, Table], list[RegisterPoint]] = {}
     for point in points:
@@ -75,9 +73,7 @@ def plan(
     return blocks
 
 
-def _runs(
-    members: Sequence[RegisterPoint], table: Table, limits: Limits
-) -> Iterable[list[RegisterPoint]]:
+def _runs(members: Sequence[RegisterPoint], table: Table, limits: Limits) -> Iterable[list[RegisterPoint]]:
     size = limits.max_bits if table.is_bits else limits.max_registers
     gap = limits.max_gap * 16 if table.is_bits else limits.max_gap
     run: list[RegisterPoint] = []

@@ -189,7 +189,7 @@ class RegisterPoint:
     def struct_code(self) -> str:
         """The big-endian `struct` code that unpacks it from its registers."""
         code = _WHOLE_CODE.get(self.type)
-        if code is None or self.order is not Order.ABCD or self.invalid and self.type.is_float:
+        if code is None or self.order is not Order.ABCD or (self.invalid and self.type.is_float):
             return f"{self.count * 2}s"
         return code
 
@@ -284,9 +284,7 @@ class RegisterPoint:
         size = self.count * 2
         if self.type.is_float:
             try:
-                data = struct.pack(
-                    ">" + _FLOAT_CODE[self.type.bits], self.linear.inverse_float(value)
-                )
+                data = struct.pack(">" + _FLOAT_CODE[self.type.bits], self.linear.inverse_float(value))
             except (OverflowError, struct.error) as error:
                 raise ConversionError(f"{value} does not fit {self.type}") from error
             return arrange(data)

@@ -24,10 +24,10 @@ from dataclasses import dataclass
 
 from fieldbus.errors import ConversionError, LinkDownError
 from fieldbus.link import Delivery, Emit, Report, WriteOutcome, WriteResult
-from fieldbus.model import NO_FLAWS, Batch, Group, Point, Quality, Sample, Value
 from fieldbus.modbus import pdu
 from fieldbus.modbus.image import UnitImage, Written
 from fieldbus.modbus.registers import RegisterPoint
+from fieldbus.model import NO_FLAWS, Batch, Group, Point, Quality, Sample, Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +61,7 @@ class ModbusServerLink:
         self.units = units
         self._max_sessions = max_sessions
         self._idle_timeout_s = idle_timeout_s
-        self._images = {
-            unit.unit_id: UnitImage(unit.points, fills_gaps=unit.fills_gaps) for unit in units
-        }
+        self._images = {unit.unit_id: UnitImage(unit.points, fills_gaps=unit.fills_gaps) for unit in units}
         self._image_of: dict[Point, UnitImage] = {}
         self._group_of: dict[Point, Group] = {}
         self._last: dict[Point, Value] = {}
@@ -78,7 +76,8 @@ class ModbusServerLink:
         self._sessions: dict[_Session, None] = {}
         self._emit: Emit | None = None
         self._counters = dict.fromkeys(
-            ("sessions", "sessions_refused", "requests", "exceptions", "bad_frames", "writes", "conversions_failed"), 0
+            ("sessions", "sessions_refused", "requests", "exceptions", "bad_frames", "writes",
+             "conversions_failed"), 0
         )  # fmt: skip
 
     @property
@@ -100,9 +99,7 @@ class ModbusServerLink:
         """Begin to listen."""
         loop = asyncio.get_running_loop()
         try:
-            self._server = await loop.create_server(
-                lambda: _Session(self), self.host, self.port, backlog=128
-            )
+            self._server = await loop.create_server(lambda: _Session(self), self.host, self.port, backlog=128)
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise LinkDownError(f"cannot listen: {reason}") from error

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from fieldbus.errors import ConversionError
-from fieldbus.model import Access, Kind, Point
 from fieldbus.modbus.image import nan_bytes
 from fieldbus.modbus.link import ModbusClientLink, Unit
 from fieldbus.modbus.planner import Limits
@@ -22,6 +21,7 @@ from fieldbus.modbus.registers import (
     integer_range,
 )
 from fieldbus.modbus.server import ModbusServerLink, ServedUnit
+from fieldbus.model import Access, Kind, Point
 from fieldbus.scaling import Linear
 from fieldbus.settings import (
     AccessName,
@@ -58,9 +58,7 @@ class PointSettings(Settings):
     type: TypeName | None = Field(
         None, description="`bool` for coils and discrete inputs, else `uint16` by default."
     )
-    length: Annotated[int, Field(ge=1, le=125)] | None = Field(
-        None, description="Of a string, in registers."
-    )
+    length: Annotated[int, Field(ge=1, le=125)] | None = Field(None, description="Of a string, in registers.")
     bit: Annotated[int, Field(ge=0, le=63)] | None = Field(None, description="One bit of the value.")
     bits: str | None = Field(None, description="A range of bits, such as 4-7.")
     order: Literal["ABCD", "CDAB", "BADC", "DCBA"] = "ABCD"
@@ -83,7 +81,7 @@ class PointSettings(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _later(cls, data: Any) -> Any:  # noqa: ANN401
+    def _later(cls, data: Any) -> Any:
         for key in ("count", "scale_from"):
             if isinstance(data, dict) and key in data:
                 raise problem(f"`{key}` is not supported in this version")
@@ -115,6 +113,7 @@ class PointSettings(Settings):
             if kind.is_float or kind.is_bcd or kind is RegisterType.STRING:
                 raise problem(f"a {kind} has no bits to choose from")
             low, count = self.bit_range()
+            low = low or 0
             width = 16 if kind is RegisterType.BOOL else kind.bits
             if low + count > width:
                 raise problem(f"bit {low + count - 1} is outside the {width} bits of a {kind}")
@@ -151,7 +150,7 @@ class PointSettings(Settings):
             raise problem(f"`{missing}` is missing (or give `reference` instead of table and address)")
         return Table(self.table), self.address
 
-    def bit_range(self) -> tuple[int | None, int]:  # type: ignore[return]
+    def bit_range(self) -> tuple[int | None, int]:
         """Return the first bit and how many; (None, 0) for the whole value."""
         if self.bit is not None:
             return self.bit, 1
@@ -203,9 +202,7 @@ class PointSettings(Settings):
             carries_quality=is_served,
         )
         action = (
-            OnBad("value", self.on_bad.value)
-            if isinstance(self.on_bad, Substitute)
-            else OnBad(self.on_bad)
+            OnBad("value", self.on_bad.value) if isinstance(self.on_bad, Substitute) else OnBad(self.on_bad)
         )
         return RegisterPoint(
             point=point,

@@ -189,9 +189,7 @@ class MqttLink:
                 if self._client is None:
                     raise aiomqtt.MqttError("not connected")
                 payload = sample_bytes(point, sample)
-                await self._client.publish(
-                    self._topic_of[point], payload, qos=1, retain=self._is_retained
-                )
+                await self._client.publish(self._topic_of[point], payload, qos=1, retain=self._is_retained)
             except aiomqtt.MqttError as error:
                 results.append(WriteResult(point, value, WriteOutcome.FAILED, _reason(error)))
             else:
@@ -221,9 +219,7 @@ class MqttLink:
     async def _drain_into(self, client: aiomqtt.Client) -> None:
         while self._queue:
             message = self._queue[0]
-            await client.publish(
-                message.topic, message.payload, qos=self._qos, retain=self._is_retained
-            )
+            await client.publish(message.topic, message.payload, qos=self._qos, retain=self._is_retained)
             self._queue.popleft()
             self._counters["published"] += 1
 
@@ -241,9 +237,7 @@ class MqttLink:
                 await self._is_filled.wait()
             message = self._queue.popleft()
             self._under_way[message.number] = message
-            await client.publish(
-                message.topic, message.payload, qos=self._qos, retain=self._is_retained
-            )
+            await client.publish(message.topic, message.payload, qos=self._qos, retain=self._is_retained)
             self._under_way.pop(message.number, None)
             self._counters["published"] += 1
 

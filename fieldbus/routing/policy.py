@@ -213,10 +213,6 @@ class Edge:
         if new.quality is not last.quality or new.reason != last.reason:
             return True
         deadband = self.policy.deadband
-        if (
-            deadband is None
-            or isinstance(new.value, str | None)
-            or isinstance(last.value, str | None)
-        ):
+        if deadband is None or isinstance(new.value, str | None) or isinstance(last.value, str | None):
             return new.value != last.value
         return abs(new.value - last.value) >= deadband and new.value != last.value

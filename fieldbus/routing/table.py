@@ -127,9 +127,7 @@ def _sources(index: int, route: Route, directory: Directory, faults: list[Fault]
             )
             return []
         if not point.access.can_read:
-            faults.append(
-                Fault(index, "from", f"{point.address} can only be written (access: write)")
-            )
+            faults.append(Fault(index, "from", f"{point.address} can only be written (access: write)"))
             return []
         return [point]
     pattern = re.compile(".*".join(re.escape(part) for part in route.source.split("*")))
@@ -137,9 +135,7 @@ def _sources(index: int, route: Route, directory: Directory, faults: list[Fault]
     found = [
         point
         for address, point in directory.points.items()
-        if point.access.can_read
-        and (wants_system or point.device != "sys")
-        and pattern.fullmatch(address)
+        if point.access.can_read and (wants_system or point.device != "sys") and pattern.fullmatch(address)
     ]
     if not found:
         device = route.source.split(".", 1)[0]
@@ -164,22 +160,22 @@ def _target(
     for name in used:
         if name not in fields:
             if name in FIELDS:
-                text = f"{source.address} has no {{{name}}}: only <Message>.<Signal> points do"
-                faults.append(Fault(index, "to", text))
+                reason = f"{source.address} has no {{{name}}}: only <Message>.<Signal> points do"
+                faults.append(Fault(index, "to", reason))
             else:
-                hint = closest(name, FIELDS) or f"one of {', '.join(FIELDS)}"
-                faults.append(Fault(index, "to", f"unknown field {{{name}}}", hint))
+                known = closest(name, FIELDS) or f"one of {', '.join(FIELDS)}"
+                faults.append(Fault(index, "to", f"unknown field {{{name}}}", known))
             return None
-    text = _FIELD.sub(lambda match: fields[match[1]], route.target)
-    link, colon, topic = text.partition(":")
+    address = _FIELD.sub(lambda match: fields[match[1]], route.target)
+    link, colon, topic = address.partition(":")
     if colon:
         return _topic(index, link, topic, used, source, has_many_devices, route, directory, faults)
-    point = directory.points.get(text)
+    point = directory.points.get(address)
     if point is None:
-        hint = closest(text, directory.points)
-        if text.split("/", 1)[0] in directory.brokers or text in directory.links:
-            hint = f"a topic is written LINK:TOPIC, such as '{text.split('/', 1)[0]}:plant/{{point}}'"
-        faults.append(Fault(index, "to", f"there is no point '{text}'", hint))
+        hint = closest(address, directory.points)
+        if address.split("/", 1)[0] in directory.brokers or address in directory.links:
+            hint = f"a topic is written LINK:TOPIC, such as '{address.split('/', 1)[0]}:plant/{{point}}'"
+        faults.append(Fault(index, "to", f"there is no point '{address}'", hint))
         return None
     if not point.access.can_write:
         faults.append(
@@ -234,9 +230,7 @@ def _topic(
     return Target(link, None, topic, gathers, label, route.is_durable)
 
 
-def _policy(
-    index: int, route: Route, source: Point, target: Target, faults: list[Fault]
-) -> Policy | None:
+def _policy(index: int, route: Route, source: Point, target: Target, faults: list[Fault]) -> Policy | None:
     policy = route.policy
     if route.deadband_percent is not None:
         if source.minimum is None or source.maximum is None:
@@ -253,8 +247,9 @@ def _policy(
         policy = replace(policy, deadband=span * route.deadband_percent / 100)
     kind = source.kind
     if policy.mapping is not None:
-        policy = replace(policy, mapping=_by_number(policy.mapping, source, target.point))
-        kind = _kind_of(list(policy.mapping.values()))
+        mapping = _by_number(policy.mapping, source, target.point)
+        policy = replace(policy, mapping=mapping)
+        kind = _kind_of(list(mapping.values()))
     if not policy.linear.is_identity:
         if kind is Kind.STRING:
             faults.append(Fault(index, "scale", f"{source.address} is text and cannot be scaled"))
@@ -268,9 +263,7 @@ def _policy(
     return policy
 
 
-def _by_number(
-    mapping: Mapping[Value, Value], source: Point, target: Point | None
-) -> Mapping[Value, Value]:
+def _by_number(mapping: Mapping[Value, Value], source: Point, target: Point | None) -> Mapping[Value, Value]:
     """Replace the labels of an enumeration in a `map` by the values that they name."""
     from_label = {label: value for value, label in source.labels.items()}
     to_label = {label: value for value, label in target.labels.items()} if target is not None else {}
@@ -289,9 +282,7 @@ def _kind_of(values: Sequence[Value]) -> Kind:
     return Kind.STRING if any(isinstance(value, str) for value in values) else Kind.FLOAT
 
 
-def _fits(
-    index: int, source: Point, kind: Kind, policy: Policy, target: Point, faults: list[Fault]
-) -> bool:
+def _fits(index: int, source: Point, kind: Kind, policy: Policy, target: Point, faults: list[Fault]) -> bool:
     if (kind is Kind.STRING) != (target.kind is Kind.STRING):
         faults.append(
             Fault(
@@ -312,22 +303,22 @@ def _fits(
             )
         )
         return False
-    if policy.substitute is not None and isinstance(policy.substitute, str) != (
-        target.kind is Kind.STRING
-    ):
+    if policy.substitute is not None and isinstance(policy.substitute, str) != (target.kind is Kind.STRING):
         faults.append(
-            Fault(index, "on_bad", f"{policy.substitute!r} cannot go into {target.address}, which is {target.kind}")
-        )  # fmt: skip
+            Fault(
+                index,
+                "on_bad",
+                f"{policy.substitute!r} cannot go into {target.address}, which is {target.kind}",
+            )
+        )
         return False
     if kind is not Kind.STRING:
         _warn_of_range(index, source, policy, target, faults)
     return True
 
 
-def _warn_of_range(
-    index: int, source: Point, policy: Policy, target: Point, faults: list[Fault]
-) -> None:
-    low, high = (0, 1) if source.kind is Kind.BOOL else source.range
+def _warn_of_range(index: int, source: Point, policy: Policy, target: Point, faults: list[Fault]) -> None:
+    low, high = (0.0, 1.0) if source.kind is Kind.BOOL else source.range
     if policy.mapping is not None:
         numbers = [value for value in policy.mapping.values() if not isinstance(value, str)]
         low, high = min(numbers), max(numbers)
@@ -372,9 +363,7 @@ def _double_writers(edges: Sequence[Edge], owners: Sequence[int]) -> list[Fault]
     return faults
 
 
-def _circles(
-    edges: Sequence[Edge], owners: Sequence[int], directory: Directory
-) -> list[Fault]:
+def _circles(edges: Sequence[Edge], owners: Sequence[int], directory: Directory) -> list[Fault]:
     """Find routes by which a value comes back to where it was."""
     following: dict[Point, list[tuple[Point, int]]] = defaultdict(list)
     for edge, owner in zip(edges, owners, strict=True):

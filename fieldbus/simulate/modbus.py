@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fieldbus.link import Delivery, Target
-from fieldbus.model import Batch, Point, Quality, Sample
 from fieldbus.modbus.link import Unit
 from fieldbus.modbus.server import ModbusServerLink, ServedUnit
+from fieldbus.model import Batch, Point, Quality, Sample
 from fieldbus.simulate.motion import resting_value, value_at
 
 STEP_S = 0.2
@@ -21,9 +21,7 @@ class SimulatedPlc:
     """The units of one link, served from their maps."""
 
     def __init__(self, name: str, host: str, port: int, units: Sequence[Unit]) -> None:
-        self._room = {
-            item.point: item.length * 2 for unit in units for item in unit.points if item.length
-        }
+        self._room = {item.point: item.length * 2 for unit in units for item in unit.points if item.length}
         """Bytes that a string has."""
         self._moving: list[Point] = []
         self._resting: list[Point] = []

@@ -35,7 +35,11 @@ _QUOTED = re.compile(r"'([^']*)'")
 
 
 def problems_of(
-    source: Source, prefix: Sequence[str | int], data: Any, model: type[BaseModel], error: ValidationError  # noqa: ANN401
+    source: Source,
+    prefix: Sequence[str | int],
+    data: Any,
+    model: type[BaseModel],
+    error: ValidationError,
 ) -> list[Problem]:
     """Return the problems that a validation of the data at `prefix` found, one per place."""
     found: dict[tuple[str | int, ...], Problem] = {}
@@ -79,7 +83,7 @@ def problems_of(
     ]
 
 
-def _path_in(data: Any, location: Sequence[str | int]) -> tuple[str | int, ...]:  # noqa: ANN401
+def _path_in(data: Any, location: Sequence[str | int]) -> tuple[str | int, ...]:
     """Keep of a pydantic location what is a path in the data: the names of union branches are not."""
     path: list[str | int] = []
     for index, step in enumerate(location):
@@ -106,13 +110,11 @@ def _fields_at(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
             arguments = typing.get_args(annotation)
             annotation = arguments[-1] if arguments else None
     return [
-        item.alias or name
-        for found in _models_in(annotation)
-        for name, item in found.model_fields.items()
+        item.alias or name for found in _models_in(annotation) for name, item in found.model_fields.items()
     ]
 
 
-def _models_in(annotation: Any) -> list[type[BaseModel]]:  # noqa: ANN401
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):

@@ -22,7 +22,8 @@ from pydantic import BaseModel, ValidationError
 
 from fieldbus import __version__
 from fieldbus.canbus.codec import Message
-from fieldbus.canbus.database import DatabaseError, load as load_database
+from fieldbus.canbus.database import DatabaseError
+from fieldbus.canbus.database import load as load_database
 from fieldbus.errors import ConfigError, Problem, closest
 from fieldbus.gateway.config.explain import problems_of
 from fieldbus.gateway.config.schema import (
@@ -36,8 +37,8 @@ from fieldbus.gateway.link_types import LATER, LINK_TYPES, Assembly, Description
 from fieldbus.gateway.plant import Plant
 from fieldbus.gateway.system import DEVICE, Status, device_status, link_status, merge
 from fieldbus.link import Link
-from fieldbus.model import Point
 from fieldbus.modbus.settings import MapSettings, PointSettings
+from fieldbus.model import Point
 from fieldbus.routing.policy import Edge
 from fieldbus.routing.table import Directory, Fault, Route, expand
 from fieldbus.settings import LinkSettings, Secret
@@ -136,7 +137,11 @@ class _Loader:
     # --- sections
 
     def _validate(
-        self, source: Source, path: PathT, data: Any, model: type[ModelT]  # noqa: ANN401
+        self,
+        source: Source,
+        path: PathT,
+        data: Any,
+        model: type[ModelT],
     ) -> ModelT | None:
         try:
             return model.model_validate(data)
@@ -170,7 +175,7 @@ class _Loader:
         except ValidationError:
             return None, dropped
 
-    def _part(self, data: Mapping[str, Any], key: str, model: type[Any]) -> Any:  # noqa: ANN401
+    def _part(self, data: Mapping[str, Any], key: str, model: type[Any]) -> Any:
         """Validate one part of a whole that has problems already, without repeating them."""
         try:
             return model.model_validate(data.get(key))
@@ -194,7 +199,8 @@ class _Loader:
                     near = difflib.get_close_matches(str(type_), LINK_TYPES, n=1)
                     hint = closest(str(type_), LINK_TYPES) or f"one of {', '.join(LINK_TYPES)}"
                     self._say((*path, "type"), f"'{type_}' is not a type of link", hint)
-                    types.update({name: item for item in near})  # what was meant: go on with it
+                    if near:
+                        types[name] = near[0]  # what was meant: go on with it
                 continue
             types[name] = type_
             settings = self._validate(self._source, path, item, LINK_TYPES[type_].settings)
@@ -259,8 +265,9 @@ class _Loader:
                 path = ("devices", name, "unit_id")
                 self._say(path, text, "two devices on one link differ in `unit_id`")
 
-    def _routes(self, data: Any) -> tuple[list[Route], list[tuple[Source, PathT]]]:  # noqa: ANN401
-        source, prefix = self._source, ("routes",)
+    def _routes(self, data: Any) -> tuple[list[Route], list[tuple[Source, PathT]]]:
+        source = self._source
+        prefix: PathT = ("routes",)
         rows: list[Any] = data if isinstance(data, list) else []
         if isinstance(data, str):
             path = self.path(data, ("routes",))
@@ -317,7 +324,9 @@ class _Loader:
             if not self._is_consequence(fault, routes[fault.route], broken):
                 source, place = places[fault.route]
                 self._problems.append(
-                    source.problem((*place, fault.key), fault.message, fault.hint, is_warning=fault.is_warning)
+                    source.problem(
+                        (*place, fault.key), fault.message, fault.hint, is_warning=fault.is_warning
+                    )
                 )
         if self._error_count():
             return {}, statuses, device_statuses, edges
@@ -360,7 +369,9 @@ class _Loader:
     # --- what protocols ask for (Surroundings)
 
     def points_of(
-        self, device: str, settings: Any  # noqa: ANN401
+        self,
+        device: str,
+        settings: Any,
     ) -> tuple[Mapping[str, PointSettings], float | None]:
         """Return a device's own points and those of its map."""
         if settings.map is None:
@@ -475,9 +486,9 @@ class _Loader:
                 self._problems.append(Problem(shown, row.line, 1, "name", text))
                 continue
             _mark_row(source, place, row)
-            settings = self._validate(source, place, row.cells, PointSettings)
-            if settings is not None:
-                points[str(name)] = settings
+            point = self._validate(source, place, row.cells, PointSettings)
+            if point is not None:
+                points[str(name)] = point
             else:
                 broken.add(str(name))
         return _MapFile(source, points, None, broken)

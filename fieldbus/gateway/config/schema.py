@@ -48,7 +48,7 @@ class RouteSettings(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _later(cls, data: Any) -> Any:  # noqa: ANN401
+    def _later(cls, data: Any) -> Any:
         if isinstance(data, dict) and data.get("durable") is True:
             raise problem("`durable` is not supported in this version: there is no spool on disk yet")
         return data

@@ -21,7 +21,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -149,7 +149,7 @@ class _Reader:
         self._count = 0
         self._is_over = False
 
-    def plain(self, node: Node | None, path: Path_, depth: int) -> Any:  # noqa: ANN401
+    def plain(self, node: Node | None, path: Path_, depth: int) -> Any:
         if node is None:
             return None
         self._count += 1
@@ -167,10 +167,8 @@ class _Reader:
         if node.tag not in ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
             self._say(node, path, f"the tag {node.tag} is not allowed")
         if isinstance(node, SequenceNode):
-            return [
-                self.plain(item, (*path, index), depth + 1) for index, item in enumerate(node.value)
-            ]
-        return self._mapping(node, path, depth)
+            return [self.plain(item, (*path, index), depth + 1) for index, item in enumerate(node.value)]
+        return self._mapping(cast("MappingNode", node), path, depth)
 
     def _mapping(self, node: MappingNode, path: Path_, depth: int) -> dict[Any, Any]:
         found: dict[Any, Any] = {}
@@ -187,7 +185,7 @@ class _Reader:
             found[key] = self.plain(value_node, (*path, key), depth + 1)
         return found
 
-    def _scalar(self, node: ScalarNode, path: Path_) -> Any:  # noqa: ANN401
+    def _scalar(self, node: ScalarNode, path: Path_) -> Any:
         if node.style in ("'", '"', "|", ">") or node.tag == "tag:yaml.org,2002:str":
             return str(node.value)
         if str(node.tag).removeprefix("tag:yaml.org,2002:") not in _SCALAR_TAGS:
@@ -197,16 +195,14 @@ class _Reader:
 
     def _say(self, node: Node, path: Path_, message: str) -> None:
         line, column = _mark(node)
-        self._source.problems.append(
-            Problem(self._source.file, line, column, shown_path(path), message)
-        )
+        self._source.problems.append(Problem(self._source.file, line, column, shown_path(path), message))
 
 
 def _mark(node: Node) -> Mark:
     return Mark(node.start_mark.line + 1, node.start_mark.column + 1)
 
 
-def plain_scalar(text: str) -> Any:  # noqa: ANN401
+def plain_scalar(text: str) -> Any:
     """Return what an unquoted YAML 1.2 scalar means (core schema)."""
     if text in _CONSTANTS:
         return _CONSTANTS[text]
@@ -215,7 +211,7 @@ def plain_scalar(text: str) -> Any:  # noqa: ANN401
     if _HEX.fullmatch(text):
         return int(text, 16)
     if _OCTAL.fullmatch(text):
-        return int(text[2:], 8)
+        return int(text, 0)
     if _FLOAT.fullmatch(text):
         return float(text)
     return text
@@ -272,9 +268,7 @@ def read_csv(
     return rows, problems
 
 
-def _header_problems(
-    header: Sequence[str], shown: str, line: int, columns: Sequence[str]
-) -> list[Problem]:
+def _header_problems(header: Sequence[str], shown: str, line: int, columns: Sequence[str]) -> list[Problem]:
     problems = []
     for index, name in enumerate(header):
         if name not in columns:
@@ -307,8 +301,9 @@ def _row(
             if name not in text_columns:
                 inner = parse_yaml(text, shown) if text[0] in "[{" else None
                 if inner is not None and inner.problems:
-                    for item in inner.problems:
-                        problems.append(Problem(shown, line, places[name], name, item.message))
+                    problems.extend(
+                        Problem(shown, line, places[name], name, item.message) for item in inner.problems
+                    )
                 found[name] = plain_scalar(text) if inner is None else inner.data
         position += len(cell)
         position = max(position, raw.find(delimiter, position) + 1)

@@ -1,0 +1,166 @@
+"""What all tests share: every test bounded, nothing leaked, other people's programs found or named."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MUST_NOT_SKIP = os.environ.get("FIELDBUS_FORBID_SKIPS") == "1"
+
+
+def program(name: str, package: str) -> str:
+    """Return the path of a program, or skip the test with how to get it (in CI: fail)."""
+    found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
+    if found is None:
+        reason = f"{name} is not installed (Debian package {package})"
+        if MUST_NOT_SKIP:
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return found
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests that need a kernel with virtual CAN run where tools/vcan says that there is one."""
+    if os.environ.get("FIELDBUS_VCAN") == "1":
+        return
+    skip = pytest.mark.skip(reason="no virtual CAN here: run `tools/vcan tools/test -m vcan`")
+    for item in items:
+        if "vcan" in item.keywords:
+            item.add_marker(skip)
+
+
+def free_port() -> int:
+    """Return a TCP port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for_port(port: int, timeout_s: float = 10.0) -> None:
+    """Wait until something listens on a port of this machine."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise AssertionError(f"nothing listens on port {port}") from None
+            time.sleep(0.05)
+
+
+async def eventually(condition: Callable[[], object], timeout_s: float = 5.0, what: str = "") -> None:
+    """Wait until a condition holds; it is looked at a hundred times a second."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout_s} s: {what or condition}")
+        await asyncio.sleep(0.01)
+
+
+class Process:
+    """A program under test or beside it, ended by its pid whatever happens."""
+
+    def __init__(self, *command: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> None:
+        self.command = command
+        self.popen = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env={**os.environ, **(env or {})}, cwd=cwd,
+        )  # fmt: skip
+
+    def stop(self, timeout_s: float = 10.0) -> str:
+        """End it politely and return what it printed."""
+        if self.popen.poll() is None:
+            self.popen.terminate()
+        try:
+            out, _ = self.popen.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            self.popen.kill()
+            out, _ = self.popen.communicate()
+        return out
+
+    def kill(self) -> None:
+        """End it as a power cut would."""
+        self.popen.kill()
+        self.popen.communicate()
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Process]]:
+    """Start programs that end with the test."""
+    started: list[Process] = []
+
+    def begin(*command: str, **options: object) -> Process:
+        process = Process(*command, **options)  # type: ignore[arg-type]
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        if process.popen.poll() is None:
+            process.kill()
+        elif process.popen.stdout is not None:
+            process.popen.stdout.close()
+
+
+@pytest.fixture
+def fieldbus(start: Callable[..., Process]) -> Callable[..., Process]:
+    """Start `fieldbus …` as a user would, in a process of its own."""
+    return lambda *arguments, **options: start(sys.executable, "-m", "fieldbus", *arguments, **options)
+
+
+class Broker:
+    """mosquitto on a port of its own, which can be stopped and started."""
+
+    def __init__(self, folder: Path) -> None:
+        self._program = program("mosquitto", "mosquitto")
+        self.port = free_port()
+        self._config = folder / "mosquitto.conf"
+        self._config.write_text(f"listener {self.port} 127.0.0.1\nallow_anonymous true\n")
+        self._process: Process | None = None
+        self.start()
+
+    def start(self) -> None:
+        """Start it; its memory is empty."""
+        self._process = Process(self._program, "-c", str(self._config))
+        wait_for_port(self.port)
+
+    def stop(self) -> None:
+        """Stop it."""
+        if self._process is not None:
+            self._process.stop()
+            self._process = None
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Broker]:
+    """A broker that nobody else uses."""
+    found = Broker(tmp_path)
+    yield found
+    found.stop()
+
+
+@pytest.fixture(autouse=True)
+async def no_task_is_left() -> None:
+    """Fail a test that leaves a task running: it would be a leak in ten years of operation too."""
+    before = asyncio.all_tasks()
+    yield  # type: ignore[misc]
+    for _ in range(3):
+        await asyncio.sleep(0)
+    left = [task for task in asyncio.all_tasks() - before if not task.done()]
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
+    gc.collect()
+    assert not left, f"tasks left running: {left}"

@@ -116,6 +116,7 @@ class RegisterType(StrEnum):
 
 _FLOAT_CODE = {16: "e", 32: "f", 64: "d"}
 _WHOLE_CODE = {
+    RegisterType.BOOL: "H",
     RegisterType.UINT16: "H",
     RegisterType.INT16: "h",
     RegisterType.UINT32: "I",
@@ -228,7 +229,8 @@ class RegisterPoint:
             return decode_float
         if self.type.is_bcd:
             return self._bcd_decoder(arrange)
-        bits, signed = self.type.bits, self.type.is_signed
+        bits = 16 if self.type is RegisterType.BOOL else self.type.bits
+        signed = self.type.is_signed
         mask, sign = (1 << bits) - 1, 1 << (bits - 1)
         convert_integer = self._integer_converter(1 << bits)
 

@@ -1,0 +1,125 @@
+"""What others publish."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fieldbus.model import Kind, Point, Quality, Sample
+from fieldbus.mqtt.payload import TopicPoint, parse_path, read
+from fieldbus.sample_json import gathered_bytes, iso_time, parse_time, sample_bytes
+
+NOW = 1_700_000_000_000_000_000
+
+
+def place(kind=Kind.FLOAT, path="", **more):
+    return TopicPoint(Point("remote", "x", kind, **more), "t", parse_path(path))
+
+
+@pytest.mark.parametrize(
+    ("kind", "payload", "value"),
+    [
+        (Kind.FLOAT, b"72.5", 72.5),
+        (Kind.FLOAT, b" 7 ", 7.0),
+        (Kind.FLOAT, b"-1e3", -1000.0),
+        (Kind.INT, b"42", 42),
+        (Kind.INT, b"42.0", 42),
+        (Kind.BOOL, b"true", True),
+        (Kind.BOOL, b"OFF", False),
+        (Kind.BOOL, b"1", True),
+        (Kind.STRING, b"ready", "ready"),
+        (Kind.STRING, b'"ready"', "ready"),
+        (Kind.STRING, b"007", "007"),
+    ],
+)
+def test_a_plain_value(kind, payload, value):
+    assert read(place(kind), payload, NOW) == Sample(value, Quality.GOOD, None, NOW)
+
+
+@pytest.mark.parametrize(
+    ("kind", "payload"),
+    [
+        (Kind.FLOAT, b"abc"), (Kind.FLOAT, b""), (Kind.FLOAT, b"true"), (Kind.FLOAT, b"NaN"),
+        (Kind.FLOAT, b"[1]"), (Kind.FLOAT, b"\xff\xfe"), (Kind.INT, b"1.5"), (Kind.BOOL, b"2"),
+        (Kind.FLOAT, b"9" * 400), (Kind.FLOAT, b"[" * 5000), (Kind.INT, b"null"), (Kind.FLOAT, b"{}"),
+        (Kind.FLOAT, b'{"value": "x"}'), (Kind.FLOAT, b'{"value": 1, "time": "yesterday"}'),
+        (Kind.FLOAT, b'{"value": 1, "quality": "superb"}'), (Kind.FLOAT, b"1" * 300_000),
+    ],
+)  # fmt: skip
+def test_what_is_no_value_is_bad_and_never_raises(kind, payload):
+    sample = read(place(kind), payload, NOW)
+    assert (sample.value, sample.quality) == (None, "bad")
+    assert sample.reason
+
+
+def test_a_sample_keeps_its_time_and_quality():
+    text = b'{"value": 1.5, "quality": "uncertain", "reason": "out of range", "time": "2026-11-22T14:02:11.123456Z"}'
+    sample = read(place(), text, NOW)
+    assert sample[:3] == (1.5, "uncertain", "out of range")
+    assert iso_time(sample.time_ns) == "2026-11-22T14:02:11.123456Z"
+
+
+def test_a_bad_sample_stays_bad_with_its_reason():
+    sample = read(place(), b'{"value": null, "quality": "bad", "reason": "timeout"}', NOW)
+    assert sample[:3] == (None, "bad", "timeout")
+
+
+@pytest.mark.parametrize(
+    ("path", "value"), [("data.list[1].x", 7.0), ("data.flat", 3.0), ("data.list[9].x", None), ("nope", None)]
+)
+def test_a_path_leads_into_json(path, value):
+    payload = b'{"data": {"flat": 3, "list": [{"x": 5}, {"x": 7}]}}'
+    assert read(place(path=path), payload, NOW).value == value
+
+
+@pytest.mark.parametrize("path", ["a..b", "a[x]", "[", "a]"])
+def test_a_path_that_is_none_is_refused(path):
+    with pytest.raises(ValueError, match="is not a path"):
+        parse_path(path)
+
+
+def test_outside_the_declared_range_is_uncertain_and_outside_the_type_is_bad():
+    assert read(place(maximum=10), b"11", NOW).reason == "out of range"
+    assert read(place(Kind.INT, lowest=0, highest=255), b"256", NOW)[:3] == (None, "bad", "conversion")
+
+
+@given(st.binary(max_size=60), st.sampled_from(Kind), st.sampled_from(["", "a[0].b"]))
+def test_any_bytes_give_a_sample(payload, kind, path):
+    sample = read(place(kind, path), payload, NOW)
+    assert (sample.value is None) == (sample.quality == "bad")
+
+
+values = st.one_of(st.booleans(), st.integers(-(2**60), 2**60), st.floats(), st.text(max_size=5))
+
+
+@given(value=values, time_ns=st.integers(10**18, 2 * 10**18))
+def test_a_sample_is_json_whatever_its_value(value, time_ns):
+    point = Point("d", "p", Kind.FLOAT, unit="°C")
+    text = sample_bytes(point, Sample(value, Quality.GOOD, None, time_ns))
+    found = json.loads(text, parse_constant=pytest.fail)
+    assert found["value"] == value or found["quality"] == "bad"
+    assert parse_time(found["time"]) == time_ns // 1000 * 1000
+    assert found["unit"] == "°C"
+
+
+def test_a_sample_has_the_form_that_others_rely_on():
+    point = Point("press", "temperature", Kind.FLOAT, unit="°C")
+    sample = Sample(72.5, Quality.GOOD, None, parse_time("2026-11-22T14:02:11.123456Z"))
+    assert json.loads(sample_bytes(point, sample)) == {
+        "value": 72.5, "quality": "good", "reason": None, "time": "2026-11-22T14:02:11.123456Z", "unit": "°C",
+    }  # fmt: skip
+
+
+def test_gathered_points_are_in_values_or_in_bad():
+    samples = [
+        ("temperature", Sample(72.5, Quality.GOOD, None, 5)),
+        ("running", Sample(True, Quality.UNCERTAIN, "x", 5)),
+        ("count", Sample(None, Quality.BAD, "timeout", 5)),
+        ("level", Sample(float("nan"), Quality.GOOD, None, 5)),
+    ]
+    assert json.loads(gathered_bytes(0, samples)) == {
+        "time": "1970-01-01T00:00:00.000000Z",
+        "values": {"temperature": 72.5, "running": True},
+        "bad": {"count": "timeout", "level": "not available"},
+    }

@@ -1,0 +1,143 @@
+"""What happens to a sample between source and target, in virtual time."""
+
+import pytest
+
+from fieldbus.link import Target
+from fieldbus.model import Access, Kind, Point, Quality, Sample
+from fieldbus.routing.policy import NEVER, Edge, OnBad, Policy, When
+from fieldbus.scaling import Linear
+
+SOURCE = Point("plc", "speed", Kind.FLOAT)
+REGISTER = Point("other", "speed", Kind.FLOAT, Access.READWRITE)
+SERVED = Point("panel", "speed", Kind.FLOAT, Access.WRITE, carries_quality=True)
+
+
+def good(value, time_ns=1):
+    return Sample(value, Quality.GOOD, None, time_ns)
+
+
+def bad(reason="timeout"):
+    return Sample(None, Quality.BAD, reason, 1)
+
+
+def edge(target=REGISTER, **policy):
+    return Edge(SOURCE, Target("link", target), Policy(**policy))
+
+
+def offer(subject, *samples, step_s=1.0):
+    """Offer samples a second apart and return what was sent."""
+    return [subject.offer(sample, at * step_s, at * step_s) for at, sample in enumerate(samples)]
+
+
+def values(sent):
+    return [None if sample is None else sample.value for sample in sent]
+
+
+def test_only_changes_are_sent():
+    assert values(offer(edge(), good(1.0), good(1.0), good(2.0))) == [1.0, None, 2.0]
+
+
+def test_every_sample_is_sent_if_asked():
+    assert values(offer(edge(when=When.SAMPLE), good(1.0), good(1.0))) == [1.0, 1.0]
+
+
+def test_source_time_survives_conversion():
+    sent = edge(linear=Linear(0.1, 5)).offer(good(20, time_ns=123_456_789), 0, 0)
+    assert sent == Sample(7.0, Quality.GOOD, None, 123_456_789)
+
+
+def test_a_deadband_is_measured_from_what_was_sent_last():
+    got = offer(edge(deadband=0.5), good(1.0), good(1.3), good(1.5), good(1.4), good(0.9))
+    assert values(got) == [1.0, None, 1.5, None, 0.9]
+
+
+def test_a_change_of_quality_passes_the_deadband():
+    subject = edge(SERVED, deadband=10)
+    sent = offer(subject, good(1.0), bad(), good(1.1))
+    assert [sample.quality for sample in sent] == ["good", "bad", "good"]
+
+
+def test_min_interval_sends_the_newest_when_the_time_has_come():
+    subject = edge(min_interval_s=1.0)
+    assert subject.offer(good(1.0), 0.0, 0.0).value == 1.0
+    assert subject.offer(good(2.0), 0.2, 0.2) is None
+    assert subject.offer(good(3.0), 0.4, 0.4) is None
+    assert subject.due_s == pytest.approx(1.0)
+    assert subject.expire(good(3.0), 0.4, 1.0).value == 3.0
+    assert subject.due_s == NEVER
+
+
+def test_a_value_that_came_back_in_time_is_not_sent():
+    subject = edge(min_interval_s=1.0)
+    subject.offer(good(1.0), 0.0, 0.0)
+    subject.offer(good(2.0), 0.2, 0.2)
+    assert subject.offer(good(1.0), 0.4, 0.4) is None
+    assert subject.due_s == NEVER
+
+
+def test_every_repeats_the_newest_sample_with_its_own_time():
+    subject = edge(every_s=2.0)
+    subject.offer(good(1.0, time_ns=10), 0.0, 0.0)
+    assert subject.due_s == 2.0
+    assert subject.expire(good(1.0, time_ns=99), 1.9, 2.0) == good(1.0, time_ns=99)
+    assert subject.due_s == 4.0
+
+
+def test_every_counts_from_the_last_that_was_sent():
+    subject = edge(every_s=2.0)
+    subject.offer(good(1.0), 0.0, 0.0)
+    subject.offer(good(2.0), 1.0, 1.0)
+    assert subject.due_s == 3.0
+
+
+def test_bad_is_held_back_by_default():
+    assert values(offer(edge(), good(1.0), bad(), good(1.0))) == [1.0, None, None]
+
+
+def test_bad_is_sent_as_it_is_if_asked():
+    sent = offer(edge(target=None, on_bad=OnBad.SEND), bad("device exception 02"))
+    assert sent == [bad("device exception 02")]
+
+
+def test_a_substitute_is_uncertain_and_says_why():
+    assert edge(substitute=0).offer(bad("timeout"), 0, 0) == Sample(0, Quality.UNCERTAIN, "timeout", 1)
+
+
+def test_a_target_that_carries_quality_always_hears_of_bad():
+    assert edge(SERVED).offer(bad(), 0, 0) == bad()
+
+
+def test_a_map_translates_and_has_no_word_for_the_rest():
+    subject = edge(target=None, mapping={0: "off", 1: "on"}, on_bad=OnBad.SEND)
+    assert subject.offer(good(1), 0, 0).value == "on"
+    assert subject.offer(good(7), 1, 1) == Sample(None, Quality.BAD, "conversion", 1)
+
+
+def test_an_old_sample_is_bad():
+    sent = edge(SERVED, max_age_s=1.0).offer(good(1.0), at_s=0.0, now_s=1.5)
+    assert (sent.quality, sent.reason, sent.value) == ("bad", "stale", None)
+
+
+def test_a_value_grows_stale_without_a_new_sample_and_recovers_without_a_change():
+    subject = edge(SERVED, max_age_s=1.0)
+    subject.offer(good(1.0), 0.0, 0.0)
+    assert 1.0 < subject.due_s < 1.1
+    assert subject.expire(good(1.0), 0.0, 1.01).reason == "stale"
+    # still stale: nothing new to say
+    again_s = subject.due_s
+    assert again_s < NEVER
+    assert subject.expire(good(1.0), 0.0, again_s) is None
+    # the source is read again with the same value, which no change reports
+    assert subject.expire(good(1.0), 5.0, 5.1) == good(1.0)
+
+
+def test_a_value_that_is_confirmed_in_time_does_not_grow_stale():
+    subject = edge(SERVED, max_age_s=1.0)
+    subject.offer(good(1.0), 0.0, 0.0)
+    assert subject.expire(good(1.0), 0.9, 1.01) is None
+    assert subject.due_s == pytest.approx(1.9, abs=0.01)
+
+
+def test_a_float_that_overflows_under_scale_is_bad_not_infinite():
+    subject = edge(SERVED, linear=Linear(10.0))
+    assert subject.offer(good(1e308), 0, 0) == Sample(None, Quality.BAD, "conversion", 1)

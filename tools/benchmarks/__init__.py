@@ -1,0 +1,1 @@
+"""The benchmarks of `tools/bench`: what fieldbus costs, beside what others cost for the same."""

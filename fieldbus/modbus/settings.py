@@ -336,7 +336,10 @@ def _overlaps(points: list[RegisterPoint], *, is_served: bool) -> list[tuple[str
                 and reach.low_bit is not None
                 and (point.address, point.count) == (reach.address, reach.count)
             )
-            matters = is_served or point.point.access.can_write or reach.point.access.can_write
+            # Of a device, one place may be read in two ways; but who writes it writes all of it.
+            is_one_place = (point.address, point.count) == (reach.address, reach.count)
+            writes = point.point.access.can_write or reach.point.access.can_write
+            matters = is_served or (writes and not is_one_place)
             shares_bits = is_bit_field and point.bit_mask & reach.bit_mask
             if matters and (not is_bit_field or shares_bits):
                 text = f"{point.table} {point.address} belongs to {reach.point.name} already"

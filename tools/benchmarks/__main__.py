@@ -82,7 +82,7 @@ def _show(rows: Iterable[Row], took_s: float) -> None:
     table.add_column("note", ratio=7)
     for row in rows:
         yardsticks = "\n".join(item.text for item in row.yardsticks)
-        ratios = "\n".join("–" if item.ratio is None else f"{item.ratio:.2f}" for item in row.yardsticks)
+        ratios = "\n".join("–" if item.ratio is None else f"{item.ratio:.3g}" for item in row.yardsticks)
         table.add_row(row.name, row.fieldbus, yardsticks, ratios, row.note)
     console.print(table)
 

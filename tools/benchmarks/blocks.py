@@ -14,12 +14,20 @@ from pymodbus.pdu.register_message import ReadHoldingRegistersResponse
 
 from fieldbus.modbus.blocks import BlockReader
 from fieldbus.modbus.planner import Limits, plan
-from fieldbus.model import Group
+from fieldbus.modbus.registers import RegisterPoint, RegisterType, Table
+from fieldbus.model import Group, Kind, Point
 
 from .measure import Row, Span, Yardstick, in_turns, ratio, seconds_per_call, us_text
-from .registers import uint16_points
 
 SIZES = (1, 10, 125)
+
+
+def uint16_points(device: str, count: int) -> list[RegisterPoint]:
+    """Return the points that the benchmarks poll: holding registers 0 to `count` - 1."""
+    return [
+        RegisterPoint(Point(device, f"r{address}", Kind.INT), Table.HOLDING, address, RegisterType.UINT16)
+        for address in range(count)
+    ]
 
 
 def measure(_peers: object, span: Span) -> list[Row]:

@@ -112,8 +112,8 @@ def measure(peers: Peers, span: Span) -> list[Row]:
         reached = Yardstick(f"{text} {_rate(took[yardstick])}", ratio(took[yardstick], took[own]))
         return Row(name, f"{_rate(took[own])} frames", [reached], note)
 
-    text = "cantools message.decode"
-    by_id = "cantools decode_message"
+    text = "cantools decodes"
+    by_id = "cantools by id"
     return [
         row("decode 8 CAN signals", "all", "cantools", text, "ours also checks every range"),
         row("decode 1 of 8 CAN signals", "one", "cantools", text, 'cantools has no "only these"'),

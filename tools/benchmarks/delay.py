@@ -27,10 +27,10 @@ from fieldbus.modbus.registers import Table
 from fieldbus.modbus.server import ModbusServerLink, ServedUnit
 from fieldbus.model import Quality, Sample
 
+from .blocks import uint16_points
 from .listener import CHANNEL
 from .measure import Row, Series, Span, Yardstick, percentile
 from .peers import Peers, free_port, write_config
-from .registers import uint16_points
 
 SCAN_S = 0.010
 _DATABASE = """VERSION ""

@@ -38,7 +38,7 @@ def measure(peers: Peers, span: Span) -> list[Row]:
 
 
 def _measure(peers: Peers, span: Span, case: _Case) -> Row:
-    warm_up_s, window_s = span.choose(3.0, 2.5), span.choose(10.0, 3.0)
+    warm_up_s, window_s = span.choose(3.0, 1.5), span.choose(10.0, 3.0)
     with ExitStack() as stack:
         plc = stack.enter_context(peers.plc())
         pid = stack.enter_context(peers.gateway(_config(peers, plc.port, case)))

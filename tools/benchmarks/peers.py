@@ -104,7 +104,16 @@ class Peers:
         """Run ``fieldbus run`` with a configuration; gives the process id."""
         file = write_config(self.folder, config)
         log = self.folder / "gateway.log"
-        command = [sys.executable, "-m", "fieldbus", "run", str(file), "--log-level", "warning"]
+        command = [
+            *_ends_with_us(),
+            sys.executable,
+            "-m",
+            "fieldbus",
+            "run",
+            str(file),
+            "--log-level",
+            "warning",
+        ]
         with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out) as process:
             try:
                 yield process.pid
@@ -115,6 +124,11 @@ class Peers:
                 _end(process, polite_s=10.0)
         if text := log.read_text():
             raise RuntimeError(f"the gateway had something to say:\n{text[:2000]}")
+
+
+def _ends_with_us() -> list[str]:
+    """Return what goes before a command that must not survive this process, however that ends."""
+    return ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
 
 
 def _end(process: subprocess.Popen[str] | subprocess.Popen[bytes], polite_s: float) -> None:

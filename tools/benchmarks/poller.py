@@ -25,9 +25,9 @@ from fieldbus.link import DeviceHealth, WriteResult
 from fieldbus.modbus.link import ModbusClientLink, Unit
 from fieldbus.model import Batch
 
+from .blocks import uint16_points
 from .measure import Row, Span, Yardstick, in_turns, rate_text, ratio
 from .peers import CHANGING_UNIT, CONSTANT_UNIT, MasterResult, Peers, cpu_seconds, master_result
-from .registers import uint16_points
 
 REGISTERS = 125
 _AT_ONCE_S = 1e-9

@@ -93,6 +93,8 @@ class _Loader:
         self._maps: dict[Path, _MapFile] = {}
         self._databases: dict[Path, Sequence[Message]] = {}
         self._map_of: dict[str, _MapFile] = {}
+        self._incomplete: set[str] = set()
+        """Devices of which something could not be read: what they lack is not their fault."""
 
     def load(self) -> Plant:
         self._source = read_yaml(self._file, str(self._file))
@@ -235,7 +237,10 @@ class _Loader:
                     continue
                 link = near[0]
             link_type = LINK_TYPES[types[link]]
+            before = self._error_count()
             settings, dropped = self._validate_sound_part(self._source, path, item, link_type.device)
+            if self._error_count() > before:
+                self._incomplete.add(name)
             if settings is None:
                 continue
             broken |= {f"{name}.{point}" for point in dropped}
@@ -243,12 +248,11 @@ class _Loader:
                 if not _POINT_NAME.fullmatch(str(point)):
                     self._say((*path, "points", point), f"'{point}' is not a name for a point",
                               "letters, digits, _, - and dots between them")  # fmt: skip
-            before = self._error_count()
             found[name] = link_type.describe(name, settings, self)
             link_of[name] = link
             if name in self._map_of:
                 broken |= {f"{name}.{point}" for point in self._map_of[name].broken}
-            if found[name].points or self._error_count() == before:
+            if found[name].points or name not in self._incomplete:
                 broken.discard(name)  # whole enough for routes to be checked against it
         self._check_units(found, link_of)
         return found, link_of, broken
@@ -378,17 +382,21 @@ class _Loader:
             return settings.points, None
         path = self.path(settings.map, ("devices", device, "map"))
         if path is None:
+            self._incomplete.add(device)
             return settings.points, None
         if path not in self._maps:
             self._maps[path] = self._read_map(path)
         found = self._maps[path]
         self._map_of[device] = found
+        if not found.points:
+            self._incomplete.add(device)
         return {**found.points, **settings.points}, found.scan
 
     def database(self, device: str, name: str) -> Sequence[Message]:
         """Return the messages of a database, none if it cannot be read."""
         path = self.path(name, ("devices", device, "database"))
         if path is None:
+            self._incomplete.add(device)
             return ()
         if path not in self._databases:
             try:
@@ -396,6 +404,7 @@ class _Loader:
             except DatabaseError as error:
                 self._problems.append(error.problem)
                 self._databases[path] = ()
+                self._incomplete.add(device)
             else:
                 self._problems += found.warnings
                 self._databases[path] = found.messages
@@ -403,6 +412,8 @@ class _Loader:
 
     def fault(self, device: str, path: Sequence[str | int], message: str, hint: str | None = None) -> None:
         """Report a problem at a path inside a device, or in its map if it stands there."""
+        if not path and device in self._incomplete:
+            return
         own = ("devices", device, *path)
         found = self._map_of.get(device)
         if found is not None and tuple(path) in found.source.marks and own not in self._source.marks:

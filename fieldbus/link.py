@@ -10,7 +10,8 @@ begins again. So that every protocol behaves alike:
   never swallowed. It alone touches the connection.
 * ``send`` takes what the routing table has for this link. It never blocks and never raises: a link
   keeps its own bounded queue (or none) and counts what it drops, because only the protocol knows
-  whether the newest value may replace an older one.
+  whether the newest value may replace an older one. What it cannot take now (not connected, device
+  lost) it hands back.
 * ``write`` is an act with an answer, for people and programs that asked for one.
 * ``close`` is safe at any time, also after a failed ``connect``.
 
@@ -120,8 +121,9 @@ class Link(Protocol):
     async def run(self, emit: Emit, report: Report) -> None:
         """Acquire until the session ends."""
 
-    def send(self, deliveries: Sequence[Delivery]) -> None:
-        """Take what routes have for this link."""
+    def send(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        """Take what routes have for this link; return what cannot be taken now."""
+        ...
 
     async def write(self, values: Mapping[Point, Value]) -> list[WriteResult]:
         """Write engineering values and say how each ended."""

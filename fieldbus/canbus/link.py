@@ -203,8 +203,10 @@ class CanLink:
         self._tick()
         await self._lost
 
-    def send(self, deliveries: Sequence[Delivery]) -> None:
+    def send(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         """Put routed values into their messages and send those that changed."""
+        if self._bus is None:
+            return deliveries
         touched: dict[_Outgoing, None] = {}
         for delivery in deliveries:
             point = delivery.target.point
@@ -230,6 +232,14 @@ class CanLink:
             outgoing.has_value = True
         for outgoing in touched:
             self._transmit(outgoing)
+        return ()
+
+    def _forget_values(self) -> None:
+        """Begin with start values again: what routes gave before the bus was lost is old."""
+        for outgoing in set(self._outgoing.values()):
+            outgoing.has_value = False
+            outgoing.bad.clear()
+            outgoing.encoder = FrameEncoder(outgoing.message.message)
 
     async def write(self, values: Mapping[Point, Value]) -> list[WriteResult]:
         """Send messages with values."""
@@ -272,6 +282,7 @@ class CanLink:
             except Exception:  # noqa: S110 - a driver that fails to close is closed for us
                 pass
         self._pending.clear()
+        self._forget_values()
         self._emit = self._report = None
         for incoming in self._all_incoming:
             incoming.asked_s = None

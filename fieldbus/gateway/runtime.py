@@ -54,13 +54,19 @@ class Gateway:
         """Work until `stop`."""
         plant = self.plant
         sessions = []
+        targets: dict[str, list[Point]] = {name: [] for name in self._links}
+        for edge in plant.edges:
+            if edge.target.point is not None:
+                targets[edge.target.link].append(edge.target.point)
         for name, link in self._links.items():
             devices = {
                 device: status
                 for device, status in plant.device_status.items()
                 if plant.link_of[device] == name
             }
-            sessions.append(Session(link, plant.link_status[name], devices, self._emit, self._tell))
+            status = plant.link_status[name]
+            tell, missed = self._tell, self.router.missed
+            sessions.append(Session(link, status, devices, self._emit, tell, targets[name], missed))
         for status in (*plant.link_status.values(), *plant.device_status.values()):
             self._tell(status)
         async with asyncio.TaskGroup() as group:
@@ -92,7 +98,9 @@ class Gateway:
         for name, items in deliveries.items():
             allowed = self._guarded(items)
             if allowed:
-                self._links[name].send(allowed)
+                for delivery in self._links[name].send(allowed):
+                    if delivery.target.point is not None:
+                        self.router.missed(delivery.target.point)
 
     def _guarded(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
         allowed: list[Delivery] = []

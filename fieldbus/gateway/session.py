@@ -4,7 +4,8 @@ Rules:
 
 * What happened is said once: connected, lost and why, back after how long. While a link stays away
   for one reason nothing more is said.
-* When a link is lost its points are bad at once.
+* When a link is lost its points are bad at once. What routes had written to it counts as not written:
+  who knows what a machine has kept through a power cut. Each source's next sample is written anew.
 * The waits grow from half a second to ten, with jitter, so that a hundred gateways do not come back in
   step; a session that held for a while begins anew.
 * An error that nobody foresaw ends the session, not the gateway, and is the only thing that is logged
@@ -17,7 +18,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from fieldbus.errors import LinkDownError
 from fieldbus.gateway.system import Status
@@ -42,13 +43,19 @@ class Session:
         devices: dict[str, Status],
         emit: Emit,
         tell: Callable[[Status], None],
+        targets: Sequence[Point],
+        missed: Callable[[Point], None],
     ) -> None:
         """Take what the session works with.
 
         Args:
             devices: statuses of the devices behind the link that can be lost on their own.
             tell: called with a status that has changed.
+            targets: points of the link that routes write.
+            missed: called with a target that has not, or no longer, the value that it was given.
         """
+        self._targets = targets
+        self._missed = missed
         self._link = link
         self._status = status
         self._devices = devices
@@ -121,6 +128,8 @@ class Session:
         for status in self._devices.values():
             status.set(online=False, response_time_ms=None)
             self._tell(status)
+        for point in self._targets:
+            self._missed(point)
 
     def _report(self, event: DeviceHealth | WriteResult) -> None:
         if isinstance(event, WriteResult):
@@ -133,6 +142,9 @@ class Session:
         elif self._offline.get(event.device) != event.reason:
             self._offline[event.device] = event.reason or ""
             _LOG.warning("%s: lost, %s", event.device, event.reason)
+            for point in self._targets:
+                if point.device == event.device:
+                    self._missed(point)
         if status is not None:
             status.set(online=event.is_online)
             if not event.is_online:
@@ -144,6 +156,8 @@ class Session:
             if self._write_troubles.pop(result.point, None) is not None:
                 _LOG.info("%s: writing works again", result.point.address)
             return
+        if result.reason in (Reason.TIMEOUT, Reason.NOT_CONNECTED, Reason.BAD_RESPONSE):
+            self._missed(result.point)  # a device that says no is not asked again with the same value
         trouble = f"{result.outcome}: {result.reason}"
         if self._write_troubles.get(result.point) != trouble:
             self._write_troubles[result.point] = trouble

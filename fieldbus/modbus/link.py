@@ -129,6 +129,7 @@ class ModbusClientLink:
         self._wake = asyncio.Event()
         self._is_connected = False
         self._report: Report | None = None
+        self._dropped: dict[Point, Value] = {}
         self._counters = dict.fromkeys(
             ("requests", "timeouts", "exceptions", "bad_responses", "scans_missed", "writes",
              "writes_failed", "writes_dropped"), 0)  # fmt: skip
@@ -210,17 +211,23 @@ class ModbusClientLink:
                 poll.due_s = self._next_due(poll, due_s)
             heapq.heappush(queue, (poll.due_s, next(order), poll))
 
-    def send(self, deliveries: Sequence[Delivery]) -> None:
+    def send(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
         """Take routed values; they are written before the next poll."""
+        refused = []
         for delivery in deliveries:
             point, value = delivery.target.point, delivery.sample.value
             if point is None or value is None:
                 continue
             place, state = self._place[point]
-            if not self._is_connected or state.is_demoted:
-                self._counters["writes_dropped"] += 1
+            if self._is_connected and not state.is_demoted:
+                self._dropped.pop(point, None)
+                self._queue(_Write(place, state, value))
                 continue
-            self._queue(_Write(place, state, value))
+            refused.append(delivery)
+            if self._dropped.get(point) != value:  # offered again and again, it is one loss
+                self._dropped[point] = value
+                self._counters["writes_dropped"] += 1
+        return refused
 
     async def write(self, values: Mapping[Point, Value]) -> list[WriteResult]:
         """Write values and wait for the answers."""

@@ -121,8 +121,8 @@ class ModbusServerLink:
             for session in [item for item in self._sessions if item.active_s < limit_s]:
                 session.end()
 
-    def send(self, deliveries: Sequence[Delivery]) -> None:
-        """Put routed samples into the registers, at once."""
+    def send(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        """Put routed samples into the registers, at once, whether a master is there or not."""
         for delivery in deliveries:
             point = delivery.target.point
             if point is None:
@@ -132,6 +132,7 @@ class ModbusServerLink:
                 self._image_of[point].update(point, delivery.sample)
             except ConversionError:
                 self._counters["conversions_failed"] += 1
+        return ()
 
     async def write(self, values: Mapping[Point, Value]) -> list[WriteResult]:
         """Put values into the registers."""

@@ -165,7 +165,7 @@ class MqttLink:
             raise LinkDownError(_reason(error)) from error
         raise LinkDownError("connection closed")
 
-    def send(self, deliveries: Sequence[Delivery]) -> None:
+    def send(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         """Queue routed samples, those of one batch for one gathering topic as one message."""
         gathered: dict[str, list[tuple[str, Sample]]] = {}
         for delivery in deliveries:
@@ -179,6 +179,7 @@ class MqttLink:
                 self._put(target.topic, sample_bytes(delivery.source, delivery.sample))
         for topic, samples in gathered.items():
             self._put(topic, gathered_bytes(max(sample.time_ns for _, sample in samples), samples))
+        return ()
 
     async def write(self, values: Mapping[Point, Value]) -> list[WriteResult]:
         """Publish values on the topics of their points."""

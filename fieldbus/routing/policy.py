@@ -121,7 +121,7 @@ class Edge:
             self._pending = None
             self._schedule(at_s, now_s)
             return None
-        if now_s - self._sent_at_s < policy.min_interval_s:
+        if now_s < self._sent_at_s + policy.min_interval_s:  # the same sum as in `_schedule`
             self._pending = outgoing
             self._schedule(at_s, now_s)
             return None
@@ -148,15 +148,19 @@ class Edge:
         elif self._is_stale_told:
             # The source is back with the value that it had: no change will tell us so.
             return self.offer(current, at_s, now_s)
-        if self._pending is not None and now_s - self._sent_at_s >= policy.min_interval_s:
+        if self._pending is not None and now_s >= self._sent_at_s + policy.min_interval_s:
             return self._send(self._pending, at_s, now_s)
-        if policy.every_s is not None and now_s - self._sent_at_s >= policy.every_s:
+        if policy.every_s is not None and now_s >= self._sent_at_s + policy.every_s:
             outgoing = self._transform(current)
             if outgoing is not None:
                 return self._send(outgoing, at_s, now_s)
             self._sent_at_s = now_s  # held back: ask again one period later
         self._schedule(at_s, now_s)
         return None
+
+    def missed(self) -> None:
+        """Learn that what was sent did not get to the target: no value counts as sent."""
+        self._sent = None
 
     def _send(self, sample: Sample, at_s: float, now_s: float) -> Sample:
         self._sent = sample

@@ -6,6 +6,9 @@ Rules:
 * All deliveries that one batch causes to one link are handed over together, in the order of the
   points in their group.
 * Time is a parameter; `next_due_s` says when `expire` should be called.
+* What could not be delivered (`missed`) is not kept and repeated later. The *next* sample that the
+  source acquires is offered again, changed or not: a temperature that is still measured reaches a PLC
+  that was away, a start command that a master wrote meanwhile does not.
 """
 
 from __future__ import annotations
@@ -32,6 +35,8 @@ class _Exits:
     by_index: dict[int, list[Edge]] = field(default_factory=dict)
     always: list[tuple[int, Edge]] = field(default_factory=list)
     """Edges that want every sample, whether it changed or not."""
+    missed: dict[Edge, int] = field(default_factory=dict)
+    """Edges whose target did not get the last sample, with the index of their source."""
 
 
 class Router:
@@ -49,7 +54,10 @@ class Router:
             self._exits[group] = _Exits()
             for index, point in enumerate(group.points):
                 self._place[point] = (group, index)
+        self._edge_to: dict[Point, Edge] = {}
         for edge in edges:
+            if edge.target.point is not None:
+                self._edge_to[edge.target.point] = edge
             group, index = self._place[edge.source]
             if edge.policy.when is When.SAMPLE:
                 self._exits[group].always.append((index, edge))
@@ -75,10 +83,16 @@ class Router:
         group = batch.group
         self.latest[group] = batch
         exits = self._exits.get(group)
-        if exits is None or not (exits.always or (batch.changed and exits.by_index)):
+        if exits is None or not (exits.always or exits.missed or (batch.changed and exits.by_index)):
             return _NOTHING
         out: dict[str, list[Delivery]] = {}
         at_s = batch.at_s
+        if exits.missed:
+            missed, exits.missed = exits.missed, {}
+            unchanged = set(missed.values()).difference(batch.changed)
+            for edge, index in missed.items():
+                if index in unchanged and edge.policy.when is When.CHANGE:
+                    self._offer(edge, batch.sample(index), at_s, now_s, out)
         if exits.by_index:
             by_index = exits.by_index
             for index in batch.changed:
@@ -87,6 +101,14 @@ class Router:
         for index, edge in exits.always:
             self._offer(edge, batch.sample(index), at_s, now_s, out)
         return out
+
+    def missed(self, target: Point) -> None:
+        """Learn that the last delivery to a point did not get there."""
+        edge = self._edge_to.get(target)
+        if edge is not None:
+            edge.missed()
+            group, index = self._place[edge.source]
+            self._exits[group].missed[edge] = index
 
     def expire(self, now_s: float) -> Deliveries:
         """Do what is due by the clock and return what is to be sent because of it."""

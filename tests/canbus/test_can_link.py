@@ -18,7 +18,9 @@ _CHANNELS = itertools.count()
 
 def describe(message, device="ecu", **more):
     points = {
-        signal: Point(device, f"{message.name}.{signal.name}", Kind.INT, Access.READWRITE, carries_quality=True)
+        signal: Point(
+            device, f"{message.name}.{signal.name}", Kind.INT, Access.READWRITE, carries_quality=True
+        )
         for signal in message.signals
     }
     return CanMessage(device, message, points, **more)

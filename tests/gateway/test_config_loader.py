@@ -149,7 +149,9 @@ def test_a_dozen_mistakes_are_reported_in_one_go_each_with_its_line(plant):
 
 
 def test_problems_in_routes_are_found_beside_problems_in_devices(plant):
-    found = problems(plant(("type: float32}", "type: flaot32}"), ("to: press.setpoint", "to: press.setpiont")))
+    found = problems(
+        plant(("type: float32}", "type: flaot32}"), ("to: press.setpoint", "to: press.setpiont"))
+    )
     assert [problem.path for problem in found] == [
         "devices.panel.points.engine_speed.type",
         "routes[2].to",
@@ -178,7 +180,13 @@ def test_a_device_with_problems_is_not_blamed_on_its_routes(plant):
         ("maps/press.yaml", "../press.yaml", 11, "devices.press.map", "leaves the config's folder"),
         ("engine.dbc", "engin.dbc", 12, "devices.engine.database", "there is no file"),
         ("start:  ", "st art:", 18, "devices.panel.points.st art", "is not a name for a point"),
-        ("{topic: plant/setpoint,", "{topic: plant/#,", 22, "devices.remote.points.setpoint.topic", "+ and # are not"),
+        (
+            "{topic: plant/setpoint,",
+            "{topic: plant/#,",
+            22,
+            "devices.remote.points.setpoint.topic",
+            "+ and # are not",
+        ),
         ("to: panel.engine_speed", "to: panel.engine_sped", 24, "routes[0].to", "there is no point"),
         ("to: press.setpoint", "to: press.temperature", 26, "routes[2].to", "is not writable"),
         ("deadband: 0.5", "deadband: 5 %%", 26, "routes[2].deadband", "neither a number nor a percentage"),
@@ -249,9 +257,10 @@ def test_references_are_read_as_manuals_write_them(plant, reference, table, addr
 
 def test_points_that_would_overwrite_each_other_are_refused(plant):
     served = "engine_speed: {table: holding, address: 0, type: float32}"
-    assert "belongs to engine_speed" in only(
-        plant((served, served + "\n      other: {table: holding, address: 1}"))
-    ).message
+    assert (
+        "belongs to engine_speed"
+        in only(plant((served, served + "\n      other: {table: holding, address: 1}"))).message
+    )
     polled = "  a: {table: holding, address: 10, access: write, type: uint32}\n"
     assert "belongs to" in only(plant(map_text=MAP + polled)).message
 
@@ -263,14 +272,23 @@ def test_two_devices_with_one_unit_id_are_refused(plant):
 
 def test_a_map_can_be_csv(plant):
     text = 'name,table,address,type,order,scale,enum,unit\nspeed,holding,0x10,uint32,CDAB,0.1,,rpm\nmode,holding,20,,,,"{0: off}",\n'
-    found = load(plant(("maps/press.yaml", "m.csv"), ("press.temperature", "press.speed"), ("press.setpoint", "panel.start"), m__csv=text))
+    found = load(
+        plant(
+            ("maps/press.yaml", "m.csv"),
+            ("press.temperature", "press.speed"),
+            ("press.setpoint", "panel.start"),
+            m__csv=text,
+        )
+    )
     speed, mode = found.devices["press"].parts
     assert (speed.address, speed.order, speed.linear.scale, speed.point.unit) == (16, "CDAB", 0.1, "rpm")
     assert mode.point.labels == {0: "off"}
 
 
 def test_problems_in_a_csv_map_have_their_row_and_column(plant):
-    text = "name,table,address,type\nspeed,holding,1,flaot32\n,holding,2,\nspeed,holding,x,\nspeed,holding,5,\n"
+    text = (
+        "name,table,address,type\nspeed,holding,1,flaot32\n,holding,2,\nspeed,holding,x,\nspeed,holding,5,\n"
+    )
     found = problems(plant(("maps/press.yaml", "m.csv"), m__csv=text))
     assert [(Path(item.file).name, item.line, item.column) for item in found if item.file.endswith("csv")] == [
         ("m.csv", 2, 17), ("m.csv", 3, 1), ("m.csv", 4, 1), ("m.csv", 5, 1),
@@ -278,7 +296,7 @@ def test_problems_in_a_csv_map_have_their_row_and_column(plant):
 
 
 def test_routes_can_be_csv(plant):
-    text = "from,to,every,map,on_bad\nengine.EngineStatus.EngineSpeed,panel.engine_speed,1s,,\npress.running,broker:t,,\"{true: 1, false: 0}\",send\n"
+    text = 'from,to,every,map,on_bad\nengine.EngineStatus.EngineSpeed,panel.engine_speed,1s,,\npress.running,broker:t,,"{true: 1, false: 0}",send\n'
     found = load(plant((PLANT[PLANT.index("routes:") :], "routes: routes.csv\n"), routes__csv=text))
     first, second = found.edges
     assert first.policy.every_s == 1.0
@@ -312,7 +330,10 @@ def test_a_broken_database_is_said_with_its_line_and_nothing_else(plant):
     assert (Path(found.file).name, found.line) == ("engine.dbc", 7)
 
 
-@pytest.mark.parametrize("text", ["", "just text", "[1, 2]", "version: 1", "{", "version: 1\ngateway: 5\nlinks: 7\ndevices: x\nroutes: 9"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "just text", "[1, 2]", "version: 1", "{", "version: 1\ngateway: 5\nlinks: 7\ndevices: x\nroutes: 9"],
+)
 def test_any_file_gives_problems_not_a_traceback(plant, text):
     assert problems(plant(text=text))
 
@@ -326,7 +347,17 @@ def test_the_json_schema_knows_every_key_and_type():
     schema = json_schema()
     text = json.dumps(schema)
     assert {"modbus-tcp", "modbus-server", "can", "mqtt"} <= set(re.findall(r'"const": "([^"]+)"', text))
-    for key in ("from", "deadband", "on_bad", "reference", "unit_id", "database", "topic", "data_dir", "invalid"):
+    for key in (
+        "from",
+        "deadband",
+        "on_bad",
+        "reference",
+        "unit_id",
+        "database",
+        "topic",
+        "data_dir",
+        "invalid",
+    ):
         assert f'"{key}"' in text
     references = set(re.findall(r'"#/\$defs/([^"]+)"', text))
     assert references <= set(schema["$defs"])

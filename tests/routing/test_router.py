@@ -78,6 +78,17 @@ def test_a_group_whose_batches_stop_grows_stale_by_the_clock():
     assert {(item.sample.value, item.sample.reason) for item in found} == {(None, "stale")}
 
 
+def test_what_was_missed_is_offered_with_the_next_sample_and_only_then():
+    subject = router()
+    subject.dispatch(batch([1, 2, 3, 4], range(4)), 0.0)
+    subject.missed(OUT[2])
+    assert subject.expire(5.0) == {}
+    assert delivered(subject.dispatch(batch([1, 2, 3, 4], (), 1.0), 1.0)) == [("p2", 3)]
+    assert subject.dispatch(batch([1, 2, 3, 4], (), 2.0), 2.0) == {}
+    subject.missed(OUT[2])
+    assert delivered(subject.dispatch(batch([1, 2, 9, 4], [2], 3.0), 3.0)) == [("p2", 9)]
+
+
 def test_without_clocks_there_is_nothing_to_wait_for():
     subject = router()
     subject.dispatch(batch([1, 2, 3, 4], range(4)), 0.0)

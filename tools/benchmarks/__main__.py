@@ -88,4 +88,7 @@ def _show(rows: Iterable[Row], took_s: float) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

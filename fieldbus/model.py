@@ -130,8 +130,11 @@ class Point:
             if (self.kind is Kind.STRING) != isinstance(value, str):
                 return f"{value!r} is not a {self.kind}"
             return None
-        if not math.isfinite(value):
-            return f"{value} is not a value"
+        try:
+            if not math.isfinite(value):
+                return f"{value} is not a value"
+        except OverflowError:
+            return "a whole number beyond 1e308 is not a value"
         low, high = self.minimum, self.maximum
         if (low is not None and value < low) or (high is not None and value > high):
             shown = [("" if end is None else f"{end:g}") for end in (low, high)]

@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 from fieldbus.errors import ConversionError
 
 Number = int | float
+_EXACT_BELOW = 2.0**40
+_CLEARLY_NEAREST = 0.499
 
 
 def _exact(number: Number) -> Fraction:
@@ -36,30 +38,30 @@ class Linear:
 
     scale: Number = 1
     offset: Number = 0
+    parts: tuple[int, int, int] = field(init=False, repr=False, compare=False)
+    """(numerator, addend, denominator): ``value = (raw * numerator + addend) / denominator``."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.scale) and math.isfinite(self.offset)) or self.scale == 0:
             raise ConversionError(f"scale {self.scale} and offset {self.offset} have no inverse")
+        scale, offset = _exact(self.scale), _exact(self.offset)
+        denominator = math.lcm(scale.denominator, offset.denominator)
+        parts = (int(scale * denominator), int(offset * denominator), denominator)
+        object.__setattr__(self, "parts", parts)
 
     @property
     def is_identity(self) -> bool:
         """Whether nothing changes."""
-        return self.scale == 1 and self.offset == 0
+        return self.parts == (1, 0, 1)
 
     @property
     def is_integer(self) -> bool:
         """Whether an integer raw value gives an integer."""
-        return _exact(self.scale).denominator == 1 and _exact(self.offset).denominator == 1
-
-    def integers(self) -> tuple[int, int, int]:
-        """Return (numerator, addend, denominator): ``(raw * numerator + addend) / denominator``."""
-        scale, offset = _exact(self.scale), _exact(self.offset)
-        denominator = math.lcm(scale.denominator, offset.denominator)
-        return int(scale * denominator), int(offset * denominator), denominator
+        return self.parts[2] == 1
 
     def forward_int(self) -> Callable[[int], Number]:
         """Return the converter from an integer raw value to its engineering value."""
-        numerator, addend, denominator = self.integers()
+        numerator, addend, denominator = self.parts
         if denominator == 1:
             if numerator == 1 and addend == 0:
                 return lambda raw: raw
@@ -77,9 +79,18 @@ class Linear:
         Raises:
             ConversionError: `value` is not finite.
         """
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConversionError(f"{value} has no integer")
-        return round((_exact(value) - _exact(self.offset)) / _exact(self.scale))
+        numerator, addend, denominator = self.parts
+        if isinstance(value, float):
+            if not math.isfinite(value):
+                raise ConversionError(f"{value} has no integer")
+            near = (value * denominator - addend) / numerator
+            raw = round(near)
+            # Floating point settles it, unless the value is huge or lies between two steps.
+            if abs(near) < _EXACT_BELOW and abs(near - raw) < _CLEARLY_NEAREST:
+                return raw
+        elif numerator == denominator == 1:
+            return int(value) - addend
+        return round((_exact(value) * denominator - addend) / numerator)
 
     def inverse_float(self, value: Number) -> float:
         """Convert an engineering value to a floating-point raw value."""

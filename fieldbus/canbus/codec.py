@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 import struct
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -145,13 +146,13 @@ class Message:
 Decoded = tuple[Sequence[Value | None], Mapping[int, Flaw]]
 """Values in the order of the signals, and the flaws by index."""
 
-_SHORT = bad(Reason.NOT_AVAILABLE)
+_NOT_AVAILABLE = bad(Reason.NOT_AVAILABLE)
 
 
 class BranchDecoder:
     """Decodes some signals of a message that are present under the same condition."""
 
-    __slots__ = ("_checks", "_length", "_needed", "_selectors", "_shortest", "_unpack")
+    __slots__ = ("_checks", "_is_in_range", "_length", "_needed", "_selectors", "_shortest", "_unpack")
 
     def __init__(self, message: Message, signals: Sequence[Signal]) -> None:
         self._length = message.length
@@ -165,11 +166,14 @@ class BranchDecoder:
             for name, values in condition
         ]
         self._unpack = _generate(signals, message.length)
+        self._is_in_range: Callable[[Sequence[Value | None]], bool]
         for index, signal in enumerate(signals):
             low = -math.inf if signal.minimum is None else signal.minimum
             high = math.inf if signal.maximum is None else signal.maximum
-            if signal.is_float or low != -math.inf or high != math.inf:
+            reach = (-math.inf, math.inf) if signal.is_float else signal.linear.range_of(*signal.raw_range)
+            if signal.is_float or low > reach[0] or high < reach[1]:
                 self._checks.append((index, low, high))
+        self._is_in_range = _generate_check(self._checks)
 
     def is_present(self, data: bytes) -> bool:
         """Return whether a frame carries the branch."""
@@ -181,6 +185,17 @@ class BranchDecoder:
                 return False
         return True
 
+    def _find_flaws(self, values: Sequence[Value | None], flaws: dict[int, Flaw]) -> Sequence[Value | None]:
+        kept = list(values)
+        for index, low, high in self._checks:
+            value = values[index]
+            if not low <= value <= high:  # type: ignore[operator]
+                flaws[index] = OUT_OF_RANGE
+            if isinstance(value, float) and not math.isfinite(value):
+                kept[index] = None
+                flaws[index] = _NOT_AVAILABLE
+        return kept
+
     def decode(self, data: bytes) -> Decoded:
         """Return the values of a frame's data bytes."""
         size = len(data)
@@ -188,21 +203,26 @@ class BranchDecoder:
             data = data[: self._length].ljust(self._length, b"\0")
         values: Sequence[Value | None] = self._unpack(data)
         flaws: dict[int, Flaw] = {}
-        for index, low, high in self._checks:
-            value = values[index]
-            if not low <= value <= high:  # type: ignore[operator]
-                flaws[index] = OUT_OF_RANGE
-            if isinstance(value, float) and not math.isfinite(value):
-                values = [*values[:index], None, *values[index + 1 :]]
-                flaws[index] = bad(Reason.NOT_AVAILABLE)
+        if not self._is_in_range(values):
+            values = self._find_flaws(values, flaws)
         if size < self._shortest:
             kept = list(values)
             for index, needed in enumerate(self._needed):
                 if size < needed:
                     kept[index] = None
-                    flaws[index] = _SHORT
+                    flaws[index] = _NOT_AVAILABLE
             values = kept
         return values, flaws
+
+
+def _generate_check(checks: Sequence[tuple[int, float, float]]) -> Callable[[Sequence[Value | None]], bool]:
+    """Return whether all values are in their ranges; infinity and NaN never are."""
+    largest = sys.float_info.max
+    terms = [
+        f"{max(low, -largest)!r} <= values[{index:d}] <= {min(high, largest)!r}"
+        for index, low, high in checks
+    ]
+    return eval(f"lambda values: {' and '.join(terms) or 'True'}")  # type: ignore[no-any-return] # noqa: S307 - numbers only
 
 
 def _generate(signals: Sequence[Signal], length: int) -> Callable[[bytes], Sequence[Value | None]]:
@@ -225,7 +245,7 @@ def _generate(signals: Sequence[Signal], length: int) -> Callable[[bytes], Seque
             if signal.is_signed:
                 sign = 1 << signal.length - 1
                 raw = f"(({raw} ^ {sign:d}) - {sign:d})"
-            numerator, addend, denominator = signal.linear.integers()
+            numerator, addend, denominator = signal.linear.parts
             if numerator != 1:
                 raw = f"{raw} * {numerator:d}"
             if addend:

@@ -27,6 +27,8 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
+from operator import ne
 
 import can
 
@@ -526,6 +528,8 @@ def _read(branch: _Branch, data: bytes, time_ns: int, at_s: float) -> Batch:
     values, flaws = branch.decoder.decode(data)
     if branch.is_lost:
         changed: Sequence[int] = branch.group.everything
+    elif not flaws and not branch.flaws:
+        changed = list(compress(branch.group.everything, map(ne, values, branch.values)))
     else:
         old_values, old_flaws = branch.values, branch.flaws
         changed = [

@@ -15,8 +15,9 @@ fields by index, and converting is per point.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping, Sequence
-from typing import cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import compress
+from operator import ne
 
 from fieldbus.modbus.planner import Block
 from fieldbus.modbus.registers import Convert
@@ -31,6 +32,7 @@ class BlockReader:
     __slots__ = (
         "_convert",
         "_flaws",
+        "_is_plain",
         "_payload",
         "_readers",
         "_tokens",
@@ -56,6 +58,10 @@ class BlockReader:
                 readers.append([])
             readers[place].append(index)
         self._readers = readers
+        self._is_plain = readers == [[index] for index in range(len(self._convert))] and not any(
+            self._convert
+        )
+        """Whether what is unpacked is the values, one by one."""
         if block.table.is_bits:
             self._unpack: Unpack = _bit_unpacker([offset for offset, _ in fields])
         else:
@@ -66,7 +72,7 @@ class BlockReader:
         """Take the next payload as all new: what the group last said was not from a payload."""
         self._payload: bytes | None = None
         self._tokens: Sequence[object] = ()
-        self._values: list[Value | None] = []
+        self._values: Sequence[Value | None] = ()
         self._flaws: Mapping[int, Flaw] = NO_FLAWS
 
     def read(self, payload: bytes, time_ns: int, at_s: float) -> Batch:
@@ -80,22 +86,32 @@ class BlockReader:
         if payload == self._payload:
             return Batch(self.group, time_ns, at_s, self._values, self._flaws, ())
         tokens = self._unpack(payload)
-        if self._payload is None:
-            values: list[Value | None] = [None] * len(self._convert)
-            flaws: dict[int, Flaw] = {}
-            fields: Sequence[int] = range(len(tokens))
-        else:
-            values = self._values.copy()
-            flaws = dict(self._flaws)
-            old = self._tokens
-            fields = [index for index, token in enumerate(tokens) if token != old[index]]
-        changed: list[int] = []
+        if self._is_plain and self._payload is not None:
+            changed = list(compress(self.group.everything, map(ne, tokens, self._tokens)))
+            self._payload, self._tokens, self._values = payload, tokens, tokens  # type: ignore[assignment]
+            return Batch(self.group, time_ns, at_s, self._values, NO_FLAWS, changed)
+        changed = self._convert_changed(tokens)
+        self._payload = payload
+        return Batch(self.group, time_ns, at_s, self._values, self._flaws, changed)
+
+    def _convert_changed(self, tokens: Sequence[object]) -> list[int]:
+        """Convert the fields that differ into new values and flaws; return the points that changed."""
         was_read = self._payload is not None
+        fields: Iterable[int] = range(len(tokens))
+        values: list[Value | None] = [None] * len(self._convert)
+        if was_read:
+            values = list(self._values)
+            fields = compress(fields, map(ne, tokens, self._tokens))
+        flaws = dict(self._flaws)
+        changed: list[int] = []
         for field in fields:
             token = tokens[field]
             for index in self._readers[field]:
                 convert = self._convert[index]
-                value, flaw = (cast("Value", token), None) if convert is None else convert(token)
+                value: Value | None = token  # type: ignore[assignment] # if there is nothing to convert
+                flaw: Flaw | None = None
+                if convert is not None:
+                    value, flaw = convert(token)
                 if was_read and value == values[index] and flaw == flaws.get(index):
                     continue  # another bit of the same register changed
                 values[index] = value
@@ -104,8 +120,8 @@ class BlockReader:
                 else:
                     flaws.pop(index, None)
                 changed.append(index)
-        self._payload, self._tokens, self._values, self._flaws = payload, tokens, values, flaws
-        return Batch(self.group, time_ns, at_s, values, flaws, changed)
+        self._tokens, self._values, self._flaws = tokens, values, flaws
+        return changed
 
 
 def _bit_unpacker(offsets: Sequence[int]) -> Unpack:

@@ -23,6 +23,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
+from collections.abc import Callable
 
 from pymodbus.client import AsyncModbusTcpClient
 from pymodbus.framer.socket import FramerSocket
@@ -61,42 +63,61 @@ class _RawReply(ModbusPDU):
 class _StrictFramer(FramerSocket):
     """Cuts the stream into frames and trusts none of them."""
 
+    def __init__(self) -> None:
+        super().__init__(DecodePDU(False))
+        self.issued: deque[int] = deque(maxlen=_LATE_REPLIES)
+        """Transaction ids of the last requests: an answer to one of them is late, not wrong."""
+        self.fault: str | None = None
+        """Why nothing more that comes on this connection can be believed."""
+
     def handleFrame(  # noqa: N802 - pymodbus names it
         self, data: bytes, exp_devid: int, exp_tid: int
     ) -> tuple[int, ModbusPDU | None]:
         used, size = 0, len(data)
-        while size - used >= 4:
+        reply: _RawReply | None = None
+        while size - used >= 4 and self.fault is None:
             protocol_id = data[used + 2] << 8 | data[used + 3]
             if protocol_id:
-                return size, _RawReply(b"", f"protocol id {protocol_id}")
+                self.fault = f"protocol id {protocol_id}"
+                break
             if size - used < 6:
                 break
             length = data[used + 4] << 8 | data[used + 5]
             if not 3 <= length <= 254:
-                return size, _RawReply(b"", f"length {length}")
+                self.fault = f"length {length}"
+                break
             end = used + 6 + length
             if end > size:
                 break
             transaction_id = data[used] << 8 | data[used + 1]
-            unit_id = data[used + 6]
-            pdu = data[used + 7 : end]
+            if transaction_id not in self.issued:
+                self.fault = f"transaction id {transaction_id} for {exp_tid}"
+            elif transaction_id == exp_tid and reply is None:
+                if data[used + 6] == exp_devid:
+                    reply = _RawReply(data[used + 7 : end])
+                else:
+                    self.fault = f"unit id {data[used + 6]} for {exp_devid}"
             used = end
-            if transaction_id != exp_tid:
-                if transaction_id and 0 < (exp_tid - transaction_id) % 0x10000 <= _LATE_REPLIES:
-                    continue
-                return size, _RawReply(b"", f"transaction id {transaction_id} for {exp_tid}")
-            if unit_id != exp_devid:
-                return size, _RawReply(b"", f"unit id {unit_id} for {exp_devid}")
-            return used, _RawReply(pdu)
-        return used, None
+        if self.fault is not None:
+            return size, reply or _RawReply(b"", self.fault)
+        return used, reply
 
 
 class ModbusTcpConnection:
     """A TCP connection to a Modbus server, opened and closed at will."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_lost: Callable[[], None] = lambda: None) -> None:
+        """Take what is called when the peer closes the connection.
+
+        Args:
+            on_lost: called in the event loop, not while a request waits (that fails instead).
+        """
         self._client: AsyncModbusTcpClient | None = None
-        self._is_lost = False
+        self._framer = _StrictFramer()
+        self._waiting: asyncio.Future[_RawReply] | None = None
+        self._on_lost = on_lost
+        self.is_lost = False
+        """Whether the peer has closed the connection."""
 
     async def open(self, host: str, port: int, timeout_s: float) -> None:
         """Connect.
@@ -112,8 +133,10 @@ class ModbusTcpConnection:
             reconnect_delay=0,
             trace_connect=self._on_connect,
         )
-        client.ctx.framer = _StrictFramer(DecodePDU(False))
+        self._framer = _StrictFramer()
+        client.ctx.framer = self._framer
         client.ctx.max_buffer_size = _BUFFER_SIZE
+        self.is_lost = False
         try:
             async with asyncio.timeout(timeout_s):
                 await client.ctx.call_create()
@@ -124,7 +147,6 @@ class ModbusTcpConnection:
             client.close()
             raise LinkDownError(connection_reason(error)) from error
         self._client = client
-        self._is_lost = False
 
     async def request(self, unit_id: int, pdu: bytes, timeout_s: float) -> bytes:
         """Send a request PDU and return the PDU that answers it, unchecked against its contents.
@@ -135,14 +157,18 @@ class ModbusTcpConnection:
             LinkDownError: the connection is gone.
         """
         client = self._client
-        if client is None or self._is_lost or client.ctx.transport is None:
-            raise LinkDownError("connection lost")
+        if client is None or self.is_lost or client.ctx.transport is None:
+            raise LinkDownError("connection closed by the peer")
         ctx = client.ctx
+        if self._framer.fault is not None or ctx.recv_buffer:
+            # Something came that nobody had asked for; what comes next may be its rest.
+            raise BadResponseError(self._framer.fault or "bytes that belong to no answer")
         request = _RawRequest(unit_id, pdu)
         request.transaction_id = ctx.getNextTID()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[_RawReply] = loop.create_future()
-        ctx.response_future = future
+        ctx.response_future = self._waiting = future
+        self._framer.issued.append(request.transaction_id)
         ctx.pdu_send(request)
         timer = loop.call_later(timeout_s, _expire, future, timeout_s)
         try:
@@ -153,6 +179,7 @@ class ModbusTcpConnection:
             raise
         finally:
             timer.cancel()
+            self._waiting = None
         if reply.fault is not None:
             raise BadResponseError(reply.fault)
         return reply.pdu
@@ -166,11 +193,11 @@ class ModbusTcpConnection:
     def _on_connect(self, is_connected: bool) -> None:
         if is_connected:
             return
-        self._is_lost = True
-        if self._client is not None:
-            future = self._client.ctx.response_future
-            if not future.done():
-                future.set_exception(LinkDownError("connection closed by the peer"))
+        self.is_lost = True
+        if self._waiting is None:
+            self._on_lost()
+        elif not self._waiting.done():
+            self._waiting.set_exception(LinkDownError("connection closed by the peer"))
 
 
 def _expire(future: asyncio.Future[_RawReply], timeout_s: float) -> None:

@@ -19,7 +19,7 @@ Design: each table is a byte string of registers plus one state byte per address
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from fieldbus.errors import ConversionError
 from fieldbus.modbus import pdu
@@ -76,10 +76,15 @@ class UnitImage:
         self._served: dict[Point, RegisterPoint] = {}
         self._is_bad: dict[RegisterPoint, bool] = {}
         self._had_value: set[RegisterPoint] = set()
+        self._nan: dict[RegisterPoint, bytes] = {}
+        self._encode: dict[RegisterPoint, Callable[[Value], bytes]] = {}
         for point in points:
             by_table.setdefault(point.table, []).append(point)
             self._served[point.point] = point
             self._is_bad[point] = True
+            self._encode[point] = point.encoder()
+            if point.on_bad.action == "nan" and has_nan(point):
+                self._nan[point] = nan_bytes(point)
         self._tables = {table: _TableImage(members, fills_gaps) for table, members in by_table.items()}
         for point in self._served.values():
             if point.initial is not None:
@@ -147,15 +152,25 @@ class UnitImage:
             if flaw is not None or value is None or point.point.refusal(value):
                 return pdu.SERVER_DEVICE_FAILURE
             decoded.append((point, value))
-        for point, value in decoded:
-            self._store(point, value)
+        for point, _ in decoded:
+            # The very bytes, not our own form of the value: masters verify a write by reading it.
+            offset = point.address - request.address
+            if request.table.is_bits:
+                self._put_bytes(point, bytes((request.data[offset >> 3] >> (offset & 7) & 1,)))
+            else:
+                self._put_bytes(point, request.data[2 * offset : 2 * (offset + point.count)])
+            self._had_value.add(point)
+            self._mark(point, is_bad=False)
         written.extend(decoded)
         return None
 
     def _mask_write(self, request: pdu.MaskWriteRequest, written: list[Written]) -> int | None:
         if self._writable(Table.HOLDING, request.address, 1) is None:
             return pdu.ILLEGAL_DATA_ADDRESS
-        old = int.from_bytes(self._tables[Table.HOLDING].read(request.address, 1), "big")
+        table = self._tables[Table.HOLDING]
+        if table.is_bad(request.address, 1):
+            return pdu.GATEWAY_TARGET_FAILED_TO_RESPOND  # it would keep bits that nobody knows
+        old = int.from_bytes(table.read(request.address, 1), "big")
         new = old & request.and_mask | request.or_mask & ~request.and_mask & 0xFFFF
         whole = pdu.WriteRequest(22, Table.HOLDING, request.address, 1, new.to_bytes(2, "big"))
         return self._write(whole, written)
@@ -164,6 +179,12 @@ class UnitImage:
         table = self._tables.get(Table.HOLDING)
         if table is None or not table.contains(request.read.address, request.read.count):
             return pdu.ILLEGAL_DATA_ADDRESS
+        # What the write gives a value may be bad now; all else must be good before anything is done.
+        overwritten = range(request.write.address, request.write.address + request.write.count)
+        for address in range(request.read.address, request.read.address + request.read.count):
+            if address not in overwritten and table.is_bad(address, 1):
+                writable = self._writable(Table.HOLDING, request.write.address, request.write.count)
+                return pdu.ILLEGAL_DATA_ADDRESS if writable is None else pdu.GATEWAY_TARGET_FAILED_TO_RESPOND
         return self._write(request.write, written) or self._read(request.read)
 
     def _writable(self, name: Table, address: int, count: int) -> list[RegisterPoint] | None:
@@ -186,19 +207,21 @@ class UnitImage:
     def _store(self, served: RegisterPoint, value: Value) -> None:
         self._put(served, value)
         self._had_value.add(served)
-        self._is_bad[served] = False
-        self._mark(served)
+        self._mark(served, is_bad=False)
 
     def _spoil(self, served: RegisterPoint) -> None:
         """Let masters see, as the point's `on_bad` wants it, that there is no value."""
         action = served.on_bad.action
         if action == "value" and served.on_bad.value is not None:
             self._put(served, served.on_bad.value)
-        elif action == "nan":
-            self._put_bytes(served, nan_bytes(served))
-        is_shown = action in ("value", "nan") or (action == "hold" and served in self._had_value)
-        self._is_bad[served] = not is_shown
-        self._mark(served)
+        elif action == "nan" and served in self._nan:
+            self._put_bytes(served, self._nan[served])
+        is_shown = (
+            action == "value"
+            or (action == "nan" and served in self._nan)
+            or (action == "hold" and served in self._had_value)
+        )
+        self._mark(served, is_bad=not is_shown)
 
     def _put(self, served: RegisterPoint, value: Value) -> None:
         table = self._tables[served.table]
@@ -206,7 +229,7 @@ class UnitImage:
         if table.is_bits:
             table.data[first] = served.encode_bit(value)
             return
-        data = served.encode(value)
+        data = self._encode[served](value)
         if served.low_bit is not None:
             # Other points live in the same register: only our bits change.
             mask = served.bit_mask
@@ -216,14 +239,22 @@ class UnitImage:
 
     def _put_bytes(self, served: RegisterPoint, data: bytes) -> None:
         table = self._tables[served.table]
-        first = 2 * (served.address - table.start)
+        first = (served.address - table.start) * (1 if table.is_bits else 2)
         table.data[first : first + len(data)] = data
 
-    def _mark(self, served: RegisterPoint) -> None:
+    def _mark(self, served: RegisterPoint, *, is_bad: bool) -> None:
+        if self._is_bad[served] == is_bad:
+            return
+        self._is_bad[served] = is_bad
         table = self._tables[served.table]
         for index in range(served.address - table.start, served.end - table.start):
-            is_bad = any(self._is_bad[owner] for owner in table.owners[index])
-            table.state[index] = _BAD if is_bad else _GOOD
+            any_is_bad = any(self._is_bad[owner] for owner in table.owners[index])
+            table.state[index] = _BAD if any_is_bad else _GOOD
+
+
+def has_nan(served: RegisterPoint) -> bool:
+    """Return whether there are registers that say "no value": NaN of a float, or an `invalid` raw value."""
+    return served.low_bit is None and (served.type.is_float or bool(served.invalid))
 
 
 def nan_bytes(served: RegisterPoint) -> bytes:
@@ -232,9 +263,9 @@ def nan_bytes(served: RegisterPoint) -> bytes:
     Raises:
         ConversionError: the type has no such value.
     """
-    if served.type.is_float and not served.invalid:
-        return served.encode(math.nan)
-    if not served.invalid:
+    if not has_nan(served):
         raise ConversionError(f"{served.type} has no NaN: give the point an `invalid` raw value")
+    if not served.invalid:
+        return served.encode(math.nan)
     raw = min(served.invalid).to_bytes(served.count * 2, "big")
     return arrangement(served.order)(raw)

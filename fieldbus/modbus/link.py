@@ -3,8 +3,8 @@
 Rules:
 
 * One task owns the connection: never two requests at once.
-* Writes go ahead of polls, at the next request boundary. Of several that wait for one point the last
-  wins. What cannot be written now (no connection, unit demoted) fails now; it is not kept.
+* Writes go ahead of polls, at the next request boundary, in the order in which they were given. Of
+  several that wait for one point the last wins. What cannot be written now (no connection, unit demoted) fails now; it is not kept.
 * Polls have deadlines, not sleeps: a late poll does not move the next one. A period that was missed
   whole is skipped and counted (`scans_missed`).
 * Two failures in a row demote a unit: all its points are bad, and only one request at a time asks
@@ -29,6 +29,7 @@ from fieldbus.errors import (
     BadResponseError,
     ConversionError,
     DeviceExceptionError,
+    LinkDownError,
     RequestError,
     RequestTimeoutError,
 )
@@ -43,6 +44,9 @@ from fieldbus.model import Batch, Group, Point, Reason, Value
 FAILURES_TO_DEMOTE = 2
 FIRST_PROBE_S = 0.5
 LONGEST_PROBE_S = 10.0
+_UNREACHABLE = (pdu.GATEWAY_PATH_UNAVAILABLE, pdu.GATEWAY_TARGET_FAILED_TO_RESPOND)
+TIMER_GRAIN_S = 0.001
+"""Event loops count time in milliseconds: who waits for less wakes several times in vain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,10 @@ class _UnitState:
     is_online: bool | None = None
     """None until the first answer or failure."""
     failures: int = 0
+    unreachable: int = 0
+    """How often in a row the gateway before the unit said that it cannot reach it (0A, 0B)."""
+    is_back: bool = False
+    """Whether it has just answered again."""
     probe_at_s: float = 0.0
     probe_after_s: float = FIRST_PROBE_S
     response_time_ms: float = 0.0
@@ -88,6 +96,8 @@ class _Poll:
     request: bytes
     reader: BlockReader
     due_s: float = 0.0
+    phase_s: float | None = None
+    """Of a poll that is still to be the first: how long until the second."""
     reason: str | None = None
     """Why the group is bad, if it is."""
 
@@ -124,9 +134,9 @@ class ModbusClientLink:
                 request = pdu.read_request(block.table, block.address, block.count)
                 state.polls.append(_Poll(block, state, group, request, BlockReader(block, group)))
         self.groups: Sequence[Group] = [poll.group for state in self._states for poll in state.polls]
-        self._connection = ModbusTcpConnection()
         self._waiting: dict[Point, _Write] = {}
         self._wake = asyncio.Event()
+        self._connection = ModbusTcpConnection(on_lost=self._wake.set)
         self._is_connected = False
         self._report: Report | None = None
         self._dropped: dict[Point, Value] = {}
@@ -185,13 +195,13 @@ class ModbusClientLink:
         queue: list[tuple[float, int, _Poll]] = []
         for state in self._states:
             for poll in state.polls:
-                # Spread over the period, so that the blocks of a big device do not fire in a burst,
-                # but never later than half a second: people wait for the first value.
-                spread_s = min(poll.block.period_s, 0.5) if len(self.groups) > 8 else 0.0
-                poll.due_s = now_s + random.random() * spread_s
+                poll.due_s = now_s
+                poll.phase_s = random.random() * poll.block.period_s
                 queue.append((poll.due_s, next(order), poll))
         heapq.heapify(queue)
         while True:
+            if self._connection.is_lost:
+                raise LinkDownError("connection closed by the peer")
             if self._waiting:
                 await self._write_waiting(emit, report)
             if not queue:
@@ -199,7 +209,7 @@ class ModbusClientLink:
                 continue
             due_s, _, poll = queue[0]
             now_s = time.monotonic()
-            if due_s > now_s:
+            if due_s > now_s + TIMER_GRAIN_S:
                 await self._idle(due_s - now_s)
                 continue
             heapq.heappop(queue)
@@ -210,6 +220,14 @@ class ModbusClientLink:
                 await self._read(poll, emit, report)
                 poll.due_s = self._next_due(poll, due_s)
             heapq.heappush(queue, (poll.due_s, next(order), poll))
+            if state.is_back:
+                # All its points are bad, also those that are polled once an hour: read them all now.
+                state.is_back = False
+                queue = [
+                    (now_s if item.state is state and item is not poll else due_s, number, item)
+                    for due_s, number, item in queue
+                ]
+                heapq.heapify(queue)
 
     def send(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
         """Take routed values; they are written before the next poll."""
@@ -237,8 +255,9 @@ class ModbusClientLink:
             answer: asyncio.Future[WriteResult] = loop.create_future()
             answers.append(answer)
             place, state = self._place[point]
-            if not self._is_connected:
-                answer.set_result(WriteResult(point, value, WriteOutcome.FAILED, Reason.NOT_CONNECTED))
+            if not self._is_connected or state.is_demoted:
+                reason = Reason.TIMEOUT if self._is_connected else Reason.NOT_CONNECTED
+                answer.set_result(WriteResult(point, value, WriteOutcome.FAILED, reason))
                 continue
             self._queue(_Write(place, state, value, [answer]))
         return list(await asyncio.gather(*answers))
@@ -272,7 +291,10 @@ class ModbusClientLink:
 
     def _next_due(self, poll: _Poll, due_s: float) -> float:
         period_s, now_s = poll.block.period_s, time.monotonic()
-        next_s = due_s + period_s
+        # The first value comes at once, people wait for it; from then on each poll has a phase of its
+        # own, so that a thousand devices do not fire together.
+        next_s = due_s + (period_s if poll.phase_s is None else poll.phase_s)
+        poll.phase_s = None
         if next_s < now_s:
             missed = int((now_s - next_s) // period_s) + 1
             self._counters["scans_missed"] += missed
@@ -299,7 +321,8 @@ class ModbusClientLink:
     def _answered(self, state: _UnitState, report: Report) -> None:
         if state.is_demoted:
             state.probe_after_s = FIRST_PROBE_S
-        state.failures = 0
+            state.is_back = True
+        state.failures = state.unreachable = 0
         if not state.is_online:
             state.is_online = True
             report(DeviceHealth(state.unit.device, True))
@@ -309,13 +332,16 @@ class ModbusClientLink:
     ) -> None:
         """Decide what a failed request means for its group, its unit and the connection."""
         reason = _reason(error)
-        is_refusal = isinstance(error, DeviceExceptionError) and error.exception_code not in (
-            pdu.GATEWAY_PATH_UNAVAILABLE,
-            pdu.GATEWAY_TARGET_FAILED_TO_RESPOND,
-        )
-        if is_refusal:
+        if isinstance(error, DeviceExceptionError):
             self._counters["exceptions"] += 1
-            self._answered(state, report)  # it lives: it said no
+            if error.exception_code in _UNREACHABLE:
+                # Another gateway's word for a dead unit, or for one bad point: only when nothing else of
+                # the unit can be read it is the unit.
+                state.unreachable += 1
+                if state.unreachable >= max(FAILURES_TO_DEMOTE, len(state.polls)):
+                    state.failures = FAILURES_TO_DEMOTE
+            else:
+                self._answered(state, report)  # it lives: it said no
         else:
             name = "timeouts" if isinstance(error, RequestTimeoutError) else "bad_responses"
             self._counters[name] += 1
@@ -333,7 +359,8 @@ class ModbusClientLink:
         # A stream that gave one wrong answer may give another; and when nobody answers any more, the
         # connection itself may be dead without a sign.
         everybody_is_lost = all(other.is_demoted for other in self._states)
-        if isinstance(error, BadResponseError) or (everybody_is_lost and not is_refusal):
+        is_silence = isinstance(error, RequestTimeoutError)
+        if isinstance(error, BadResponseError) or (everybody_is_lost and is_silence):
             self._connection.close()
             await self._open()
 
@@ -342,6 +369,10 @@ class ModbusClientLink:
         try:
             for members, request in requests:
                 state = members[0].state
+                if state.is_demoted:  # by the request before: the others wait long enough for it
+                    for member in members:
+                        self._finish(member, WriteOutcome.FAILED, Reason.TIMEOUT)
+                    continue
                 self._counters["requests"] += 1
                 try:
                     reply = await self._connection.request(state.unit.unit_id, request, state.unit.timeout_s)
@@ -360,7 +391,7 @@ class ModbusClientLink:
                     self._finish(member, WriteOutcome.FAILED, Reason.NOT_CONNECTED)
 
     def _write_requests(self) -> list[tuple[list[_Write], bytes]]:
-        """Turn what waits into requests; neighbours share one."""
+        """Turn what waits into requests, in order; neighbours that follow each other share one."""
         encoded: list[tuple[_Write, bytes]] = []
         for write in self._take_writes():
             try:
@@ -370,26 +401,16 @@ class ModbusClientLink:
                     encoded.append((write, write.point.encode(write.value)))
             except ConversionError as error:
                 self._finish(write, WriteOutcome.REFUSED, str(error))
-        encoded.sort(
-            key=lambda item: (item[0].state.unit.unit_id, item[0].point.table, item[0].point.address)
-        )
-        requests: list[tuple[list[_Write], bytes]] = []
-        run: list[_Write] = []
-        data = b""
+        runs: list[tuple[list[_Write], list[bytes]]] = []
         for write, piece in encoded:
-            if run and not (
-                run[-1].state is write.state
-                and run[-1].point.table is write.point.table
-                and run[-1].point.end == write.point.address
-                and len(data) + len(piece) <= 2 * pdu.MAX_WRITE_REGISTERS
-            ):
-                requests.append((run, _write_request(run[0].point, data)))
-                run, data = [], b""
-            run.append(write)
-            data += piece
-        if run:
-            requests.append((run, _write_request(run[0].point, data)))
-        return requests
+            if runs and _is_neighbour(write, *runs[-1]):
+                run, data = runs[-1]
+                at = 0 if write.point.end == run[0].point.address else len(run)
+                run.insert(at, write)
+                data.insert(at, piece)
+            else:
+                runs.append(([write], [piece]))
+        return [(run, _write_request(run[0].point, b"".join(data))) for run, data in runs]
 
     def _finish(self, write: _Write, outcome: WriteOutcome, reason: str | None) -> None:
         """Answer a write, the first time that this is called for it."""
@@ -403,6 +424,17 @@ class ModbusClientLink:
         for answer in write.answers:
             if not answer.done():
                 answer.set_result(result)
+
+
+def _is_neighbour(write: _Write, run: Sequence[_Write], data: Sequence[bytes]) -> bool:
+    """Return whether a write can join a request, in front of it or behind it."""
+    place = write.point
+    return (
+        run[0].state is write.state
+        and run[0].point.table is place.table
+        and (run[-1].point.end == place.address or place.end == run[0].point.address)
+        and sum(map(len, data)) + 2 * place.count <= 2 * pdu.MAX_WRITE_REGISTERS
+    )
 
 
 def _write_request(first: RegisterPoint, data: bytes) -> bytes:

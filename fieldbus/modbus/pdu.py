@@ -247,8 +247,8 @@ def read_request(table: Table, address: int, count: int) -> bytes:
 
 def write_coils_request(address: int, states: list[bool], *, multiple: bool = False) -> bytes:
     """Return the PDU that writes coils: FC 5 for one, else FC 15."""
-    if not 1 <= len(states) <= MAX_WRITE_BITS:
-        raise ValueError(f"cannot write {len(states)} coils in one request")
+    if not 1 <= len(states) <= MAX_WRITE_BITS or not 0 <= address <= 0x10000 - len(states):
+        raise ValueError(f"cannot write {len(states)} coils from {address} in one request")
     if len(states) == 1 and not multiple:
         return _READ.pack(WRITE_SINGLE_COIL, address, 0xFF00 if states[0] else 0)
     packed = sum(1 << index for index, state in enumerate(states) if state)
@@ -258,8 +258,9 @@ def write_coils_request(address: int, states: list[bool], *, multiple: bool = Fa
 
 def write_registers_request(address: int, data: bytes, *, multiple: bool = False) -> bytes:
     """Return the PDU that writes registers: FC 6 for one, else FC 16."""
-    if not 2 <= len(data) <= 2 * MAX_WRITE_REGISTERS or len(data) % 2:
-        raise ValueError(f"cannot write {len(data)} bytes in one request")
+    is_legal = 2 <= len(data) <= 2 * MAX_WRITE_REGISTERS and len(data) % 2 == 0
+    if not is_legal or not 0 <= address <= 0x10000 - len(data) // 2:
+        raise ValueError(f"cannot write {len(data)} bytes from {address} in one request")
     if len(data) == 2 and not multiple:
         return struct.pack(">BH", WRITE_SINGLE_REGISTER, address) + data
     count = len(data) // 2

@@ -172,19 +172,19 @@ class RegisterPoint:
     is_open_to_masters: bool = False
     """Of a served point: whether masters may write it."""
 
-    @property
-    def count(self) -> int:
-        """How many addresses it takes: bits or registers."""
-        if self.table.is_bits:
-            return 1
-        if self.type is RegisterType.STRING:
-            return self.length
-        return max(1, math.ceil(self.type.bits / 16))
+    count: int = field(init=False)
+    """How many addresses it takes: bits or registers."""
+    end: int = field(init=False)
+    """The first address behind it."""
 
-    @property
-    def end(self) -> int:
-        """The first address behind it."""
-        return self.address + self.count
+    def __post_init__(self) -> None:
+        count = max(1, math.ceil(self.type.bits / 16))
+        if self.table.is_bits:
+            count = 1
+        elif self.type is RegisterType.STRING:
+            count = self.length
+        object.__setattr__(self, "count", count)
+        object.__setattr__(self, "end", self.address + count)
 
     @property
     def struct_code(self) -> str:
@@ -272,41 +272,66 @@ class RegisterPoint:
 
         return decode if is_bool else _range_checked(self.point, decode)
 
+    def encoder(self) -> Callable[[Value], bytes]:
+        """Return the converter from an engineering value to its registers, as on the wire.
+
+        It raises `ConversionError` for what cannot be expressed.
+        """
+        arrange = arrangement(self.order)
+        size = self.count * 2
+        if self.type is RegisterType.STRING:
+            return lambda value: arrange(_text_bytes(self.point, value, size))
+        if self.type.is_float:
+            return self._float_encoder(arrange)
+        inverse, is_bool = self.linear.inverse_int, self.point.kind is Kind.BOOL
+        low, high = self._raw_range()
+        shift, is_bcd, name = self.low_bit or 0, self.type.is_bcd, self.type.value
+
+        def encode(value: Value) -> bytes:
+            if isinstance(value, str):
+                raise ConversionError(f"{value!r} is not a number")
+            raw = inverse(value)
+            if is_bool and raw not in (0, 1):
+                raise ConversionError(f"{value} is neither 0 nor 1")
+            if not low <= raw <= high:
+                raise ConversionError(f"{value} does not fit {name}")
+            if is_bcd:
+                return arrange(bytes.fromhex(f"{raw:0{size * 2}d}"))
+            return arrange((raw << shift).to_bytes(size, "big", signed=raw < 0))
+
+        return encode
+
+    def _float_encoder(self, arrange: Callable[[bytes], bytes]) -> Callable[[Value], bytes]:
+        number = struct.Struct(">" + _FLOAT_CODE[self.type.bits])
+        inverse = None if self.linear.is_identity else self.linear.inverse_float
+
+        def encode(value: Value) -> bytes:
+            if isinstance(value, str):
+                raise ConversionError(f"{value!r} is not a number")
+            try:
+                return arrange(number.pack(value if inverse is None else inverse(value)))
+            except (OverflowError, struct.error) as error:
+                raise ConversionError(f"{value} does not fit {self.type}") from error
+
+        return encode
+
+    def _raw_range(self) -> tuple[int, int]:
+        if self.low_bit is not None:
+            return 0, (1 << self.bit_count) - 1
+        if self.type.is_bcd:
+            return 0, 10 ** (self.count * 4) - 1
+        bits = self.type.bits
+        if self.type.is_signed:
+            return -(1 << bits - 1), (1 << bits - 1) - 1
+        return 0, (1 << bits) - 1
+
     def encode(self, value: Value) -> bytes:
-        """Return the registers that hold an engineering value, as on the wire.
+        """Encode one value; for many of the same point there is `encoder`.
 
         Raises:
             ConversionError: the value cannot be expressed.
         """
-        arrange = arrangement(self.order)
-        if self.type is RegisterType.STRING:
-            return arrange(_text_bytes(self.point, value, self.length * 2))
-        if isinstance(value, str):
-            raise ConversionError(f"{value!r} is not a number")
-        size = self.count * 2
-        if self.type.is_float:
-            try:
-                data = struct.pack(">" + _FLOAT_CODE[self.type.bits], self.linear.inverse_float(value))
-            except (OverflowError, struct.error) as error:
-                raise ConversionError(f"{value} does not fit {self.type}") from error
-            return arrange(data)
-        raw = self.linear.inverse_int(value)
-        if self.point.kind is Kind.BOOL and raw not in (0, 1):
-            raise ConversionError(f"{value} is neither 0 nor 1")
-        if self.type.is_bcd:
-            digits = size * 2
-            if not 0 <= raw < 10**digits:
-                raise ConversionError(f"{value} does not fit {self.type}")
-            return arrange(bytes.fromhex(f"{raw:0{digits}d}"))
-        if self.low_bit is not None:
-            if not 0 <= raw < 1 << self.bit_count:
-                raise ConversionError(f"{value} does not fit {self.bit_count} bits")
-            return arrange((raw << self.low_bit).to_bytes(size, "big"))
-        bits = self.type.bits
-        low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if self.type.is_signed else (0, (1 << bits) - 1)
-        if not low <= raw <= high:
-            raise ConversionError(f"{value} does not fit {self.type}")
-        return arrange(raw.to_bytes(size, "big", signed=raw < 0))
+        return self.encoder()(value)
 
     @property
     def bit_mask(self) -> int:
@@ -406,7 +431,10 @@ def _text(data: bytes) -> str:
 def _text_bytes(point: Point, value: Value, size: int) -> bytes:
     if not isinstance(value, str):
         raise ConversionError(f"{value!r} is not text")
-    data = value.encode("utf-8")
+    try:
+        data = value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ConversionError(f"{value!r} cannot be written as UTF-8") from error
     if len(data) > size:
         raise ConversionError(f"text of {len(data)} bytes does not fit {point.address}, which has {size}")
     return data.ljust(size, b"\0")

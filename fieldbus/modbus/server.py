@@ -5,7 +5,9 @@ Rules:
 * What a connection does wrong costs that connection and no other: half a frame, a wrong protocol id,
   an absurd length, silence, not reading the answers.
 * All requests that arrive together are answered, in order, in one write.
-* At most `max_sessions` connections; when one more comes, the one that was silent longest makes room.
+* At most `max_sessions` connections; when one more comes, the one that was silent longest makes room,
+  and one that never asked anything before any that did.
+* No master waits behind another's flood: after `FRAMES_PER_TURN` requests the others have their turn.
   A connection that is silent for `idle_timeout_s` is closed.
 * A unit id that we do not have is answered with exception 0A. If we have only one, it also answers to
   0 and 255, which masters use when there is nothing to choose.
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,6 +31,9 @@ from fieldbus.modbus import pdu
 from fieldbus.modbus.image import UnitImage, Written
 from fieldbus.modbus.registers import RegisterPoint
 from fieldbus.model import NO_FLAWS, Batch, Group, Point, Quality, Sample, Value
+
+
+FRAMES_PER_TURN = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +144,7 @@ class ModbusServerLink:
         """Put values into the registers."""
         results = []
         for point, value in values.items():
+            self._last.pop(point, None)
             sample = Sample(value, Quality.GOOD, None, time.time_ns())
             try:
                 self._image_of[point].update(point, sample)
@@ -161,7 +168,10 @@ class ModbusServerLink:
         self._counters["sessions"] += 1
         if len(self._sessions) >= self._max_sessions:
             self._counters["sessions_refused"] += 1
-            min(self._sessions, key=lambda item: item.active_s).end()
+            # Who never asked anything goes first: half-open connections must not push masters out.
+            loser = min(self._sessions, key=lambda item: (item.has_asked, item.active_s))
+            del self._sessions[loser]
+            loser.end()
         self._sessions[session] = None
 
     def leave(self, session: _Session, *, was_bad: bool) -> None:
@@ -206,6 +216,11 @@ class _Session(asyncio.Protocol):
         self._link = link
         self._reader = pdu.MbapReader()
         self._transport: asyncio.Transport | None = None
+        self._is_full = False
+        """Whether answers wait for it to read them."""
+        self._frames: deque[pdu.Frame] = deque()
+        self.has_asked = False
+        """Whether it ever sent a whole request."""
         self.active_s = time.monotonic()
         """When it last sent a whole request, on the monotonic clock: a trickle of bytes is silence."""
 
@@ -224,18 +239,45 @@ class _Session(asyncio.Protocol):
         frames = self._reader.feed(data)
         if frames:
             self.active_s = time.monotonic()
-            transport.write(b"".join([self._link.answer(frame) for frame in frames]))
+            self.has_asked = True
+            is_working = bool(self._frames)
+            self._frames.extend(frames)
+            if not is_working:
+                self._work()
+        elif self._reader.fault is not None and not self._frames:
+            transport.close()
+
+    def _work(self) -> None:
+        """Answer what was asked, some of it now and the rest when others have had their turn."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        count = min(FRAMES_PER_TURN, len(self._frames))
+        answers = [self._link.answer(self._frames.popleft()) for _ in range(count)]
+        transport.write(b"".join(answers))
+        if self._frames:
+            transport.pause_reading()
+            if not self._is_full:
+                asyncio.get_running_loop().call_soon(self._work)
+            return
         if self._reader.fault is not None:
             transport.close()
+        elif not self._is_full:
+            transport.resume_reading()
 
     def pause_writing(self) -> None:
         # It asks without reading the answers: no more questions until it has read.
+        self._is_full = True
         if self._transport is not None:
             self._transport.pause_reading()
 
     def resume_writing(self) -> None:
+        self._is_full = False
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.resume_reading()
+            if self._frames:
+                self._work()
+            else:
+                self._transport.resume_reading()
 
     def end(self) -> None:
         """Drop the connection now."""

@@ -23,13 +23,13 @@ by `due_s` when it wants to be asked again.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from fieldbus.link import Target
 from fieldbus.model import Point, Quality, Reason, Sample, Value
-from fieldbus.scaling import Linear
+from fieldbus.scaling import Linear, Number
 
 NEVER = math.inf
 
@@ -70,9 +70,10 @@ class Edge:
     """One expanded route: a source point, a target, a policy, and what was sent last."""
 
     __slots__ = (
-        "_convert",
         "_is_stale_told",
         "_pending",
+        "_scale_float",
+        "_scale_int",
         "_sent",
         "_sent_at_s",
         "_tells_quality",
@@ -94,7 +95,8 @@ class Edge:
         self._is_stale_told = False
         self._tells_quality = target.point is not None and target.point.carries_quality
         linear = policy.linear
-        self._convert = None if linear.is_identity else linear
+        self._scale_int = None if linear.is_identity else linear.forward_int()
+        self._scale_float = linear.forward_float()
 
     def offer(self, sample: Sample, at_s: float, now_s: float) -> Sample | None:
         """Take a new sample of the source and return what is to be sent now, if anything.
@@ -192,8 +194,8 @@ class Edge:
                     value = policy.mapping[value]
                 else:
                     value, quality, reason = None, Quality.BAD, Reason.CONVERSION
-            if self._convert is not None and value is not None:
-                value = self._scaled(value)
+            if self._scale_int is not None and value is not None:
+                value = self._scaled(value, self._scale_int)
                 if value is None:
                     quality, reason = Quality.BAD, Reason.CONVERSION
         if value is None:
@@ -204,13 +206,12 @@ class Edge:
             return Sample(None, Quality.BAD, reason, time_ns)
         return Sample(value, quality, reason, time_ns)
 
-    def _scaled(self, value: Value) -> Value | None:
-        linear = self.policy.linear
+    def _scaled(self, value: Value, scale_int: Callable[[int], Number]) -> Value | None:
         if isinstance(value, str):
             return None
         if isinstance(value, int):  # a bool too: 0 or 1
-            return linear.forward_int()(int(value))
-        scaled = linear.forward_float()(value)
+            return scale_int(int(value))
+        scaled = self._scale_float(value)
         return scaled if math.isfinite(scaled) else None
 
     def _differs(self, new: Sample, last: Sample) -> bool:

@@ -44,6 +44,7 @@ def test_only_what_differs_is_converted_and_told():
     subject = reader(*(point(address) for address in range(4)))
     subject.read(struct.pack(">4H", 1, 2, 3, 4), 0, 0.0)
     calls = []
+    subject._is_plain = False
     subject._convert = [lambda raw, index=index: (calls.append(index), (raw, None))[1] for index in range(4)]
     batch = subject.read(struct.pack(">4H", 1, 9, 3, 4), 0, 0.0)
     assert (list(batch.values), batch.changed, calls) == ([1, 9, 3, 4], [1], [1])

@@ -45,4 +45,4 @@ for command in (run, demo, check, plan, sim, read, write, watch, schema):
 
 def main() -> None:
     """Run the command line."""
-    app()
+    app(prog_name="fieldbus")

@@ -1,0 +1,204 @@
+"""The MQTT link against mosquitto and its own clients."""
+
+import asyncio
+import json
+import subprocess
+
+import pytest
+from conftest import eventually, program
+
+from fieldbus.errors import LinkDownError
+from fieldbus.link import Delivery, Target, WriteOutcome
+from fieldbus.model import Access, Kind, Point, Quality, Sample
+from fieldbus.mqtt.link import MqttLink
+from fieldbus.mqtt.payload import TopicPoint, parse_path
+
+pytestmark = pytest.mark.system
+
+SOURCE = Point("press", "temperature", Kind.FLOAT, unit="°C")
+COUNT = Point("press", "count", Kind.INT)
+SETPOINT = Point("remote", "setpoint", Kind.FLOAT)
+NESTED = Point("remote", "nested", Kind.FLOAT)
+COMMAND = Point("remote", "command", Kind.FLOAT, Access.WRITE)
+POINTS = [
+    TopicPoint(SETPOINT, "plant/setpoint"),
+    TopicPoint(NESTED, "plant/json", parse_path("a.b")),
+    TopicPoint(COMMAND, "plant/command"),
+]
+
+
+def good(value, time_ns=1_700_000_000_000_000_000):
+    return Sample(value, Quality.GOOD, None, time_ns)
+
+
+class Session:
+    """A link that is kept connected as the gateway does it."""
+
+    def __init__(self, broker, **options):
+        self.link = MqttLink("broker", "gw", "127.0.0.1", broker.port, POINTS, **options)
+        self.batches = []
+        self.ups = 0
+        self.up = asyncio.Event()
+        self._task = None
+
+    async def __aenter__(self):
+        self._task = asyncio.create_task(self._keep())
+        await asyncio.wait_for(self.up.wait(), 5)
+        return self
+
+    async def __aexit__(self, *_):
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _keep(self):
+        while True:
+            try:
+                await self.link.connect()
+                self.ups += 1
+                self.up.set()
+                await self.link.run(self.batches.append, lambda _: None)
+            except LinkDownError:
+                self.up.clear()
+            finally:
+                await self.link.close()
+            await asyncio.sleep(0.05)
+
+    def values(self, point):
+        return [batch.sample(0) for batch in self.batches if batch.group.points[0] is point]
+
+    def route(self, topic, sample, source=SOURCE, gathers=False):
+        self.link.send([Delivery(Target("broker", None, topic, gathers, source.name), source, sample)])
+
+
+def publish(broker, topic, text, *more):
+    tool = program("mosquitto_pub", "mosquitto-clients")
+    subprocess.run(
+        [tool, "-p", str(broker.port), "-V", "5", "-t", topic, "-m", text, *more], check=True, timeout=10
+    )
+
+
+async def read(broker, topic, count=1, timeout_s=5):
+    """Return what mosquitto_sub prints: lines of topic and payload."""
+    tool = program("mosquitto_sub", "mosquitto-clients")
+    process = await asyncio.create_subprocess_exec(
+        tool, "-p", str(broker.port), "-V", "5", "-v", "-t", topic, "-C", str(count), "-W", str(timeout_s),
+        stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out, _ = await process.communicate()
+    return [line.split(" ", 1) for line in out.decode().splitlines()]
+
+
+async def test_samples_are_retained_on_their_topics(broker):
+    async with Session(broker) as session:
+        session.route("plant/press/temperature", good(72.5))
+        await eventually(lambda: session.link.counters["published"] == 1)
+        [[topic, payload]] = await read(broker, "plant/#")
+    assert topic == "plant/press/temperature"
+    assert json.loads(payload) == {
+        "value": 72.5, "quality": "good", "reason": None, "time": "2023-11-14T22:13:20.000000Z", "unit": "°C",
+    }  # fmt: skip
+
+
+async def test_samples_of_one_batch_travel_in_one_message(broker):
+    async with Session(broker) as session:
+        bad = Sample(None, Quality.BAD, "timeout", good(0).time_ns)
+        target = Target("broker", None, "plant/press", True)
+        session.link.send(
+            [
+                Delivery(target._replace(label="temperature"), SOURCE, good(72.5)),
+                Delivery(target._replace(label="count"), COUNT, bad),
+            ]
+        )
+        await eventually(lambda: session.link.counters["published"] == 1)
+        [[_, payload]] = await read(broker, "plant/press")
+    assert json.loads(payload) == {
+        "time": "2023-11-14T22:13:20.000000Z", "values": {"temperature": 72.5}, "bad": {"count": "timeout"},
+    }  # fmt: skip
+
+
+async def test_what_others_publish_arrives_as_samples(broker):
+    publish(broker, "plant/setpoint", "41.5", "-r")
+    async with Session(broker) as session:
+        await eventually(lambda: session.values(SETPOINT))
+        publish(broker, "plant/setpoint", '{"value": 42, "quality": "uncertain", "reason": "guess"}')
+        publish(broker, "plant/json", '{"a": {"b": 7}}')
+        publish(broker, "plant/setpoint", "rubbish")
+        await eventually(lambda: len(session.values(SETPOINT)) == 3)
+        assert [sample[:3] for sample in session.values(SETPOINT)] == [
+            (41.5, "good", None), (42.0, "uncertain", "guess"), (None, "bad", "conversion"),
+        ]  # fmt: skip
+        assert [sample.value for sample in session.values(NESTED)] == [7.0]
+
+
+async def test_birth_will_and_farewell_are_on_the_status_topic(broker):
+    async with Session(broker):
+        [[_, birth]] = await read(broker, "fieldbus/gw/status")
+        assert json.loads(birth)["status"] == "online"
+    [[_, farewell]] = await read(broker, "fieldbus/gw/status")
+    assert (json.loads(farewell)["status"], json.loads(farewell)["reason"]) == ("offline", "shut down")
+
+
+async def test_the_will_speaks_for_a_gateway_that_was_cut_off(broker):
+    async with Session(broker) as session:
+        listening = asyncio.create_task(read(broker, "fieldbus/gw/status", count=2))
+        await asyncio.sleep(0.2)
+        session.link._client._client._sock_close()  # as a cable that is pulled
+        messages = await listening
+    assert [json.loads(text)["status"] for _, text in messages] == ["online", "offline"]
+    assert json.loads(messages[1][1])["reason"] == "connection lost"
+
+
+async def test_a_broker_that_goes_and_comes_back_gets_what_waited_in_order(broker):
+    async with Session(broker) as session:
+        broker.stop()
+        await eventually(lambda: not session.up.is_set())
+        for value in range(50):
+            session.route(f"plant/{value}", good(value))
+        assert session.link.counters["queued"] == 50
+        broker.start()
+        await eventually(lambda: session.link.counters["published"] == 50, 10)
+        got = await read(broker, "plant/#", count=50)
+    assert sorted(int(topic.split("/")[1]) for topic, _ in got) == list(range(50))
+    assert session.ups >= 2
+
+
+async def test_the_queue_is_bounded_and_every_drop_is_counted(broker):
+    async with Session(broker, max_queue=10) as session:
+        broker.stop()
+        await eventually(lambda: not session.up.is_set())
+        for value in range(25):
+            session.route("plant/x", good(value))
+        assert session.link.counters["queued"] == 10
+        assert session.link.counters["tx_dropped"] == 15
+        broker.start()
+        await eventually(lambda: session.link.counters["published"] == 10, 10)
+        [[_, payload]] = await read(broker, "plant/x")
+    assert json.loads(payload)["value"] == 24  # the newest were kept
+
+
+async def test_what_waits_is_sent_before_the_farewell(broker):
+    async with Session(broker) as session:
+        for value in range(300):
+            session.route(f"plant/{value}", good(value))
+    assert session.link.counters["published"] == 300
+    assert len(await read(broker, "plant/#", count=300)) == 300
+
+
+async def test_a_write_is_answered_when_the_broker_has_it(broker):
+    async with Session(broker) as session:
+        [result] = await session.link.write({COMMAND: 5.0})
+        assert result.outcome is WriteOutcome.WRITTEN
+        [[_, payload]] = await read(broker, "plant/command")
+    assert json.loads(payload)["value"] == 5.0
+
+
+async def test_a_broker_that_refuses_us_is_a_lost_link_in_words(broker):
+    broker.stop()
+    broker._config.write_text(f"listener {broker.port} 127.0.0.1\nallow_anonymous false\n")
+    broker.start()
+    link = MqttLink("broker", "gw", "127.0.0.1", broker.port, [], username="u", password="canary-secret")
+    with pytest.raises(LinkDownError) as caught:
+        await link.connect()
+    await link.close()
+    assert "not authori" in str(caught.value).lower()
+    assert "canary" not in str(caught.value)

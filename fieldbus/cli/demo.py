@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from fieldbus.cli.common import fail, load_or_exit, out, samples_table
 from fieldbus.cli.run import work
 from fieldbus.errors import LinkDownError
 from fieldbus.gateway import log, loop
+from fieldbus.gateway.config.schema import json_schema
 from fieldbus.gateway.control import snapshot
 from fieldbus.gateway.plant import Plant
 from fieldbus.gateway.runtime import Gateway
@@ -65,6 +67,8 @@ def demo(
         if not (folder / "demo.yaml").exists():
             with as_file(files("fieldbus.simulate") / "demo") as packaged:
                 shutil.copytree(packaged, folder, dirs_exist_ok=True)
+            schema = json.dumps(json_schema(), indent=1)
+            (folder / "fieldbus.schema.json").write_text(schema, encoding="utf-8")
         config = folder / "demo.yaml"
         plant = load_or_exit(config, shows_warnings=False)
         console = out()

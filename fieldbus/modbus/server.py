@@ -32,7 +32,6 @@ from fieldbus.modbus.image import UnitImage, Written
 from fieldbus.modbus.registers import RegisterPoint
 from fieldbus.model import NO_FLAWS, Batch, Group, Point, Quality, Sample, Value
 
-
 FRAMES_PER_TURN = 100
 
 

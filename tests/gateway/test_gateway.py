@@ -13,9 +13,9 @@ from conftest import eventually, free_port
 from fieldbus.gateway.config.loader import load
 from fieldbus.gateway.runtime import Gateway
 from fieldbus.link import Delivery, Target
-from fieldbus.model import Kind, Point, Quality, Sample
 from fieldbus.modbus.registers import RegisterPoint, RegisterType, Table
 from fieldbus.modbus.server import ModbusServerLink, ServedUnit
+from fieldbus.model import Kind, Point, Quality, Sample
 
 _CHANNELS = itertools.count()
 

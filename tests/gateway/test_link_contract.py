@@ -11,10 +11,10 @@ from fieldbus.canbus.codec import Message, Signal
 from fieldbus.canbus.link import CanLink, CanMessage
 from fieldbus.errors import LinkDownError
 from fieldbus.link import Delivery, Target, WriteOutcome
-from fieldbus.model import Access, Kind, Point, Quality, Sample
 from fieldbus.modbus.link import ModbusClientLink, Unit
 from fieldbus.modbus.registers import RegisterPoint, RegisterType, Table
 from fieldbus.modbus.server import ModbusServerLink, ServedUnit
+from fieldbus.model import Access, Kind, Point, Quality, Sample
 from fieldbus.mqtt.link import MqttLink
 from fieldbus.mqtt.payload import TopicPoint
 

@@ -5,10 +5,10 @@ import struct
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fieldbus.model import Group, Kind, Point
 from fieldbus.modbus.blocks import BlockReader
 from fieldbus.modbus.planner import Block
 from fieldbus.modbus.registers import Order, RegisterPoint, RegisterType, Table
+from fieldbus.model import Group, Kind, Point
 
 
 def point(address, type_="uint16", kind=Kind.INT, table=Table.HOLDING, **more):

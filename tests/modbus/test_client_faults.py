@@ -320,8 +320,9 @@ async def test_nobody_waits_for_the_timeout_after(server: FaultServer, what: str
 
 @pytest.mark.parametrize("code", [0x01, 0x02, 0x04, 0x05, 0x06, 0x0A, 0x0B])
 async def test_an_exception_never_costs_the_connection_however_often_it_comes(
-    server: FaultServer, code: int
+    server: FaultServer, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(link_module, "LONGEST_PROBE_S", 0.1)
     async with polling(client(server)) as gateway:
         server.faults.extend([pdu_is(lambda _: bytes((0x83, code)))] * 4)
         await eventually(lambda: not server.faults, 5.0)
@@ -448,6 +449,21 @@ async def test_a_server_that_says_goodbye_behind_its_answer_was_heard(server: Fa
         assert gateway.good > good
         assert gateway.reasons == [Reason.NOT_CONNECTED]
         await gateway.next_good()
+
+
+async def test_a_server_that_says_goodbye_behind_each_answer_is_noticed_at_once(server: FaultServer) -> None:
+    def answer_and_go(connection: Connection, good: Good) -> None:
+        connection.send(good.frame)
+        connection.finish()
+
+    points = [point("far", "holding 200", "uint16", access="write")]
+    link = client(server, points)
+    async with polling(link, wait=False) as gateway:
+        await eventually(gateway.is_up.is_set)
+        server.faults.append(answer_and_go)
+        [result] = await link.write({points[0].point: 5})
+        assert result.outcome is WriteOutcome.WRITTEN
+        await eventually(lambda: len(server.connections) == 2, 1.0, "it connects again")
 
 
 # --- bytes that are read as a frame although they are none ------------------------------------------
@@ -683,6 +699,21 @@ async def test_points_that_a_gateway_cannot_reach_do_not_cost_those_that_it_can(
         assert gateway.samples["count"].reason == "device exception 0B"
 
 
+async def test_a_point_that_a_gateway_cannot_reach_does_not_cost_one_that_is_read_rarely(
+    server: FaultServer,
+) -> None:
+    """However often the one is asked before the other has its turn again."""
+    server.rules[1, 1] = pdu_is(lambda _: b"\x81\x0b")
+    points = [point("lamp", "coil 2"), point("level", "input 7", scan="60s")]
+    async with polling(client(server, points), wait=False) as gateway:
+        await eventually(lambda: gateway.is_good("level"))
+        asked = server.count(1)
+        await eventually(lambda: server.count(1) > asked + 5 or not gateway.is_good("level"))
+        assert gateway.is_good("level")
+        assert gateway.samples["lamp"].reason == "device exception 0B"
+        assert all(event.is_online for event in gateway.health)
+
+
 async def test_a_unit_behind_a_gateway_that_says_0b_is_lost_and_the_others_are_not(
     server: FaultServer,
 ) -> None:
@@ -877,6 +908,42 @@ async def test_a_value_that_cannot_be_expressed_is_refused_and_not_sent(
         await eventually(lambda: gateway.results)
         assert gateway.results[0].outcome is outcome
         assert gateway.lost == []
+
+
+@pytest.mark.parametrize("value", [9, 1001, -1, 65535, float("nan"), float("inf")])
+async def test_a_value_outside_the_declared_range_is_refused_and_not_sent(
+    server: FaultServer, value: float
+) -> None:
+    """Whoever it comes from: a person, a program or a route."""
+    limited = point("limited", "holding 300", "float32", min=10, max=1000, access="write")
+    link = client(server, [limited])
+    async with polling(link, wait=False) as gateway:
+        await eventually(gateway.is_up.is_set)
+        [result] = await link.write({limited.point: value})
+        assert result.outcome is WriteOutcome.REFUSED
+        assert result.reason
+        link.send(
+            [Delivery(Target("net", limited.point), limited.point, Sample(value, Quality.GOOD, None, 1))]
+        )
+        await eventually(lambda: gateway.results)
+        assert gateway.results[0].outcome is WriteOutcome.REFUSED
+        [result] = await link.write({limited.point: 1000})
+        assert result.outcome is DONE
+        assert server.writes() == ["10012c000204447a0000"]
+
+
+async def test_no_routed_value_is_ever_sent_as_nan_or_infinity(server: FaultServer) -> None:
+    points = [
+        point("small", "holding 300", "float64", scale=1e-300, access="write"),
+        point("real", "holding 310", "float32", access="write"),
+    ]
+    link = client(server, points)
+    async with polling(link, wait=False) as gateway:
+        await eventually(gateway.is_up.is_set)
+        for value in (1e10, float("nan"), float("-inf")):
+            results = await link.write({item.point: value for item in points[: 1 if value == 1e10 else 2]})
+            assert {result.outcome for result in results} == {WriteOutcome.REFUSED}
+        assert server.writes() == []
 
 
 WRITE_FAULTS: dict[str, tuple[Fault, str]] = {

@@ -522,6 +522,7 @@ IMPOSSIBLE = [
     ("holding 0", "float32", {}, 10**400),
     ("holding 0", "uint64", {}, 10**400),
     ("holding 0", "float16", {}, 65536.0),
+    ("holding 0", "float64", {"scale": 1e-300}, 1e10),
     ("holding 0", "bcd16", {}, 10000),
     ("holding 0", "bcd16", {}, -1),
     ("holding 0", "string", {"length": 2}, "abcde"),

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fieldbus.model import Kind, Point
 from fieldbus.modbus.planner import MAX_BITS, MAX_REGISTERS, Limits, plan
 from fieldbus.modbus.registers import RegisterPoint, RegisterType, Table
+from fieldbus.model import Kind, Point
 
 
 def point(address, type_="uint16", table=Table.HOLDING, scan_s=None, length=0):

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fieldbus.errors import ConversionError
-from fieldbus.model import Kind, Point
 from fieldbus.modbus.registers import Order, RegisterPoint, RegisterType, Table
+from fieldbus.model import Kind, Point
 from fieldbus.scaling import Linear
 
 

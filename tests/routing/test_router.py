@@ -1,5 +1,7 @@
 """Batches in, deliveries out."""
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -128,5 +130,5 @@ def test_what_the_target_ends_with_is_what_the_source_ends_with(steps, interval_
     for index, value in enumerate(values):
         history = seen[f"p{index}"]
         assert history[-1][1] == value
-        gaps = [later - earlier for (earlier, _), (later, _) in zip(history, history[1:], strict=False)]
+        gaps = [later - earlier for (earlier, _), (later, _) in pairwise(history)]
         assert all(gap >= interval_s - 1e-9 for gap in gaps)

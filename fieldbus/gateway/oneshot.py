@@ -8,6 +8,7 @@ gateway has.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ from fieldbus.link import Link, WriteOutcome, WriteResult
 from fieldbus.modbus.link import ModbusClientLink, Unit
 from fieldbus.modbus.server import ModbusServerLink
 from fieldbus.model import Access, Batch, Group, Kind, Point, Quality, Reason, Sample, Value
+from fieldbus.mqtt.link import MqttLink
 
 DEFAULT_TIMEOUT_S = 5.0
 
@@ -130,6 +132,8 @@ def link_points(link: Link) -> list[Point]:
         return [item.point for unit in link.units for item in unit.points]
     if isinstance(link, CanLink):
         return [point for message in link.messages for point in message.points.values()]
+    if isinstance(link, MqttLink):
+        return [place.point for place in link.places]
     return [point for group in link.groups for point in group.points]
 
 
@@ -191,6 +195,8 @@ def _link_for(plant: Plant, name: str, points: Sequence[Point], *, is_write: boo
             message for message in link.messages if wanted & set(message.points.values())
         ]
         return CanLink(name, link.options, messages, points if is_write else ())
+    if isinstance(link, MqttLink):
+        return link.aside(f"fieldbus-{os.getpid()}-{name}")
     return link
 
 

@@ -23,7 +23,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import aiomqtt
 
@@ -69,7 +69,25 @@ class MqttLink:
         qos: int = 1,
         is_retained: bool = True,
         max_queue: int = 10_000,
+        is_announced: bool = True,
     ) -> None:
+        """Take what the link works with; nothing is opened.
+
+        Args:
+            is_announced: whether birth and last will tell others of us.
+        """
+        self._options: dict[str, Any] = {
+            "version": version,
+            "username": username,
+            "password": password,
+            "keepalive_s": keepalive_s,
+            "qos": qos,
+            "is_retained": is_retained,
+            "max_queue": max_queue,
+        }
+        self.places = points
+        """The points that live on topics."""
+        self._is_announced = is_announced
         self.name = name
         self.host = host
         self.port = port
@@ -98,6 +116,16 @@ class MqttLink:
         self._is_filled = asyncio.Event()
         self._client: aiomqtt.Client | None = None
         self._counters = dict.fromkeys(("published", "tx_dropped", "received", "rx_bad"), 0)
+
+    def aside(self, client_id: str) -> MqttLink:
+        """Return a link to the same broker that may be used while this one is, unannounced.
+
+        A broker ends the session of a client when another comes with its id.
+        """
+        return MqttLink(
+            self.name, self._gateway, self.host, self.port, self.places,
+            client_id=client_id, is_announced=False, **self._options,
+        )  # fmt: skip
 
     @property
     def endpoint(self) -> str:
@@ -129,7 +157,7 @@ class MqttLink:
             identifier=self._client_id,
             protocol=aiomqtt.ProtocolVersion.V5,
             keepalive=max(1, round(self._keepalive_s)),
-            will=aiomqtt.Will(self.status_topic, self._status("offline", "connection lost"), 1, True),
+            will=self._will(),
             timeout=5.0,
             max_queued_incoming_messages=self._max_queue,
             logger=_LOGGER,
@@ -140,7 +168,8 @@ class MqttLink:
             raise LinkDownError(_reason(error)) from error
         self._client = client
         try:
-            await client.publish(self.status_topic, self._status("online"), qos=1, retain=True)
+            if self._is_announced:
+                await client.publish(self.status_topic, self._status("online"), qos=1, retain=True)
             topics = [(topic, 1) for topic in self._readers]
             for first in range(0, len(topics), 100):
                 await client.subscribe(topics[first : first + 100])
@@ -207,8 +236,9 @@ class MqttLink:
         try:
             async with asyncio.timeout(_GOODBYE_S):
                 await self._drain_into(client)
-                farewell = self._status("offline", "shut down")
-                await client.publish(self.status_topic, farewell, qos=1, retain=True)
+                if self._is_announced:
+                    farewell = self._status("offline", "shut down")
+                    await client.publish(self.status_topic, farewell, qos=1, retain=True)
         except (aiomqtt.MqttError, TimeoutError):
             pass
         try:
@@ -260,6 +290,11 @@ class MqttLink:
             self._last[group] = sample
             changed = () if last is not None and last[:3] == sample[:3] else (0,)
             emit(Batch(group, sample.time_ns, now_s - age_s, (sample.value,), flaws, changed))
+
+    def _will(self) -> aiomqtt.Will | None:
+        if not self._is_announced:
+            return None
+        return aiomqtt.Will(self.status_topic, self._status("offline", "connection lost"), 1, True)
 
     def _status(self, status: str, reason: str | None = None) -> bytes:
         found = {"status": status, "reason": reason, "time": iso_time(time.time_ns())}

@@ -199,6 +199,8 @@ ANSWERS = {
     "a read and write that writes a gap is 02": ("1700030001000a000102000a", "9702"),
     "a read and write that writes half a float is 02": ("17000300010004000102000a", "9702"),
     "a read and write of a closed point is 02": ("17000300010002000102000a", "9702"),
+    "a read and write of a closed point is 02 before a source that is bad": ("17000800020002000102000a", "9702"),
+    "a read and write of a source that is bad is 0B": ("17000800020003000102000a", "970b"),
     # values that a point cannot take
     "a NaN is 04": ("1000040002047fc00000", "9004"),
     "an infinity is 04": ("1000040002047f800000", "9004"),
@@ -394,6 +396,16 @@ def test_one_bad_bit_makes_its_register_0b_until_it_is_good_again() -> None:
     assert panel.ask("0300070001") == "830b"
     panel.put("trip", False)
     assert panel.ask("0300070001") == "03020001"
+
+
+def test_of_two_bad_bits_one_that_comes_back_is_not_enough() -> None:
+    panel = plain_panel()
+    panel.put("trip", BAD)
+    panel.put("alarm", BAD)
+    panel.put("alarm", True)
+    assert panel.ask("0300070001") == "830b"
+    panel.put("trip", True)
+    assert panel.ask("0300070001") == "03028001"
 
 
 def test_bits_in_two_registers_lie_where_the_order_says() -> None:

@@ -224,7 +224,7 @@ def read_write(read_count: int, write_count: int, byte_count: int, size: int) ->
 READ_WRITES = [
     (0, 1, 2, 2, False), (1, 0, 0, 0, False), (1, 1, 2, 2, True), (125, 1, 2, 2, True),
     (126, 1, 2, 2, False), (1, 121, 242, 242, True), (125, 121, 242, 242, True),
-    (1, 122, 244, 243, False), (1, 1, 1, 1, False), (1, 1, 2, 1, False), (1, 1, 2, 3, False),
+    (1, 122, 244, 243, False), (1, 122, 244, 244, False), (1, 1, 1, 1, False), (1, 1, 2, 1, False), (1, 1, 2, 3, False),
     (1, 2, 2, 4, False), (1, 1, 3, 3, False), (1, 128, 0, 0, False), (65535, 1, 2, 2, False),
     (1, 65535, 254, 243, False),
 ]  # fmt: skip

@@ -18,7 +18,6 @@ Design: each table is a byte string of registers plus one state byte per address
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 
 from fieldbus.errors import ConversionError
@@ -266,6 +265,6 @@ def nan_bytes(served: RegisterPoint) -> bytes:
     if not has_nan(served):
         raise ConversionError(f"{served.type} has no NaN: give the point an `invalid` raw value")
     if not served.invalid:
-        return served.encode(math.nan)
+        return served.nan()
     raw = min(served.invalid).to_bytes(served.count * 2, "big")
     return arrangement(served.order)(raw)

@@ -74,8 +74,9 @@ class _UnitState:
     is_online: bool | None = None
     """None until the first answer or failure."""
     failures: int = 0
-    unreachable: int = 0
-    """How often in a row the gateway before the unit said that it cannot reach it (0A, 0B)."""
+    unreachable: set[_Poll] = field(default_factory=set)
+    """Polls to which the gateway before the unit said that it cannot reach it (0A, 0B), since any other
+    answer."""
     is_back: bool = False
     """Whether it has just answered again."""
     probe_at_s: float = 0.0
@@ -323,7 +324,8 @@ class ModbusClientLink:
         if state.is_demoted:
             state.probe_after_s = FIRST_PROBE_S
             state.is_back = True
-        state.failures = state.unreachable = 0
+        state.failures = 0
+        state.unreachable.clear()
         if not state.is_online:
             state.is_online = True
             report(DeviceHealth(state.unit.device, True))
@@ -338,9 +340,14 @@ class ModbusClientLink:
             if error.exception_code in _UNREACHABLE:
                 # Another gateway's word for a dead unit, or for one bad point: only when nothing else of
                 # the unit can be read it is the unit.
-                state.unreachable += 1
-                if state.unreachable >= max(FAILURES_TO_DEMOTE, len(state.polls)):
+                if (
+                    poll is not None
+                    and poll in state.unreachable
+                    and len(state.unreachable) == len(state.polls)
+                ):
                     state.failures = FAILURES_TO_DEMOTE
+                elif poll is not None:
+                    state.unreachable.add(poll)
             else:
                 self._answered(state, report)  # it lives: it said no
         else:
@@ -395,6 +402,10 @@ class ModbusClientLink:
         """Turn what waits into requests, in order; neighbours that follow each other share one."""
         encoded: list[tuple[_Write, bytes]] = []
         for write in self._take_writes():
+            refusal = write.point.point.refusal(write.value)
+            if refusal is not None:
+                self._finish(write, WriteOutcome.REFUSED, refusal)
+                continue
             try:
                 if write.point.table.is_bits:
                     encoded.append((write, bytes((write.point.encode_bit(write.value),))))

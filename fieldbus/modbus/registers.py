@@ -309,9 +309,12 @@ class RegisterPoint:
             if isinstance(value, str):
                 raise ConversionError(f"{value!r} is not a number")
             try:
-                return arrange(number.pack(value if inverse is None else inverse(value)))
-            except (OverflowError, struct.error) as error:
-                raise ConversionError(f"{value} does not fit {self.type}") from error
+                raw = value if inverse is None else inverse(value)
+                if math.isfinite(raw):
+                    return arrange(number.pack(raw))
+            except (OverflowError, struct.error):
+                pass
+            raise ConversionError(f"{value} does not fit {self.type}")
 
         return encode
 
@@ -332,6 +335,11 @@ class RegisterPoint:
             ConversionError: the value cannot be expressed.
         """
         return self.encoder()(value)
+
+    def nan(self) -> bytes:
+        """Return the registers of a float that is not a number."""
+        number = struct.pack(">" + _FLOAT_CODE[self.type.bits], math.nan)
+        return arrangement(self.order)(number)
 
     @property
     def bit_mask(self) -> int:

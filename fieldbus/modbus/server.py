@@ -217,6 +217,7 @@ class _Session(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._is_full = False
         """Whether answers wait for it to read them."""
+        self._is_scheduled = False
         self._frames: deque[pdu.Frame] = deque()
         self.has_asked = False
         """Whether it ever sent a whole request."""
@@ -256,13 +257,19 @@ class _Session(asyncio.Protocol):
         transport.write(b"".join(answers))
         if self._frames:
             transport.pause_reading()
-            if not self._is_full:
-                asyncio.get_running_loop().call_soon(self._work)
+            if not self._is_full and not self._is_scheduled:
+                self._is_scheduled = True
+                asyncio.get_running_loop().call_soon(self._work_on)
             return
         if self._reader.fault is not None:
             transport.close()
         elif not self._is_full:
             transport.resume_reading()
+
+    def _work_on(self) -> None:
+        self._is_scheduled = False
+        if not self._is_full:
+            self._work()
 
     def pause_writing(self) -> None:
         # It asks without reading the answers: no more questions until it has read.
@@ -273,10 +280,10 @@ class _Session(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._is_full = False
         if self._transport is not None and not self._transport.is_closing():
-            if self._frames:
-                self._work()
-            else:
+            if not self._frames:
                 self._transport.resume_reading()
+            elif not self._is_scheduled:
+                self._work()
 
     def end(self) -> None:
         """Drop the connection now."""

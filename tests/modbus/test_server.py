@@ -440,6 +440,25 @@ async def keep_busy_until(master: Master, condition: Callable[[], bool], timeout
         await asyncio.sleep(0.02)
 
 
+async def test_a_client_that_is_slow_to_read_gets_all_of_its_answers_in_order(connect: Connect) -> None:
+    count = 40_000
+    async with serving() as served:
+        slow, other = await connect(served), await connect(served)
+        slow.writer.transport.pause_reading()
+        slow.writer.write(b"".join(pdu.frame(n, 1, READ_125) for n in range(count)))
+        before = -2
+        while (now := served.link.counters["requests"]) > before + 1:  # until only the other is answered
+            before = now
+            assert await other.is_alive()
+            await asyncio.sleep(0.05)
+        assert 1000 < now < count
+        slow.writer.transport.resume_reading()
+        async with asyncio.timeout(10):
+            for n in range(count):
+                assert (await slow.frame()).transaction_id == n
+        assert await slow.is_alive()
+
+
 async def test_a_client_that_reads_nothing_and_ends_in_noise_is_closed_as_well(connect: Connect) -> None:
     async with serving(idle_timeout_s=0.3) as served:
         greedy, other = await connect(served), await connect(served)

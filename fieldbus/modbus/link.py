@@ -46,6 +46,9 @@ FAILURES_TO_DEMOTE = 2
 FIRST_PROBE_S = 0.5
 LONGEST_PROBE_S = 10.0
 _UNREACHABLE = (pdu.GATEWAY_PATH_UNAVAILABLE, pdu.GATEWAY_TARGET_FAILED_TO_RESPOND)
+SLOTS = 20
+"""Parts of a period on which polls are spread, so that a thousand devices do not fire together. Slots are
+the same for all links: to wake up for one poll costs more than the poll."""
 TIMER_GRAIN_S = 0.001
 """Event loops count time in milliseconds: who waits for less wakes several times in vain."""
 
@@ -98,8 +101,8 @@ class _Poll:
     request: bytes
     reader: BlockReader
     due_s: float = 0.0
-    phase_s: float | None = None
-    """Of a poll that is still to be the first: how long until the second."""
+    slot: int | None = None
+    """Of a poll that is still to be the first: in which slot of its period the others will be."""
     reason: str | None = None
     """Why the group is bad, if it is."""
 
@@ -198,7 +201,7 @@ class ModbusClientLink:
         for state in self._states:
             for poll in state.polls:
                 poll.due_s = now_s
-                poll.phase_s = random.random() * poll.block.period_s
+                poll.slot = random.randrange(SLOTS)
                 queue.append((poll.due_s, next(order), poll))
         heapq.heapify(queue)
         while True:
@@ -293,10 +296,12 @@ class ModbusClientLink:
 
     def _next_due(self, poll: _Poll, due_s: float) -> float:
         period_s, now_s = poll.block.period_s, time.monotonic()
-        # The first value comes at once, people wait for it; from then on each poll has a phase of its
-        # own, so that a thousand devices do not fire together.
-        next_s = due_s + (period_s if poll.phase_s is None else poll.phase_s)
-        poll.phase_s = None
+        next_s = due_s + period_s
+        if poll.slot is not None:
+            # The first value comes at once, people wait for it; from then on each poll has its slot.
+            slot_s = period_s / SLOTS
+            next_s = (due_s // slot_s + 1 + poll.slot) * slot_s
+            poll.slot = None
         if next_s < now_s:
             missed = int((now_s - next_s) // period_s) + 1
             self._counters["scans_missed"] += missed

@@ -65,6 +65,8 @@ class Gateway:
         """Why points were bad, in order, a run of the same once."""
         self.good = 0
         """How many batches had good values."""
+        self.news_of_bad = 0
+        """How many batches said that something is bad that was not said before."""
         self.lost: list[str] = []
         self.health: list[DeviceHealth] = []
         self.results: list[WriteResult] = []
@@ -97,6 +99,7 @@ class Gateway:
             assert before is None or item == before[index] or index in told, "a change was not told"
         self._pictures[batch.group] = picture
         self.good += not batch.flaws
+        self.news_of_bad += bool(batch.flaws and batch.changed)
         for index, member in enumerate(batch.group.points):
             sample = batch.sample(index)
             self.samples[member.name] = sample
@@ -339,6 +342,20 @@ async def test_a_device_that_says_no_is_online(server: FaultServer) -> None:
     async with polling(client(server), wait=False) as gateway:
         await eventually(lambda: server.count(1) > 5)
         assert [event.is_online for event in gateway.health] == [True]
+
+
+async def test_what_stays_bad_for_the_same_reason_is_new_once(server: FaultServer) -> None:
+    async with polling(client(server)) as gateway:
+        server.rules[1, 3] = pdu_is(lambda _: b"\x83\x02")
+        asked = server.count(1)
+        await eventually(lambda: server.count(1) > asked + 5)
+        assert gateway.news_of_bad == 1
+        server.rules[1, 3] = pdu_is(lambda _: b"\x83\x04")
+        asked = server.count(1)
+        await eventually(lambda: server.count(1) > asked + 5)
+        assert gateway.news_of_bad == 2
+        server.rules.clear()
+        await gateway.next_good()
 
 
 async def test_an_answer_that_is_wrong_costs_the_connection_and_nothing_else(server: FaultServer) -> None:
@@ -1020,6 +1037,22 @@ async def test_a_write_with_no_connection_fails_at_once_and_is_not_done_later() 
             assert panel.link.counters["writes_dropped"] == 1
         finally:
             await server.stop()
+
+
+async def test_a_link_that_nobody_keeps_answers_writes_at_once_as_well(server: FaultServer) -> None:
+    panel = Panel(server)
+    failed = [("far", 5, WriteOutcome.FAILED, Reason.NOT_CONNECTED)]
+    async with asyncio.timeout(1):
+        assert await panel.write(far=5) == failed  # it never was connected
+        await panel.link.connect()
+        await panel.link.close()
+        assert await panel.write(far=5) == failed
+        await panel.link.connect()
+        writing = asyncio.create_task(panel.write(far=5))
+        await asyncio.sleep(0)
+        await panel.link.close()
+        assert await writing == failed
+    assert server.writes() == []
 
 
 async def test_a_write_that_waits_when_the_connection_is_lost_fails_and_is_not_done_later(

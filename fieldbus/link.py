@@ -50,7 +50,6 @@ class Target(NamedTuple):
     """Whether all samples of one batch that go to `topic` travel in one message."""
     label: str = ""
     """The name that the sample has inside a gathered message."""
-    is_durable: bool = False
 
     @property
     def address(self) -> str:

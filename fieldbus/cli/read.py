@@ -47,7 +47,8 @@ def read(
     log.set_up("error")
     wanted = find_points(plant, points)
     for point in wanted:
-        if not point.access.can_read and not _is_served(plant.link_of[point.device], plant):
+        is_served = plant.links[plant.link_of[point.device]].is_listener
+        if not point.access.can_read and not is_served:
             raise fail(f"{point.address} can only be written (access: write)")
     samples = loop.run(read_points(plant, wanted, timeout_s))
     items = [sample_object(point, samples[point], names_point=True) for point in wanted]
@@ -57,7 +58,3 @@ def read(
         out().print(samples_table(items))
     if any(item["quality"] == "bad" for item in items):
         raise typer.Exit(1)
-
-
-def _is_served(link: str, plant: object) -> bool:
-    return getattr(plant, "links")[link].is_listener is True  # noqa: B009

@@ -43,7 +43,6 @@ class Route:
     policy: Policy = field(default_factory=Policy)
     deadband_percent: float | None = None
     """Of the source's range; needs `minimum` and `maximum` of the point."""
-    is_durable: bool = False
 
 
 class Fault(NamedTuple):
@@ -187,16 +186,6 @@ def _target(
             )
         )
         return None
-    if route.is_durable:
-        faults.append(
-            Fault(
-                index,
-                "durable",
-                "`durable` is for topics and peer gateways",
-                "a write to a machine is never kept and repeated later",
-            )
-        )
-        return None
     return Target(directory.link_of[point.device], point)
 
 
@@ -227,7 +216,7 @@ def _topic(
         return None
     gathers = "point" not in used and "signal" not in used
     label = source.address if has_many_devices and "device" not in used else source.name
-    return Target(link, None, topic, gathers, label, route.is_durable)
+    return Target(link, None, topic, gathers, label)
 
 
 def _policy(index: int, route: Route, source: Point, target: Target, faults: list[Fault]) -> Policy | None:

@@ -106,7 +106,6 @@ def test_system_points_are_only_matched_when_they_are_meant():
         (Route("plc.temp", "plc.set", Policy(on_bad=OnBad.SEND)), "on_bad", "cannot be told"),
         (Route("plc.temp", "plc.set", Policy(substitute="x")), "on_bad", "cannot go into"),
         (Route("plc.set", "plc.set"), "to", "is routed to itself"),
-        (Route("plc.temp", "plc.set", is_durable=True), "durable", "topics and peer gateways"),
     ],
 )
 def test_a_route_that_cannot_work_is_refused_where_it_is_wrong(route, key, words):

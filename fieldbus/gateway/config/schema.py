@@ -94,7 +94,7 @@ class RouteSettings(Settings):
             substitute=substitute,
             max_age_s=self.max_age,
         )
-        return Route(self.from_, self.to, policy, percent, self.durable)
+        return Route(self.from_, self.to, policy, percent)
 
 
 ROUTE_COLUMNS = tuple(item.alias or name for name, item in RouteSettings.model_fields.items())

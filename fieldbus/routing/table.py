@@ -168,7 +168,7 @@ def _target(
     address = _FIELD.sub(lambda match: fields[match[1]], route.target)
     link, colon, topic = address.partition(":")
     if colon:
-        return _topic(index, link, topic, used, source, has_many_devices, route, directory, faults)
+        return _topic(index, link, topic, used, source, has_many_devices, directory, faults)
     point = directory.points.get(address)
     if point is None:
         hint = closest(address, directory.points)
@@ -196,7 +196,6 @@ def _topic(
     used: Sequence[str],
     source: Point,
     has_many_devices: bool,
-    route: Route,
     directory: Directory,
     faults: list[Fault],
 ) -> Target | None:

@@ -76,12 +76,15 @@ class Gateway:
             ]
             tasks.append(group.create_task(self._tell_totals(), name="status"))
             await self._stop.wait()
-            for task in tasks:
-                task.cancel()
-            _, late = await asyncio.wait(tasks, timeout=SHUTDOWN_S)
+            late = set(tasks)
+            for _ in range(int(SHUTDOWN_S)):
+                for task in late:
+                    task.cancel()  # again each second: a library may have swallowed the one before
+                _, late = await asyncio.wait(late, timeout=1.0)
+                if not late:
+                    break
             for task in late:
                 _LOG.error("%s did not end in %.0f s", task.get_name(), SHUTDOWN_S)
-                task.cancel()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

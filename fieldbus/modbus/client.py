@@ -35,7 +35,8 @@ from fieldbus.errors import BadResponseError, LinkDownError, RequestTimeoutError
 # What pymodbus would say is said better by the gateway, once.
 logging.getLogger("pymodbus").setLevel(logging.CRITICAL)
 
-_BUFFER_SIZE = 65536
+_BUFFER_SIZE = 1 << 20
+"""More than the event loop reads at once: pymodbus throws away what exceeds it, unseen."""
 _LATE_REPLIES = 64
 """How many requests ago an answer may belong to, to count as late and not as wrong."""
 

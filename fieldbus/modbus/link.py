@@ -184,9 +184,13 @@ class ModbusClientLink:
         self._connection.close()
         for waiting in self._take_writes():
             self._finish(waiting, WriteOutcome.FAILED, Reason.NOT_CONNECTED)
+        self._wake.clear()
         for state in self._states:
             # A new session is a new chance; who was online is told again only if that changes.
             state.failures = 0
+            state.unreachable.clear()
+            state.is_back = False
+            state.probe_after_s = FIRST_PROBE_S
             state.is_online = None
             for poll in state.polls:
                 poll.reader.forget()
@@ -286,7 +290,7 @@ class ModbusClientLink:
     async def _idle(self, seconds: float | None) -> None:
         """Wait until something is to be written, at most `seconds`."""
         self._wake.clear()
-        if self._waiting:
+        if self._waiting or self._connection.is_lost:
             return
         try:
             async with asyncio.timeout(seconds):

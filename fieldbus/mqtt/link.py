@@ -269,6 +269,11 @@ class MqttLink:
             message = self._queue.popleft()
             self._under_way[message.number] = message
             await client.publish(message.topic, message.payload, qos=self._qos, retain=self._is_retained)
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                # On Python 3.11 a wait that ends as it is cancelled swallows the cancellation, and when a
+                # connection breaks both happen at once. The message stays under way: it is sent again.
+                raise asyncio.CancelledError
             self._under_way.pop(message.number, None)
             self._counters["published"] += 1
 

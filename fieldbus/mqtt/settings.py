@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 
 from fieldbus.model import Access, Kind, Point
 from fieldbus.mqtt.payload import TopicPoint, parse_path
+from fieldbus.routing.table import is_topic
 from fieldbus.settings import (
     DeviceSettings,
     Duration,
@@ -59,8 +60,8 @@ class TopicPointSettings(Settings):
     @field_validator("topic")
     @classmethod
     def _check_topic(cls, topic: str) -> str:
-        if not topic or "+" in topic or "#" in topic or "\0" in topic:
-            raise problem(f"'{topic}' is not one topic: + and # are not allowed")
+        if not is_topic(topic):
+            raise problem(f"{topic!r} is not one topic: + and # and control characters are not allowed")
         return topic
 
     @field_validator("path")

@@ -17,6 +17,7 @@ resolved names.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,7 @@ from fieldbus.model import Kind, Point, Value
 from fieldbus.routing.policy import Edge, OnBad, Policy
 
 _FIELD = re.compile(r"\{([^{}]*)\}")
+_LONGEST_TOPIC = 65535
 FIELDS = ("device", "point", "message", "signal", "gateway")
 """What may stand in braces in a route's ``to``."""
 
@@ -156,6 +158,9 @@ def _target(
     if dot:
         fields |= {"message": message, "signal": signal}
     used = _FIELD.findall(route.target)
+    if "{" in _FIELD.sub("", route.target) or "}" in _FIELD.sub("", route.target):
+        faults.append(Fault(index, "to", f"a brace in '{route.target}' has no counterpart"))
+        return None
     for name in used:
         if name not in fields:
             if name in FIELDS:
@@ -189,6 +194,15 @@ def _target(
     return Target(directory.link_of[point.device], point)
 
 
+def is_topic(text: str) -> bool:
+    """Return whether one can publish to it: brokers hang up on wildcards and control characters."""
+    return (
+        bool(text)
+        and len(text.encode("utf-8", "replace")) <= _LONGEST_TOPIC
+        and not any(letter in "+#" or unicodedata.category(letter) in ("Cc", "Cs") for letter in text)
+    )
+
+
 def _topic(
     index: int,
     link: str,
@@ -207,10 +221,10 @@ def _topic(
         )
         faults.append(Fault(index, "to", message, closest(link, directory.brokers)))
         return None
-    if not topic or "+" in topic or "#" in topic or "\0" in topic or len(topic.encode()) > 65535:
+    if not is_topic(topic):
         faults.append(
             Fault(index, "to", f"'{topic}' is not a topic that can be published to",
-                  "a topic has at least one character and neither + nor #")
+                  "a topic has no control characters, and neither + nor #")
         )  # fmt: skip
         return None
     gathers = "point" not in used and "signal" not in used

@@ -185,7 +185,7 @@ def test_a_device_with_problems_is_not_blamed_on_its_routes(plant):
             "{topic: plant/#,",
             22,
             "devices.remote.points.setpoint.topic",
-            "+ and # are not",
+            "is not one topic",
         ),
         ("to: panel.engine_speed", "to: panel.engine_sped", 24, "routes[0].to", "there is no point"),
         ("to: press.setpoint", "to: press.temperature", 26, "routes[2].to", "is not writable"),

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 import subprocess
 
 import pytest
@@ -10,7 +11,7 @@ from conftest import eventually, program
 from fieldbus.errors import LinkDownError
 from fieldbus.link import Delivery, Target, WriteOutcome
 from fieldbus.model import Access, Kind, Point, Quality, Sample
-from fieldbus.mqtt.link import MqttLink
+from fieldbus.mqtt.link import SENDERS, MqttLink
 from fieldbus.mqtt.payload import TopicPoint, parse_path
 
 pytestmark = pytest.mark.system
@@ -160,6 +161,21 @@ async def test_a_broker_that_goes_and_comes_back_gets_what_waited_in_order(broke
         got = await read(broker, "plant/#", count=50)
     assert sorted(int(topic.split("/")[1]) for topic, _ in got) == list(range(50))
     assert session.ups >= 2
+
+
+@pytest.mark.parametrize("attempt", range(3))
+async def test_what_was_under_way_when_the_broker_died_is_sent_again(broker, attempt):
+    async with Session(broker) as session:
+        broker._process.popen.send_signal(signal.SIGSTOP)
+        for value in range(100):
+            session.route(f"plant/{value}", good(value))
+        await eventually(lambda: len(session.link._under_way) == SENDERS)
+        broker._process.kill()
+        await eventually(lambda: not session.up.is_set())
+        broker.start()
+        await eventually(lambda: session.link.counters["queued"] == 0, 10)
+        assert len({topic for topic, _ in await read(broker, "plant/#", count=100)}) == 100
+        assert session.link.counters["tx_dropped"] == 0
 
 
 async def test_the_queue_is_bounded_and_every_drop_is_counted(broker):

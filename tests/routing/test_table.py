@@ -97,6 +97,8 @@ def test_system_points_are_only_matched_when_they_are_meant():
         (Route("plc.temp", "link_plc:x"), "to", "it is not a broker"),
         (Route("plc.temp", "broker:"), "to", "is not a topic"),
         (Route("plc.temp", "broker:a/#"), "to", "is not a topic"),
+        (Route("plc.temp", "broker:a/\x07b"), "to", "is not a topic"),
+        (Route("plc.temp", "broker:a/{point"), "to", "has no counterpart"),
         (Route("plc.temp", "broker:{signal}"), "to", "has no {signal}"),
         (Route("plc.temp", "broker:{pont}"), "to", "unknown field {pont}"),
         (Route("plc.name", "plc.set"), "to", "is string and cannot go into"),

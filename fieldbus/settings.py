@@ -62,7 +62,7 @@ Duration = Annotated[
 """Seconds, written with a unit."""
 
 Port = Annotated[int, Field(ge=1, le=65535)]
-Number = int | float
+Number = int | Annotated[float, Field(allow_inf_nan=False)]
 Scalar = bool | int | float | str
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import cantools
 
 from fieldbus.canbus.codec import Condition, Message, Signal
-from fieldbus.errors import Problem
+from fieldbus.errors import ConversionError, Problem
 from fieldbus.scaling import Linear
 
 MAX_FILE_BYTES = 32 * 1024 * 1024
@@ -85,7 +85,7 @@ def load(path: Path, shown: str) -> Database:
             message = _message(item)
             if message.name in seen:
                 raise ValueError("a message of this name was there before")
-        except (ValueError, TypeError, ArithmeticError) as error:
+        except (ValueError, TypeError, ArithmeticError, ConversionError) as error:
             text = f"message {item.name} is left out: {error}"
             warnings.append(Problem(shown, 0, 0, item.name, text, is_warning=True))
             continue

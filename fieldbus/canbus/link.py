@@ -19,6 +19,7 @@ descriptor the loop waits on it; elsewhere a thread reads and hands over, throug
 from __future__ import annotations
 
 import asyncio
+import errno
 import heapq
 import itertools
 import logging
@@ -44,6 +45,17 @@ MAX_PENDING_FRAMES = 10_000
 _FRAMES_PER_WAKE_UP = 500
 """After so many frames others have their turn; the rest stays in the kernel's buffer."""
 _ECHO_S = 1.0
+_EMPTY_READS = 100
+_GONE = {
+    errno.EPIPE,
+    errno.ECONNRESET,
+    errno.EBADF,
+    errno.ENETDOWN,
+    errno.ENODEV,
+    errno.ENXIO,
+    errno.ENOTCONN,
+}
+"""What the system says when an interface is not there any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +156,7 @@ class CanLink:
         self._thread: threading.Thread | None = None
         self._pending: deque[can.Message] = deque()
         self._lost: asyncio.Future[None] | None = None
+        self._empty_reads = 0
         self._echoes: Counter[tuple[int, bytes]] = Counter()
         self._echo_clear_s = 0.0
         self._queue: list[tuple[float, int, Callable[[float], float | None]]] = []
@@ -199,6 +212,7 @@ class CanLink:
         """Listen, poll and repeat until the bus is lost."""
         loop = asyncio.get_running_loop()
         self._lost = loop.create_future()
+        self._empty_reads = 0
         self._emit, self._report = emit, report
         self._schedule_all()
         self._start_reader(loop)
@@ -259,7 +273,11 @@ class CanLink:
             outgoing.has_value = True
             outgoing.bad.discard(point)
             if self._transmit(outgoing):
-                results.append(WriteResult(point, value, WriteOutcome.WRITTEN))
+                others = len(outgoing.message.points) > 1 and not all(
+                    other in values for other in outgoing.message.points.values()
+                )
+                note = f"other signals of {outgoing.message.message.name}: start values" if others else None
+                results.append(WriteResult(point, value, WriteOutcome.WRITTEN, note))
             else:
                 reason = "the bus did not take the frame"
                 results.append(WriteResult(point, value, WriteOutcome.FAILED, reason))
@@ -310,9 +328,13 @@ class CanLink:
         """Take what the interface has; called by the event loop."""
         bus = self._bus
         try:
-            for _ in range(_FRAMES_PER_WAKE_UP):
+            for count in range(_FRAMES_PER_WAKE_UP):
                 message = None if bus is None else bus.recv(0)
                 if message is None:
+                    self._empty_reads = self._empty_reads + 1 if count == 0 else 0
+                    if self._empty_reads >= _EMPTY_READS:
+                        # Readable and nothing to read, again and again: the other end has closed.
+                        self._lose(OSError("the interface was closed"))
                     return
                 self._receive(message)
         except (can.CanError, OSError, ValueError) as error:
@@ -394,8 +416,12 @@ class CanLink:
             return False
         try:
             bus.send(frame, timeout=0)
-        except (can.CanError, OSError, ValueError):
+        except (can.CanError, OSError, ValueError) as error:
             self._counters["tx_dropped"] += 1
+            for cause in (error, error.__cause__, error.__context__):
+                if isinstance(cause, OSError) and cause.errno in _GONE:
+                    self._lose(cause)
+                    break
             return False
         self._counters["tx_frames"] += 1
         if self.options.get("interface") == "udp_multicast":

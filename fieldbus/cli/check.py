@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from rich.table import Table
 
-from fieldbus.cli.common import ConfigArgument, JsonOption, out, print_json
+from fieldbus.cli.common import ConfigArgument, JsonOption, cell, out, print_json
 from fieldbus.errors import ConfigError, Problem
 from fieldbus.gateway.config.loader import load
 from fieldbus.gateway.load import LinkLoad, predict
@@ -79,7 +79,7 @@ def load_table(plant: Plant, loads: list[LinkLoad]) -> Table:
     for item in loads:
         table.add_row(
             item.link,
-            plant.links[item.link].endpoint,
+            cell(plant.links[item.link].endpoint),
             f"{item.requests_per_s:.4g}" if item.requests_per_s else "–",
             "–" if item.percent is None else f"{item.percent:.2g} %",
             item.basis,

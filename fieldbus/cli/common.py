@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fieldbus.errors import ConfigError, Problem, closest
 from fieldbus.gateway.config.loader import load
@@ -92,6 +93,12 @@ def value_text(item: dict[str, Any]) -> str:
     return text
 
 
+def cell(text: object, style: str = "") -> Text:
+    """Return a cell of a table: what devices say is text, never markup nor control codes."""
+    shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in str(text))
+    return Text(shown, style=style)
+
+
 def samples_table(items: Iterable[dict[str, Any]], title: str | None = None) -> Table:
     """Return a table of samples in their JSON form."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
@@ -104,5 +111,6 @@ def samples_table(items: Iterable[dict[str, Any]], title: str | None = None) -> 
         style = _STYLES[item["quality"]]
         quality = item["quality"] if item["reason"] is None else f"{item['quality']}: {item['reason']}"
         stamp = (item["time"] or "")[11:23]
-        table.add_row(item["point"], value_text(item), item.get("unit", ""), f"[{style}]{quality}[/]", stamp)
+        value, unit = cell(value_text(item)), cell(item.get("unit", ""))
+        table.add_row(item["point"], value, unit, cell(quality, style), stamp)
     return table

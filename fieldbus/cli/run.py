@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
+import sys
 from typing import Annotated
 
 import typer
@@ -12,7 +14,7 @@ from fieldbus import __version__
 from fieldbus.cli.common import ConfigArgument, fail, load_or_exit
 from fieldbus.errors import LinkDownError
 from fieldbus.gateway import log, loop
-from fieldbus.gateway.control import ControlServer
+from fieldbus.gateway.control import ControlServer, running_pid
 from fieldbus.gateway.plant import Plant
 from fieldbus.gateway.runtime import Gateway
 from fieldbus.gateway.simulation import Simulation
@@ -33,7 +35,13 @@ def run(
     """Run the gateway until SIGINT or SIGTERM."""
     if log_level not in ("debug", "info", "warning", "error"):
         raise typer.BadParameter("debug, info, warning or error", param_hint="--log-level")
+    # Until the gateway has its own handlers there is nothing to drain.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     plant = load_or_exit(config)
+    pid = running_pid(plant.data_dir)
+    if pid is not None:
+        text = f"a gateway runs with the data folder {plant.data_dir} already (process {pid})"
+        raise fail(f"{text}; stop it, or give this one a `data_dir` of its own")
     log.set_up(log_level)
     try:
         loop.run(_run(plant, simulate))

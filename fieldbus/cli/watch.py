@@ -25,7 +25,7 @@ def watch(
     system: Annotated[bool, typer.Option("--system", help="Also the gateway's own points, sys.*.")] = False,
 ) -> None:
     """Show the values of the gateway that runs CONFIG on this machine, as they change."""
-    if "://" in str(config):
+    if ":/" in str(config).replace("\\", "/")[2:]:  # a Path makes one slash of two; C:/ is a drive
         raise fail("a gateway is watched by its CONFIG in this version, on the machine that it runs on")
     plant = load_or_exit(config, needs_secrets=False, shows_warnings=False)
     try:

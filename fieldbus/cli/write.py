@@ -10,6 +10,7 @@ from rich.table import Table
 from fieldbus.cli.common import (
     ConfigArgument,
     JsonOption,
+    cell,
     find_points,
     load_or_exit,
     out,
@@ -33,8 +34,12 @@ def write(
     """Write points once, straight to their devices; refused if a guard says no."""
     timeout_s = timeout_of(timeout)
     for text in assignments:
-        if "=" not in text:
+        if "=" not in text or "*" in text.partition("=")[0]:
             raise typer.BadParameter(f"'{text}' is not POINT=VALUE", param_hint="POINT=VALUE")
+    names = [text.partition("=")[0].strip() for text in assignments]
+    for name in names:
+        if names.count(name) > 1:
+            raise typer.BadParameter(f"{name} is given two values", param_hint="POINT=VALUE")
     plant = load_or_exit(config, shows_warnings=False)
     log.set_up("error")
     values: dict[Point, Value] = {}
@@ -61,9 +66,8 @@ def write(
             table.add_column(name)
         for result in results:
             style = "green" if _is_done(result) else "red"
-            table.add_row(
-                result.point.address, str(result.value), f"[{style}]{result.outcome}[/]", result.reason or ""
-            )
+            outcome = cell(result.outcome, style)
+            table.add_row(result.point.address, cell(result.value), outcome, cell(result.reason or ""))
         out().print(table)
     if not all(_is_done(result) for result in results):
         raise typer.Exit(1)

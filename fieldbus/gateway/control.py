@@ -19,6 +19,7 @@ import json
 import logging
 import os
 import secrets
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,17 @@ def snapshot(gateway: Gateway, told: Told) -> list[dict[str, Any]]:
 
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
+
+
+def running_pid(data_dir: Path) -> int | None:
+    """Return the process id of the gateway that runs with a data folder, if there is one."""
+    try:
+        place = json.loads((data_dir / FILE_NAME).read_text(encoding="utf-8"))
+        with socket.create_connection(("127.0.0.1", place["port"]), timeout=1.0) as door:
+            door.sendall(place["token"].encode() + b"\n")
+            return int(place["pid"]) if door.recv(1) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 async def stream(data_dir: Path) -> AsyncIterator[dict[str, Any]]:

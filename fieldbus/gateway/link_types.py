@@ -67,6 +67,8 @@ class Description:
     """The protocol's own view of the points."""
     subscriptions: Sequence[tuple[str, Point]] = field(default=())
     """Topics that points read."""
+    frames: Mapping[Point, object] = field(default_factory=dict)
+    """Points to what they travel in, where we either send or hear all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +136,8 @@ def _describe_can(device: str, settings: CanDeviceSettings, around: Surroundings
             around.fault(device, ("messages", name), text, closest(name, names))
     built = build_messages(device, settings, messages)
     points = [point for message in built for point in message.points.values()]
-    return Description(settings, points, built)
+    frames = {point: message for message in built for point in message.points.values()}
+    return Description(settings, points, built, frames=frames)
 
 
 def _describe_topics(device: str, settings: TopicDeviceSettings, around: Surroundings) -> Description:

@@ -159,6 +159,10 @@ def parse_value(point: Point, text: str) -> Value:
         except ValueError:
             names = f", or one of {', '.join(point.labels.values())}" if point.labels else ""
             raise RefusedError(f"'{text}' is not a {point.kind}{names}") from None
+    if point.kind is Kind.INT and number != int(number):
+        raise RefusedError(f"'{text}' is not a whole number")
+    if point.kind is Kind.INT:
+        return int(number)
     if point.kind is Kind.BOOL:
         if number not in (0, 1):
             raise RefusedError(f"'{text}' is neither true nor false")

@@ -28,6 +28,8 @@ from fieldbus.routing.router import Deliveries, Router
 
 SHUTDOWN_S = 8.0
 STATUS_PERIOD_S = 1.0
+START_UP_S = 10.0
+"""How old a sample may be that a link gets when it is connected for the first time."""
 
 _LOG = logging.getLogger("fieldbus")
 
@@ -65,8 +67,11 @@ class Gateway:
                 if plant.link_of[device] == name
             }
             status = plant.link_status[name]
-            tell, missed = self._tell, self.router.missed
-            sessions.append(Session(link, status, devices, self._emit, tell, targets[name], missed))
+            sessions.append(
+                Session(
+                    link, status, devices, self._emit, self._tell, targets[name], self._missed, self._catch_up
+                )
+            )
         for status in (*plant.link_status.values(), *plant.device_status.values()):
             self._tell(status)
         async with asyncio.TaskGroup() as group:
@@ -103,7 +108,18 @@ class Gateway:
             if allowed:
                 for delivery in self._links[name].send(allowed):
                     if delivery.target.point is not None:
-                        self.router.missed(delivery.target.point)
+                        self._missed(delivery.target.point)
+
+    def _missed(self, target: Point) -> None:
+        """Learn that a target has not, or no longer, the value that a route gave it."""
+        self.router.missed(target)
+        if target in self.delivered:
+            self.delivered[target] = Sample(None, Quality.BAD, Reason.NOT_CONNECTED, time.time_ns())
+
+    def _catch_up(self, targets: Sequence[Point]) -> None:
+        """Give a link that is up for the first time what came just before it was."""
+        now_s = time.monotonic()
+        self._deliver(self.router.offer_missed(targets, now_s - START_UP_S, now_s))
 
     def _guarded(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
         allowed: list[Delivery] = []

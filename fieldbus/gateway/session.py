@@ -45,6 +45,7 @@ class Session:
         tell: Callable[[Status], None],
         targets: Sequence[Point],
         missed: Callable[[Point], None],
+        is_first_up: Callable[[Sequence[Point]], None],
     ) -> None:
         """Take what the session works with.
 
@@ -52,10 +53,12 @@ class Session:
             devices: statuses of the devices behind the link that can be lost on their own.
             tell: called with a status that has changed.
             targets: points of the link that routes write.
+            is_first_up: called with the targets when the link is connected for the first time.
             missed: called with a target that has not, or no longer, the value that it was given.
         """
         self._targets = targets
         self._missed = missed
+        self._is_first_up = is_first_up
         self._link = link
         self._status = status
         self._devices = devices
@@ -76,6 +79,8 @@ class Session:
             try:
                 await self._link.connect()
                 self._came_up()
+                if self._sessions == 1:
+                    asyncio.get_running_loop().call_soon(self._is_first_up, self._targets)
                 await self._link.run(self._emit, self._report)
                 reason = "ended"
             except LinkDownError as error:
@@ -115,6 +120,10 @@ class Session:
         if self._waiting_reason is None and self._status.is_true("connected"):
             _LOG.warning("%s: lost (%s); trying again", self._link.name, reason)
             self._lost_at_s = time.monotonic()
+        elif self._waiting_reason != reason and self._link.is_listener:
+            _LOG.warning(
+                "%s: not listening on %s (%s); trying again", self._link.name, self._link.endpoint, reason
+            )
         elif self._waiting_reason != reason:
             _LOG.warning(
                 "%s: no connection to %s (%s); trying again", self._link.name, self._link.endpoint, reason

@@ -87,7 +87,10 @@ class UnitImage:
         self._tables = {table: _TableImage(members, fills_gaps) for table, members in by_table.items()}
         for point in self._served.values():
             if point.initial is not None:
-                self._store(point, point.initial)
+                try:
+                    self._store(point, point.initial)
+                except ConversionError:
+                    continue  # the configuration is refused for it
 
     def update(self, point: Point, sample: Sample) -> None:
         """Take a routed sample.

@@ -439,7 +439,11 @@ class ModbusClientLink:
             return
         write.is_finished = True
         self._counters["writes" if outcome is WriteOutcome.WRITTEN else "writes_failed"] += 1
-        result = WriteResult(write.point.point, write.value, outcome, reason)
+        value = write.value
+        if outcome is WriteOutcome.WRITTEN and not write.point.table.is_bits:
+            # What the registers hold now: the nearest step of the scale.
+            value = write.point.decode(write.point.encode(value))[0] or value
+        result = WriteResult(write.point.point, value, outcome, reason)
         if not write.answers and self._report is not None:
             self._report(result)
         for answer in write.answers:

@@ -126,6 +126,10 @@ class PointSettings(Settings):
             raise problem(f"{table} {address} and what follows goes beyond address 65535")
         if self.invalid and kind is RegisterType.STRING:
             raise problem("`invalid` is for numbers")
+        width = 16 if kind is RegisterType.BOOL else kind.bits
+        for value in self.invalid:
+            if not -(1 << width - 1) <= value < 1 << width:
+                raise problem(f"the `invalid` value {value} does not fit {width} bits")
         return self
 
     @property

@@ -22,6 +22,8 @@ from fieldbus.model import Kind, Point, Quality, Reason, Sample, Value
 from fieldbus.sample_json import parse_time
 
 MAX_PAYLOAD = 256 * 1024
+MAX_AHEAD_NS = 60_000_000_000
+"""How far another machine's clock may be ahead of ours."""
 _STEP = re.compile(r"\.?([^.\[\]]+)|\[(\d+)\]")
 _WORDS = {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}
 
@@ -94,6 +96,8 @@ def _of_sample(point: Point, data: dict[str, Any], now_ns: int) -> Sample:
             time_ns = parse_time(str(data["time"]))
         except (ValueError, OverflowError):
             return _bad(Reason.BAD_RESPONSE, now_ns)
+        if not 0 <= time_ns <= now_ns + MAX_AHEAD_NS:
+            return _bad(Reason.BAD_RESPONSE, now_ns)  # it would never grow old
     quality, reason = data.get("quality", "good"), data.get("reason")
     if quality == "bad" or data["value"] is None:
         return _bad(str(reason or Reason.NOT_AVAILABLE), time_ns)

@@ -110,6 +110,26 @@ class Router:
             group, index = self._place[edge.source]
             self._exits[group].missed[edge] = index
 
+    def offer_missed(self, targets: Iterable[Point], youngest_s: float, now_s: float) -> Deliveries:
+        """Offer the newest samples to targets that missed them, if acquired since `youngest_s`.
+
+        For the start of a gateway, when links come up one after the other.
+        """
+        out: dict[str, list[Delivery]] = {}
+        for target in targets:
+            edge = self._edge_to.get(target)
+            if edge is None:
+                continue
+            group, index = self._place[edge.source]
+            batch = self.latest.get(group)
+            if (
+                batch is not None
+                and batch.at_s >= youngest_s
+                and self._exits[group].missed.pop(edge, None) is not None
+            ):
+                self._offer(edge, batch.sample(index), batch.at_s, now_s, out)
+        return out
+
     def expire(self, now_s: float) -> Deliveries:
         """Do what is due by the clock and return what is to be sent because of it."""
         out: dict[str, list[Delivery]] = {}

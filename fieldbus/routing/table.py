@@ -73,6 +73,8 @@ class Directory:
     links: frozenset[str]
     subscriptions: Mapping[tuple[str, str], Sequence[Point]]
     """(link, topic) to the points that read it."""
+    frame_of: Mapping[Point, object] = field(default_factory=dict)
+    """What a point travels in, where we either send or hear all of it (a CAN message)."""
 
 
 def expand(routes: Sequence[Route], directory: Directory) -> tuple[list[Edge], list[Fault]]:
@@ -88,6 +90,7 @@ def expand(routes: Sequence[Route], directory: Directory) -> tuple[list[Edge], l
         for edge in _expand_one(index, route, directory, faults):
             edges.append(edge)
             owners.append(index)
+    edges, owners = _without_own_frames(routes, edges, owners, directory, faults)
     faults.extend(_double_writers(edges, owners))
     faults.extend(_circles(edges, owners, directory))
     return edges, sorted(faults, key=lambda fault: fault.route)
@@ -348,6 +351,29 @@ def _range(low: float | None, high: float | None) -> str:
         return "?" if number is None else f"{number:.6g}"
 
     return "any value" if low is None and high is None else f"{end(low)} … {end(high)}"
+
+
+def _without_own_frames(
+    routes: Sequence[Route],
+    edges: Sequence[Edge],
+    owners: Sequence[int],
+    directory: Directory,
+    faults: list[Fault],
+) -> tuple[list[Edge], list[int]]:
+    """Leave out sources that nobody sends us because we send them; refuse those that were named."""
+    frame_of = directory.frame_of
+    targets = [edge.target.point for edge in edges if edge.target.point is not None]
+    sent = {frame_of[target] for target in targets if target in frame_of}
+    kept: list[Edge] = []
+    kept_owners: list[int] = []
+    for edge, owner in zip(edges, owners, strict=True):
+        if frame_of.get(edge.source) not in sent or edge.source not in frame_of:
+            kept.append(edge)
+            kept_owners.append(owner)
+        elif "*" not in routes[owner].source:
+            text = f"{edge.source.address} cannot be read: we send its message, another route writes it"
+            faults.append(Fault(owner, "from", text))
+    return kept, kept_owners
 
 
 def _double_writers(edges: Sequence[Edge], owners: Sequence[int]) -> list[Fault]:

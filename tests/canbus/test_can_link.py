@@ -247,6 +247,19 @@ async def test_a_driver_that_fails_while_it_reads_is_a_lost_link(monkeypatch):
     await link.close()
 
 
+async def test_a_send_that_says_that_the_interface_is_gone_loses_the_link():
+    message = command()
+    async with Bus([message], message.points.values()) as bus:
+
+        def fail(frame, timeout=None):
+            raise can.CanOperationError("send failed") from OSError(32, "broken pipe")
+
+        bus.link._bus.send = fail
+        bus.route(point_of(message, "X"), 5)
+        with pytest.raises(LinkDownError, match="broken pipe"):
+            await asyncio.wait_for(bus._task, 2)
+
+
 async def test_frames_that_nobody_takes_in_time_are_counted(monkeypatch):
     monkeypatch.setattr("fieldbus.canbus.link.MAX_PENDING_FRAMES", 10)
     async with Bus([status()]) as bus:

@@ -185,8 +185,30 @@ def test_a_signal_ends_the_gateway_with_0(plant, running, number):
     assert not (plant.parent / "data" / "gateway.json").exists()
 
 
+def test_a_second_gateway_on_the_same_data_is_refused(plant, running):
+    deadline = time.monotonic() + 10
+    while not (plant.parent / "data" / "gateway.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert f"already (process {running.popen.pid})" in fieldbus("run", plant, code=1)
+    assert "press.temperature" in fieldbus("watch", plant, "--once")
+
+
+def test_write_takes_one_value_for_each_point_and_no_patterns(plant):
+    fieldbus("write", plant, "press.*=1", code=2)
+    fieldbus("write", plant, "press.start=1", "press.start=0", code=2)
+    assert "is not a whole number" in fieldbus("write", plant, "press.mode=0.5", code=1)
+
+
+def test_what_devices_say_is_text_and_never_markup():
+    from fieldbus.cli.common import cell
+
+    assert cell("bad[/foo] \x1b[2J").plain == "bad[/foo] \N{REPLACEMENT CHARACTER}[2J"
+
+
 def test_watch_without_a_gateway_says_so(plant):
     assert "no gateway is running" in fieldbus("watch", plant, code=1)
+    assert "is watched by its CONFIG" in fieldbus("watch", "http://127.0.0.1:1", code=1)
 
 
 def test_sim_says_what_it_cannot_do(plant):
@@ -199,7 +221,7 @@ def test_a_port_that_is_taken_is_said_once_and_the_rest_goes_on(plant, start, ru
     second = start(sys.executable, "-m", "fieldbus", "run", str(other))
     time.sleep(2)
     out = second.stop()
-    assert out.count("hmi: no connection to") == 1, out
+    assert out.count("hmi: not listening on") == 1, out
     assert "address already in use" in out
     assert "plc: connected to" in out
     assert second.popen.returncode == 0

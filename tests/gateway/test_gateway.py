@@ -221,6 +221,17 @@ async def test_after_an_outage_states_are_written_anew_and_commands_are_not(benc
     assert [batch.values for batch in bench.written] == [(1000,)]
 
 
+async def test_what_was_not_delivered_is_not_shown_as_good(bench):
+    await eventually(lambda: bench.value("press.temperature").value == 72.5)
+    point = bench.gateway.plant.points["press.start"]
+    await bench.ask(bytes.fromhex("050000ff00"))
+    await eventually(lambda: bench.written)
+    assert bench.gateway.delivered[point].value is True
+    await bench.stop_plc()
+    await eventually(lambda: bench.value("press.temperature").reason == "not connected")
+    assert bench.gateway.delivered[point].reason == "not connected"
+
+
 async def test_a_link_with_a_bug_does_not_take_the_gateway_along(bench, caplog):
     await eventually(lambda: bench.value("press.temperature").value == 72.5)
     link = bench.gateway.plant.links["can0"]

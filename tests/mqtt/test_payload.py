@@ -44,6 +44,8 @@ def test_a_plain_value(kind, payload, value):
         (Kind.FLOAT, b"[1]"), (Kind.FLOAT, b"\xff\xfe"), (Kind.INT, b"1.5"), (Kind.BOOL, b"2"),
         (Kind.FLOAT, b"9" * 400), (Kind.FLOAT, b"[" * 5000), (Kind.INT, b"null"), (Kind.FLOAT, b"{}"),
         (Kind.FLOAT, b'{"value": "x"}'), (Kind.FLOAT, b'{"value": 1, "time": "yesterday"}'),
+        (Kind.FLOAT, b'{"value": 1, "time": "2099-01-01T00:00:00Z"}'),
+        (Kind.FLOAT, b'{"value": 1, "time": "0001-01-01T00:00:00Z"}'),
         (Kind.FLOAT, b'{"value": 1, "quality": "superb"}'), (Kind.FLOAT, b"1" * 300_000),
     ],
 )  # fmt: skip
@@ -55,7 +57,8 @@ def test_what_is_no_value_is_bad_and_never_raises(kind, payload):
 
 def test_a_sample_keeps_its_time_and_quality():
     text = b'{"value": 1.5, "quality": "uncertain", "reason": "out of range", "time": "2026-11-22T14:02:11.123456Z"}'
-    sample = read(place(), text, NOW)
+    now_ns = parse_time("2026-11-22T14:02:12Z")
+    sample = read(place(), text, now_ns)
     assert sample[:3] == (1.5, "uncertain", "out of range")
     assert iso_time(sample.time_ns) == "2026-11-22T14:02:11.123456Z"
 

@@ -91,6 +91,16 @@ def test_what_was_missed_is_offered_with_the_next_sample_and_only_then():
     assert delivered(subject.dispatch(batch([1, 2, 9, 4], [2], 3.0), 3.0)) == [("p2", 9)]
 
 
+def test_a_link_that_comes_up_late_gets_what_came_just_before_and_nothing_older():
+    """At start-up links come up in any order; an initial value must not be lost by it."""
+    subject = router()
+    subject.dispatch(batch([1, 2, 3, 4], range(4), 5.0), 5.0)
+    subject.missed(OUT[1])
+    assert subject.offer_missed(OUT, 6.0, 8.0) == {}  # too old
+    assert delivered(subject.offer_missed(OUT, 4.0, 8.0)) == [("p1", 2)]
+    assert subject.offer_missed(OUT, 4.0, 8.0) == {}
+
+
 def test_without_clocks_there_is_nothing_to_wait_for():
     subject = router()
     subject.dispatch(batch([1, 2, 3, 4], range(4)), 0.0)

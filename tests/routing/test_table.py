@@ -1,5 +1,7 @@
 """Expanding routes, and what is refused at load."""
 
+from dataclasses import replace
+
 import pytest
 
 from fieldbus.model import Access, Kind, Point
@@ -157,6 +159,18 @@ def test_a_range_that_may_not_fit_is_a_warning():
 
 def test_a_range_that_fits_after_scaling_is_no_warning():
     assert faults(Route("plc.temp", "eng.Status.Byte", Policy(linear=Linear(2)))) == []
+
+
+def test_what_we_send_ourselves_is_no_source():
+    a, b = point("eng.Cmd.A", access=BOTH), point("eng.Cmd.B", access=BOTH)
+    heard = point("eng.Status.S", access=BOTH)
+    frames = {a: "Cmd", b: "Cmd", heard: "Status"}
+    plant = replace(directory(a, b, heard, point("plc.x")), frame_of=frames)
+    write, everything = Route("plc.x", "eng.Cmd.A"), Route("eng.*", "broker:{point}")
+    found, wrong = expand([write, everything], plant)
+    assert [edge.source.address for edge in found] == ["plc.x", "eng.Status.S"]
+    assert wrong == []
+    assert "we send its message" in expand([write, Route("eng.Cmd.B", "broker:x")], plant)[1][0].message
 
 
 def test_a_map_from_labels_works_on_their_numbers():

@@ -322,6 +322,7 @@ class _Loader:
             brokers=frozenset(name for name, type_ in types.items() if LINK_TYPES[type_].has_topics),
             links=frozenset(types),
             subscriptions=_subscriptions(devices, link_of),
+            frame_of={point: frame for item in devices.values() for point, frame in item.frames.items()},
         )
         edges, faults = expand(routes, directory)
         for fault in faults:

@@ -107,7 +107,7 @@ class ModbusServerLink:
             self._server = await loop.create_server(lambda: _Session(self), self.host, self.port, backlog=128)
         except OSError as error:
             reason = (error.strerror or str(error)).rsplit(": ", 1)[-1].lower()  # asyncio says it at length
-            raise LinkDownError(reason) from error
+            raise LinkDownError(f"cannot listen: {reason}") from error
         if self.port == 0:
             self.port = self._server.sockets[0].getsockname()[1]
 

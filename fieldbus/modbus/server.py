@@ -160,6 +160,7 @@ class ModbusServerLink:
             server.close()
         for session in list(self._sessions):
             session.end()
+        self._last.clear()  # the points are bad now; whatever is written next is news
         self._emit = None
 
     def enter(self, session: _Session) -> None:

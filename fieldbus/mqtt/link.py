@@ -229,6 +229,7 @@ class MqttLink:
     async def close(self) -> None:
         """Say goodbye if that is possible, keep what was under way for the next session."""
         client, self._client = self._client, None
+        self._last.clear()  # the points are bad now; whatever comes next is news
         self._queue.extendleft(reversed(self._under_way.values()))
         self._under_way.clear()
         if client is None:

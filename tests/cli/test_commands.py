@@ -219,8 +219,11 @@ def test_a_port_that_is_taken_is_said_once_and_the_rest_goes_on(plant, start, ru
     other = plant.parent / "other.yaml"
     other.write_text(plant.read_text().replace("name: test", "name: other, data_dir: other"))
     second = start(sys.executable, "-m", "fieldbus", "run", str(other))
-    time.sleep(2)
-    out = second.stop()
+    lines = []
+    while not {"hmi", "plc"} <= {line.split(": ")[0].split()[-1] for line in lines}:
+        lines.append(second.popen.stdout.readline())
+        assert lines[-1], lines  # the end of its output: it gave up
+    out = "".join(lines) + second.stop()
     assert out.count("hmi: not listening on") == 1, out
     assert "address already in use" in out
     assert "plc: connected to" in out

@@ -131,6 +131,20 @@ async def test_what_others_publish_arrives_as_samples(broker):
         assert [sample.value for sample in session.values(NESTED)] == [7.0]
 
 
+async def test_after_an_outage_the_same_value_is_news_again(broker):
+    """The gateway has said meanwhile that the point is bad: who was told must hear that it is not."""
+    async with Session(broker) as session:
+        publish(broker, "plant/setpoint", "41.5")
+        await eventually(lambda: len(session.values(SETPOINT)) == 1)
+        broker.stop()
+        await eventually(lambda: not session.up.is_set())
+        broker.start()
+        await eventually(session.up.is_set, 10)
+        publish(broker, "plant/setpoint", "41.5")
+        await eventually(lambda: len(session.values(SETPOINT)) == 2)
+        assert list(session.batches[-1].changed) == [0]
+
+
 async def test_birth_will_and_farewell_are_on_the_status_topic(broker):
     async with Session(broker):
         [[_, birth]] = await read(broker, "fieldbus/gw/status")

@@ -23,17 +23,10 @@ from fieldbus.canbus.settings import (
 )
 from fieldbus.errors import closest
 from fieldbus.link import Link
+from fieldbus.modbus.point_settings import PointSettings, point_faults
 from fieldbus.modbus.registers import RegisterPoint
-from fieldbus.modbus.settings import (
-    ClientLinkSettings,
-    PointSettings,
-    PolledDeviceSettings,
-    ServedDeviceSettings,
-    ServerLinkSettings,
-    build_client,
-    build_server,
-    point_faults,
-)
+from fieldbus.modbus.server_settings import ServedDeviceSettings, ServerLinkSettings, build_server
+from fieldbus.modbus.settings import ClientLinkSettings, PolledDeviceSettings, build_client
 from fieldbus.model import Point
 from fieldbus.mqtt.link import MqttLink
 from fieldbus.mqtt.payload import TopicPoint

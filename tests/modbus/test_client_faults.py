@@ -21,8 +21,8 @@ from fieldbus.link import Delivery, DeviceHealth, Target, WriteOutcome, WriteRes
 from fieldbus.modbus import link as link_module
 from fieldbus.modbus.client import ModbusTcpConnection
 from fieldbus.modbus.link import ModbusClientLink, Unit
+from fieldbus.modbus.point_settings import PointSettings
 from fieldbus.modbus.registers import RegisterPoint
-from fieldbus.modbus.settings import PointSettings
 from fieldbus.model import Batch, Flaw, Point, Quality, Reason, Sample, Value
 
 # What the server's registers hold, in engineering values: holding registers and inputs their own

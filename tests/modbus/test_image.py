@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from fieldbus.errors import ConversionError
 from fieldbus.modbus import pdu
 from fieldbus.modbus.image import UnitImage
+from fieldbus.modbus.point_settings import PointSettings
 from fieldbus.modbus.registers import RegisterPoint
-from fieldbus.modbus.settings import PointSettings
 from fieldbus.model import Quality, Reason, Sample, Value, uncertain
 
 

@@ -18,9 +18,9 @@ from conftest import eventually, free_port
 from fieldbus.errors import LinkDownError
 from fieldbus.link import Delivery, Target, WriteOutcome
 from fieldbus.modbus import pdu
+from fieldbus.modbus.point_settings import PointSettings
 from fieldbus.modbus.registers import RegisterPoint
 from fieldbus.modbus.server import ModbusServerLink, ServedUnit
-from fieldbus.modbus.settings import PointSettings
 from fieldbus.model import Batch, Quality, Reason, Sample, Value
 
 READ_SPEED = bytes.fromhex("0300000002")

@@ -16,9 +16,9 @@ from conftest import MUST_NOT_SKIP, eventually, free_port, program
 from fieldbus.errors import LinkDownError
 from fieldbus.link import Delivery, Target, WriteOutcome
 from fieldbus.modbus.link import ModbusClientLink, Unit
+from fieldbus.modbus.point_settings import PointSettings
 from fieldbus.modbus.registers import RegisterPoint
 from fieldbus.modbus.server import ModbusServerLink, ServedUnit
-from fieldbus.modbus.settings import PointSettings
 from fieldbus.model import Batch, Quality, Reason, Sample, Value
 
 pytestmark = pytest.mark.system

@@ -37,7 +37,7 @@ from fieldbus.gateway.link_types import LATER, LINK_TYPES, Assembly, Description
 from fieldbus.gateway.plant import Plant
 from fieldbus.gateway.system import DEVICE, Status, device_status, link_status, merge
 from fieldbus.link import Link
-from fieldbus.modbus.settings import MapSettings, PointSettings
+from fieldbus.modbus.point_settings import MapSettings, PointSettings
 from fieldbus.model import Point
 from fieldbus.routing.policy import Edge
 from fieldbus.routing.table import Directory, Fault, Route, expand

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, field_validator, model_validator
 
 from fieldbus.gateway.link_types import LINK_TYPES
-from fieldbus.modbus.settings import MapSettings
+from fieldbus.modbus.point_settings import MapSettings
 from fieldbus.routing.policy import OnBad, Policy, When
 from fieldbus.routing.table import Route
 from fieldbus.scaling import Linear

@@ -15,15 +15,22 @@ begins again. So that every protocol behaves alike:
 * ``write`` is an act with an answer, for people and programs that asked for one.
 * ``close`` is safe at any time, also after a failed ``connect``.
 
+A link that sends gathered messages (a broker) also has ``gather``: what needs no treatment goes there
+uncut, as a `Bundle`: the batch and the plan that says which of its points go into which message. ``send``
+gets only what a policy has treated sample by sample.
+
 Design: ``run`` takes a callback instead of being an asynchronous iterator, so that a value reaches
-its served register in the same turn of the event loop in which its response arrived.
+its served register in the same turn of the event loop in which its response arrived. Bundles exist
+because a hundred points that go into one message are one thing to do, not a hundred: without them each
+is looked up, compared, wrapped and unwrapped again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from fieldbus.model import Batch, Group, Point, Sample, Value
 
@@ -50,6 +57,8 @@ class Target(NamedTuple):
     """Whether all samples of one batch that go to `topic` travel in one message."""
     label: str = ""
     """The name that the sample has inside a gathered message."""
+    is_shared: bool = False
+    """Whether more than what one group has treated goes into that message, so that it is worth waiting."""
 
     @property
     def address(self) -> str:
@@ -63,6 +72,40 @@ class Delivery(NamedTuple):
     target: Target
     source: Point
     sample: Sample
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gathering:
+    """A message that is filled again and again by the groups of one device."""
+
+    link: str
+    topic: str
+    device: str
+    groups: int
+    """How many groups send bundles for it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GatherPlan:
+    """What of a group goes into a gathered message. Made once; compared by identity."""
+
+    message: Gathering
+    group: Group
+    indexes: Sequence[int]
+    """Of the group's points that go there, ascending."""
+    labels: Sequence[str]
+    """The name that each has there. No two are the same."""
+    wants_every_sample: bool
+    """Whether all points are sent each time (`when: sample`) or only those that changed."""
+    tells_bad: bool
+    """Whether points without value are named with the reason (`on_bad: send`) or left out."""
+
+
+class Bundle(NamedTuple):
+    """A batch on its way into a gathered message."""
+
+    plan: GatherPlan
+    batch: Batch
 
 
 class WriteOutcome(StrEnum):
@@ -84,9 +127,17 @@ class WriteResult(NamedTuple):
     reason: str | None = None
 
 
-Report = Callable[[DeviceHealth | WriteResult], None]
-"""What a link calls when a device is lost or comes back, and with the end of each routed write that
-has one: a register that was written, or refused."""
+class Regrouped(NamedTuple):
+    """The same points are acquired in other groups from now on, as the link's `groups` says already."""
+
+    removed: Sequence[Group]
+    """No batch of them comes any more."""
+    added: Sequence[Group]
+
+
+Report = Callable[[DeviceHealth | WriteResult | Regrouped], None]
+"""What a link calls when a device is lost or comes back; with the end of each routed write that has one: a
+register that was written, or refused; and when it has learnt to acquire its points in other groups."""
 
 
 class Link(Protocol):
@@ -97,7 +148,7 @@ class Link(Protocol):
     is_listener: bool
     """Whether peers connect to it, and not it to a peer."""
     groups: Sequence[Group]
-    """What it acquires."""
+    """What it acquires. May be another list after each `Regrouped`: look when it is needed."""
 
     @property
     def endpoint(self) -> str:
@@ -129,3 +180,11 @@ class Link(Protocol):
 
     async def close(self) -> None:
         """Close the connection and forget the session."""
+
+
+@runtime_checkable
+class GatheringLink(Protocol):
+    """What a link has as well if it sends gathered messages."""
+
+    def gather(self, bundle: Bundle) -> None:
+        """Take what goes into a gathered message. Like ``send`` it neither blocks nor raises."""

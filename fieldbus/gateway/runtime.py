@@ -4,7 +4,8 @@ Rules:
 
 * One task group; a link per task, and one task for what is told once a second.
 * A sample goes from the link that acquired it to the links that send it in one turn of the event
-  loop: no queue of the gateway's own lies between them.
+  loop: no queue of the gateway's own lies between them. Of one batch, what a policy has treated goes
+  first, then the bundles: a link that gathers can put both into one message.
 * What a point must not be given (out of its range, wrong kind) is stopped here, for every route and
   every protocol alike: a target that carries quality is told that the value is bad, another gets
   nothing, and it is said once.
@@ -21,7 +22,7 @@ from collections.abc import Sequence
 from fieldbus.gateway.plant import Plant
 from fieldbus.gateway.session import Session
 from fieldbus.gateway.system import Status
-from fieldbus.link import Delivery
+from fieldbus.link import Delivery, GatheringLink, Regrouped
 from fieldbus.model import Batch, Point, Quality, Reason, Sample
 from fieldbus.routing.policy import NEVER
 from fieldbus.routing.router import Deliveries, Router
@@ -41,6 +42,9 @@ class Gateway:
         self.plant = plant
         self.router = Router(plant.edges, plant.groups)
         self._links = dict(plant.links)
+        self._gatherers = {
+            name: link for name, link in self._links.items() if isinstance(link, GatheringLink)
+        }
         self._stop = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due_s = NEVER
@@ -69,7 +73,15 @@ class Gateway:
             status = plant.link_status[name]
             sessions.append(
                 Session(
-                    link, status, devices, self._emit, self._tell, targets[name], self._missed, self._catch_up
+                    link,
+                    status,
+                    devices,
+                    self._emit,
+                    self._tell,
+                    targets[name],
+                    self._missed,
+                    self._catch_up,
+                    self._regroup,
                 )
             )
         for status in (*plant.link_status.values(), *plant.device_status.values()):
@@ -99,6 +111,8 @@ class Gateway:
         deliveries = self.router.dispatch(batch, time.monotonic())
         if deliveries:
             self._deliver(deliveries)
+        for bundle in self.router.gathered(batch):
+            self._gatherers[bundle.plan.message.link].gather(bundle)
         if self.router.next_due_s < self._timer_due_s:
             self._arm()
 
@@ -109,6 +123,10 @@ class Gateway:
                 for delivery in self._links[name].send(allowed):
                     if delivery.target.point is not None:
                         self._missed(delivery.target.point)
+
+    def _regroup(self, event: Regrouped) -> None:
+        """Learn that a link acquires its points in other groups from now on."""
+        self.router.regroup(event.removed, event.added)
 
     def _missed(self, target: Point) -> None:
         """Learn that a target has not, or no longer, the value that a route gave it."""

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 
 from fieldbus.errors import LinkDownError
 from fieldbus.gateway.system import Status
-from fieldbus.link import DeviceHealth, Emit, Link, WriteOutcome, WriteResult
+from fieldbus.link import DeviceHealth, Emit, Link, Regrouped, WriteOutcome, WriteResult
 from fieldbus.model import Point, Reason
 
 FIRST_WAIT_S = 0.5
@@ -46,6 +46,7 @@ class Session:
         targets: Sequence[Point],
         missed: Callable[[Point], None],
         is_first_up: Callable[[Sequence[Point]], None],
+        regrouped: Callable[[Regrouped], None],
     ) -> None:
         """Take what the session works with.
 
@@ -55,10 +56,12 @@ class Session:
             targets: points of the link that routes write.
             is_first_up: called with the targets when the link is connected for the first time.
             missed: called with a target that has not, or no longer, the value that it was given.
+            regrouped: called when the link acquires its points in other groups from now on.
         """
         self._targets = targets
         self._missed = missed
         self._is_first_up = is_first_up
+        self._regrouped = regrouped
         self._link = link
         self._status = status
         self._devices = devices
@@ -140,9 +143,12 @@ class Session:
         for point in self._targets:
             self._missed(point)
 
-    def _report(self, event: DeviceHealth | WriteResult) -> None:
+    def _report(self, event: DeviceHealth | WriteResult | Regrouped) -> None:
         if isinstance(event, WriteResult):
             self._wrote(event)
+            return
+        if isinstance(event, Regrouped):
+            self._regrouped(event)
             return
         status = self._devices.get(event.device)
         if event.is_online:

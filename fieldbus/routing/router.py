@@ -5,27 +5,32 @@ Rules:
 * A batch in which nothing changed costs O(1), unless a route wants every sample of its group.
 * All deliveries that one batch causes to one link are handed over together, in the order of the
   points in their group.
+* What goes into a gathered message untreated (no deadband, interval, scale …) is no delivery but one
+  `Bundle` for each message: see `gathered`. What is treated stays a delivery.
 * Time is a parameter; `next_due_s` says when `expire` should be called.
 * What could not be delivered (`missed`) is not kept and repeated later. The *next* sample that the
   source acquires is offered again, changed or not: a temperature that is still measured reaches a PLC
   that was away, a start command that a master wrote meanwhile does not.
+* After `regroup` edges remember what they have sent, and the newest sample of a point is still known;
+  only its time may be older than it was: a group has one time, and nothing is made younger than it is.
 """
 
 from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fieldbus.link import Delivery
-from fieldbus.model import Batch, Group, Point, Reason, Sample, bad
-from fieldbus.routing.policy import NEVER, Edge, When
+from fieldbus.link import Bundle, Delivery, Gathering, GatherPlan
+from fieldbus.model import Batch, Flaw, Group, Point, Reason, Sample, Value, bad
+from fieldbus.routing.policy import NEVER, Edge, OnBad, When
 
 Deliveries = Mapping[str, list[Delivery]]
 """Link name to what it has to send."""
 
 _NOTHING: Deliveries = {}
+_WAITING = bad(Reason.WAITING)
 
 
 @dataclass(slots=True)
@@ -47,22 +52,20 @@ class Router:
         """The newest picture of each group."""
         self._place: dict[Point, tuple[Group, int]] = {}
         self._exits: dict[Group, _Exits] = {}
+        self._plans: dict[Group, tuple[GatherPlan, ...]] = {}
+        """Of the groups that have any."""
         self._heap: list[tuple[float, int, Edge]] = []
         self._scheduled: dict[Edge, float] = {}
         self._order = itertools.count()
-        for group in groups:
-            self._exits[group] = _Exits()
-            for index, point in enumerate(group.points):
-                self._place[point] = (group, index)
         self._edge_to: dict[Point, Edge] = {}
+        self._edges_from: dict[Point, list[Edge]] = {}
+        self._devices: dict[str, list[Group]] = {}
+        """The groups of each device; a group is of one."""
         for edge in edges:
             if edge.target.point is not None:
                 self._edge_to[edge.target.point] = edge
-            group, index = self._place[edge.source]
-            if edge.policy.when is When.SAMPLE:
-                self._exits[group].always.append((index, edge))
-            else:
-                self._exits[group].by_index.setdefault(index, []).append(edge)
+            self._edges_from.setdefault(edge.source, []).append(edge)
+        self._enter(groups)
 
     @property
     def next_due_s(self) -> float:
@@ -74,9 +77,50 @@ class Router:
         group, index = self._place[point]
         batch = self.latest.get(group)
         if batch is None:
-            flaw = bad(Reason.WAITING)
-            return Sample(None, flaw.quality, flaw.reason, 0)
+            return Sample(None, _WAITING.quality, _WAITING.reason, 0)
         return batch.sample(index)
+
+    def gathered(self, batch: Batch) -> Sequence[Bundle]:
+        """Return what of a batch goes into gathered messages untreated.
+
+        Asked beside `dispatch`, for each batch. What waits for a change and sees none is left out.
+        """
+        plans = self._plans.get(batch.group)
+        if plans is None:
+            return ()
+        if batch.changed:
+            return [Bundle(plan, batch) for plan in plans]
+        return [Bundle(plan, batch) for plan in plans if plan.wants_every_sample]
+
+    def regroup(self, removed: Iterable[Group], added: Iterable[Group]) -> None:
+        """Learn that points are acquired in other groups from now on.
+
+        A point of a removed group that is in no added one has no value any more.
+        """
+        removed, added = tuple(removed), tuple(added)
+        moved = {point for group in added for point in group.points}
+        pictures = [self._compose(group) for group in added]
+        missed: list[Edge] = []
+        for group in removed:
+            exits = self._exits.pop(group, None)
+            latest = self.latest.pop(group, None)
+            if exits is None:
+                continue
+            missed.extend(exits.missed)
+            self._plans.pop(group, None)
+            if group.points:
+                self._devices[group.points[0].device].remove(group)
+            if latest is not None and not moved.issuperset(group.points):
+                reason = Reason.NOT_AVAILABLE
+                self.latest[group] = group.without_value(reason, latest.time_ns, latest.at_s)
+        self._enter(added, {group.points[0].device for group in removed if group.points})
+        for group, picture in zip(added, pictures, strict=True):
+            if picture is not None:
+                self.latest.setdefault(group, picture)
+        for edge in missed:
+            group, index = self._place[edge.source]
+            if group in self._exits:
+                self._exits[group].missed[edge] = index
 
     def dispatch(self, batch: Batch, now_s: float) -> Deliveries:
         """Take what a link acquired and return what is to be sent because of it."""
@@ -108,7 +152,8 @@ class Router:
         if edge is not None:
             edge.missed()
             group, index = self._place[edge.source]
-            self._exits[group].missed[edge] = index
+            if group in self._exits:
+                self._exits[group].missed[edge] = index
 
     def offer_missed(self, targets: Iterable[Point], youngest_s: float, now_s: float) -> Deliveries:
         """Offer the newest samples to targets that missed them, if acquired since `youngest_s`.
@@ -125,6 +170,7 @@ class Router:
             if (
                 batch is not None
                 and batch.at_s >= youngest_s
+                and group in self._exits
                 and self._exits[group].missed.pop(edge, None) is not None
             ):
                 self._offer(edge, batch.sample(index), batch.at_s, now_s, out)
@@ -177,3 +223,111 @@ class Router:
             return
         self._scheduled[edge] = due_s
         heapq.heappush(self._heap, (due_s, next(self._order), edge))
+
+    def _enter(self, groups: Iterable[Group], devices: Iterable[str] = ()) -> None:
+        """Take groups in, and plan anew what their devices, and those named, gather."""
+        concerned = set(devices)
+        for group in groups:
+            for index, point in enumerate(group.points):
+                self._place[point] = (group, index)
+            self._exits[group] = _Exits()
+            if group.points:
+                self._devices.setdefault(group.points[0].device, []).append(group)
+                concerned.add(group.points[0].device)
+        for device in concerned:
+            self._plan_device(self._devices.get(device, []))
+
+    def _plan_device(self, groups: Sequence[Group]) -> None:
+        """Divide the edges that leave the groups of one device into exits and plans."""
+        found: dict[tuple[str, str], dict[Group, list[tuple[int, Edge]]]] = {}
+        for group in groups:
+            exits = self._exits[group] = _Exits(missed=self._exits[group].missed)
+            self._plans.pop(group, None)
+            for index, point in enumerate(group.points):
+                for edge in self._edges_from.get(point, ()):
+                    target = edge.target
+                    if target.gathers and target.topic is not None:
+                        by_group = found.setdefault((target.link, target.topic), {})
+                        by_group.setdefault(group, []).append((index, edge))
+                    else:
+                        _leave(exits, index, edge)
+        for (link, topic), by_group in found.items():
+            device = next(iter(by_group)).points[0].device
+            plain = {group: _untreated(members) for group, members in by_group.items()}
+            message = Gathering(link, topic, device, sum(map(bool, plain.values())))
+            is_shared = len(by_group) > 1 or message.groups > 0
+            for group, members in by_group.items():
+                bundled = plain[group]
+                if bundled:
+                    plan = _plan(message, group, bundled)
+                    self._plans[group] = (*self._plans.get(group, ()), plan)
+                for index, edge in members:
+                    if edge not in bundled:
+                        edge.target = edge.target._replace(is_shared=is_shared)
+                        _leave(self._exits[group], index, edge)
+
+    def _compose(self, group: Group) -> Batch | None:
+        """Return the picture of a new group, of the samples that its points had in their old ones."""
+        values: list[Value | None] = []
+        flaws: dict[int, Flaw] = {}
+        sources: dict[Group, Batch] = {}
+        for index, point in enumerate(group.points):
+            before, place = self._place.get(point, (group, 0))
+            batch = self.latest.get(before)
+            if batch is None:
+                values.append(None)
+                flaws[index] = _WAITING
+                continue
+            sources[before] = batch
+            values.append(batch.values[place])
+            if place in batch.flaws:
+                flaws[index] = batch.flaws[place]
+        if not sources:
+            return None
+        time_ns = min(batch.time_ns for batch in sources.values())
+        at_s = min(batch.at_s for batch in sources.values())
+        return Batch(group, time_ns, at_s, tuple(values), flaws, ())
+
+
+def _leave(exits: _Exits, index: int, edge: Edge) -> None:
+    if edge.policy.when is When.SAMPLE:
+        exits.always.append((index, edge))
+    else:
+        exits.by_index.setdefault(index, []).append(edge)
+
+
+def _untreated(members: Sequence[tuple[int, Edge]]) -> dict[Edge, int]:
+    """Return the edges of one group and one message that can travel in a bundle.
+
+    All of a bundle are sent at the same times and treated the same when they are bad; where routes
+    differ in that, or send a point twice under one name, the table's way, edge by edge, stays.
+    """
+    found = {edge: index for index, edge in members if _is_trivial(edge)}
+    kinds = {(edge.policy.when, edge.policy.on_bad) for edge in found}
+    labels = {edge.target.label for edge in found}
+    return found if len(kinds) == 1 and len(labels) == len(found) else {}
+
+
+def _is_trivial(edge: Edge) -> bool:
+    policy = edge.policy
+    return (
+        policy.every_s is None
+        and policy.deadband is None
+        and policy.min_interval_s == 0
+        and policy.linear.is_identity
+        and policy.mapping is None
+        and policy.substitute is None
+        and policy.max_age_s is None
+    )
+
+
+def _plan(message: Gathering, group: Group, bundled: Mapping[Edge, int]) -> GatherPlan:
+    policy = next(iter(bundled)).policy
+    return GatherPlan(
+        message,
+        group,
+        tuple(bundled.values()),
+        tuple(edge.target.label for edge in bundled),
+        wants_every_sample=policy.when is When.SAMPLE,
+        tells_bad=policy.on_bad is OnBad.SEND,
+    )

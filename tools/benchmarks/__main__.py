@@ -20,7 +20,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from . import blocks, canbus, delay, gateway, poller
+from . import blocks, canbus, delay, gateway, poller, publish
 from .measure import Row, Span
 from .peers import Peers
 
@@ -30,6 +30,10 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Peers, Span], Iterable[Row]]]] = {
     "gateway": ("CPU of `fieldbus run` with 100 devices x 100 registers a second", gateway.measure),
     "can": ("frames a second through the CAN decoder and the CAN link", canbus.measure),
     "delay": ("from a changed register to the served register and to the CAN frame", delay.measure),
+    "publish": (
+        "devices polled and published to a broker: CPU, age, and the most there can be",
+        publish.measure,
+    ),
 }
 NARROWEST = 130
 """Columns that the table takes when nobody says how wide the page is."""

@@ -13,7 +13,16 @@ from contextlib import ExitStack
 from typing import NamedTuple
 
 from .measure import Row, Span, Yardstick
-from .peers import CHANGING_UNIT, CONSTANT_UNIT, Peers, cpu_seconds, free_port, master_result, resident_mib
+from .peers import (
+    CHANGING_UNIT,
+    CONSTANT_UNIT,
+    Peers,
+    cpu_seconds,
+    free_port,
+    master_result,
+    resident_mib,
+    wait_until_polling,
+)
 
 DEVICES = 100
 REGISTERS = 100
@@ -42,11 +51,13 @@ def _measure(peers: Peers, span: Span, case: _Case) -> Row:
     with ExitStack() as stack:
         plc = stack.enter_context(peers.plc())
         pid = stack.enter_context(peers.gateway(_config(peers, plc.port, case)))
-        _wait_until_polling(pid, plc.pid)
+        wait_until_polling(pid, plc.pid)
         time.sleep(warm_up_s)
         master = None
         if peers.no_master is None:
-            yard = peers.master(plc.port, case.unit_id, DEVICES, REGISTERS, 1.0, window_s)
+            yard = peers.master(
+                plc.port, range(case.unit_id, case.unit_id + 1), DEVICES, REGISTERS, 1.0, window_s
+            )
             master = stack.enter_context(yard)
         began_s, spent_s = time.monotonic(), cpu_seconds(pid)
         time.sleep(window_s)
@@ -78,13 +89,3 @@ def _config(peers: Peers, port: int, case: _Case) -> dict[str, object]:
     if case.is_routed:
         links["hmi"] = {"type": "modbus-server", "host": "127.0.0.1", "port": free_port()}
     return {"links": links, "devices": devices, "routes": routes}
-
-
-def _wait_until_polling(pid: int, plc_pid: int) -> None:
-    """Wait until the gateway has read its configuration and asks the PLC."""
-    deadline_s = time.monotonic() + 30
-    idle_s = cpu_seconds(plc_pid)
-    while cpu_seconds(plc_pid) < idle_s + 0.001:
-        if time.monotonic() > deadline_s:
-            raise RuntimeError(f"the gateway with process id {pid} asked nothing in 30 s")
-        time.sleep(0.05)

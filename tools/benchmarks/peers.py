@@ -1,24 +1,39 @@
-"""The other programs of the benchmarks: PLCs, masters in C, gateways; and what they cost.
+"""The other programs of the benchmarks: PLCs, masters in C, brokers, gateways; and what they cost.
 
 Programs in C are compiled once, into the benchmark's temporary folder. Without a compiler the PLC is
-the one in `plc.py`, and what needs libmodbus is left out with the reason.
+the one in `plc.py`; what needs a program that is not there is left out with the reason.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 _FOLDER = Path(__file__).parent
+_LIBRARIES = {
+    "plc": (),
+    "master": ("modbus",),
+    "publish": ("modbus", "mosquitto"),
+    "subscriber": ("mosquitto",),
+}
+"""The programs in C, and what they are linked with."""
+_BROKER_CONFIG = """\
+listener {port} 127.0.0.1
+allow_anonymous true
+set_tcp_nodelay true
+sys_interval 1
+persistence false
+log_type error
+"""
 CONSTANT_UNIT = 1
 """Unit id of the PLC whose registers hold their own address."""
 CHANGING_UNIT = 2
@@ -45,63 +60,133 @@ class Peers:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-
-    @cached_property
-    def _plc_program(self) -> list[str]:
-        program = self._compile("plc")
-        return [sys.executable, "-m", "benchmarks.plc"] if program is None else [str(program)]
-
-    @cached_property
-    def _master_program(self) -> Path | None:
-        return self._compile("master", "-lmodbus")
+        self._programs: dict[str, Path | None] = {}
 
     @property
     def no_master(self) -> str | None:
         """Why there is no yardstick on libmodbus; None if there is one."""
-        if shutil.which("gcc") is None:
-            return "no gcc"
-        return "no libmodbus-dev" if self._master_program is None else None
+        return self.missing("master")
 
     @property
     def plc_is_slow(self) -> bool:
         """Whether the PLC is the one in Python."""
-        return len(self._plc_program) > 1
+        return self.missing("plc") is not None
 
-    def _compile(self, name: str, *libraries: str) -> Path | None:
+    def missing(self, name: str) -> str | None:
+        """Return why there is no program `name` (of `_LIBRARIES`, or ``mosquitto``); None if there is one."""
+        if name == "mosquitto":
+            return None if _mosquitto() else "no mosquitto"
+        if shutil.which("gcc") is None:
+            return "no gcc"
+        libraries = " or ".join(f"lib{library}-dev" for library in _LIBRARIES[name])
+        return f"no {libraries or 'gcc that works'}" if self._program(name) is None else None
+
+    def _program(self, name: str) -> Path | None:
+        if name not in self._programs:
+            self._programs[name] = self._compile(name)
+        return self._programs[name]
+
+    def _compile(self, name: str) -> Path | None:
         if shutil.which("gcc") is None:
             return None
         program = self.folder / name
+        libraries = [f"-l{library}" for library in _LIBRARIES[name]]
         command = ["gcc", "-O2", "-o", str(program), str(_FOLDER / f"{name}.c"), *libraries]
         done = subprocess.run(command, capture_output=True, check=False, timeout=60)
         return program if done.returncode == 0 else None
 
     @contextmanager
-    def plc(self) -> Iterator[Plc]:
-        """Run a PLC with the units `CONSTANT_UNIT` and `CHANGING_UNIT`."""
+    def running(self, command: Sequence[object]) -> Iterator[subprocess.Popen[str]]:
+        """Run a program whose standard input and output are pipes; its input ends with the block."""
         pipe = subprocess.PIPE
-        with subprocess.Popen(self._plc_program, stdin=pipe, stdout=pipe, text=True) as process:
-            try:
-                yield Plc(int(process.stdout.readline()), process.pid)
-            finally:
-                process.stdin.close()  # that ends it
-                _end(process, polite_s=2.0)
-
-    @contextmanager
-    def master(
-        self, port: int, unit_id: int, connections: int, registers: int, period_s: float, seconds: float
-    ) -> Iterator[subprocess.Popen[str]]:
-        """Run the master in C; `master_result` waits for what it did."""
-        values = port, unit_id, connections, registers, period_s * 1000, seconds
-        command = [str(self._master_program), *map(str, values)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        words = [*_ends_with_us(), *map(str, command)]
+        with subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True) as process:
             try:
                 yield process
             finally:
-                _end(process, polite_s=0.0)
+                process.stdin.close()
+                _end(process, polite_s=2.0)
 
     @contextmanager
-    def gateway(self, config: Mapping[str, object]) -> Iterator[int]:
-        """Run ``fieldbus run`` with a configuration; gives the process id."""
+    def plc(self, silent_units: range = range(0), log: Path | None = None) -> Iterator[Plc]:
+        """Run a PLC with the units `CONSTANT_UNIT`, `CHANGING_UNIT` and others like them (see `plc.c`).
+
+        Args:
+            silent_units: unit ids that never answer; the PLC in Python has none.
+            log: where a line for every request goes; the PLC in Python writes none. It is whole when the
+                block has ended.
+        """
+        program = self._program("plc")
+        command: list[object] = [sys.executable, "-m", "benchmarks.plc"]
+        if program is not None:
+            silent = (silent_units[0], silent_units[-1]) if silent_units else (256, -1)
+            command = [program, *silent, *([log] if log else [])]
+        with self.running(command) as process:
+            yield Plc(int(process.stdout.readline()), process.pid)
+
+    @contextmanager
+    def master(
+        self,
+        port: int,
+        unit_ids: range,
+        connections: int,
+        registers: int,
+        period_s: float,
+        seconds: float,
+    ) -> Iterator[subprocess.Popen[str]]:
+        """Run the master in C, which reads every unit of every connection.
+
+        `master_result` waits for what it did.
+        """
+        units = unit_ids[0], unit_ids.step, len(unit_ids)
+        values = port, *units, connections, registers, period_s * 1000, seconds
+        with self.running([self._program("master"), *values]) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+    @contextmanager
+    def broker(self) -> Iterator[int]:
+        """Run mosquitto, which says every two seconds how much it has received; gives its port."""
+        port = free_port()
+        file = self.folder / "mosquitto.conf"
+        file.write_text(_BROKER_CONFIG.format(port=port))
+        with self.running([_mosquitto(), "-c", file]) as process:
+            try:
+                _wait_for_port(port)
+                yield port
+            finally:
+                process.terminate()
+
+    @contextmanager
+    def publisher(self, name: str, *arguments: object) -> Iterator[int]:
+        """Run ``publish.c`` (name ``c``) or ``publish_script.py`` (``script``); gives the process id."""
+        command: list[object] = [sys.executable, "-m", "benchmarks.publish_script"]
+        if name == "c":
+            command = [self._program("publish")]
+        with self.running([*command, *arguments]) as process:
+            try:
+                yield process.pid
+                if process.poll() is not None:
+                    raise RuntimeError(f"the publisher '{name}' ended by itself")
+            finally:
+                process.terminate()
+
+    @contextmanager
+    def subscriber(self, port: int, file: Path, *topics: str) -> Iterator[None]:
+        """Run the subscriber in C; its file is whole when the block has ended."""
+        with self.running([self._program("subscriber"), port, file, *topics]) as process:
+            process.stdout.readline()
+            yield
+
+    @contextmanager
+    def gateway(self, config: Mapping[str, object], *, may_complain: bool = False) -> Iterator[int]:
+        """Run ``fieldbus run`` with a configuration; gives the process id.
+
+        Args:
+            may_complain: whether it may log warnings; if not, one is an error here.
+        """
         file = write_config(self.folder, config)
         log = self.folder / "gateway.log"
         command = [
@@ -122,8 +207,25 @@ class Peers:
             finally:
                 process.terminate()
                 _end(process, polite_s=10.0)
-        if text := log.read_text():
+        if not may_complain and (text := log.read_text()):
             raise RuntimeError(f"the gateway had something to say:\n{text[:2000]}")
+
+
+def _mosquitto() -> str | None:
+    return shutil.which("mosquitto", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
+
+
+def _wait_for_port(port: int) -> None:
+    deadline_s = time.monotonic() + 10
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+        except ConnectionRefusedError:
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(0.02)
+        else:
+            return
 
 
 def _ends_with_us() -> list[str]:
@@ -176,3 +278,13 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def wait_until_polling(pid: int, plc_pid: int) -> None:
+    """Wait until the gateway has read its configuration and asks the PLC."""
+    deadline_s = time.monotonic() + 30
+    idle_s = cpu_seconds(plc_pid)
+    while cpu_seconds(plc_pid) < idle_s + 0.001:
+        if time.monotonic() > deadline_s:
+            raise RuntimeError(f"the gateway with process id {pid} asked nothing in 30 s")
+        time.sleep(0.05)

@@ -1,24 +1,33 @@
 /* A Modbus TCP server that answers as fast as a core can: the simulated PLC of the benchmarks.
  *
+ *   plc [FIRST_SILENT LAST_SILENT [LOG]]
+ *
  * It answers reads of holding and input registers (functions 3 and 4), for any number of connections:
  *
- *   unit 1  a register holds its own address, always
- *   unit 2  every register has another value at every read
+ *   odd unit ids   a register holds its own address, always
+ *   even unit ids  every register has another value at every read
+ *   from 129 on    the same with pairs of registers: one float32 each, high word first
  *
- * Everything else is answered with an exception. It listens on a free port of the loopback, prints
- * that port, and ends when its standard input does, which is when the benchmark ends, however it ends.
+ * Everything else is answered with an exception, except that unit ids from FIRST_SILENT to LAST_SILENT
+ * are never answered at all. To the file LOG goes a line for every request: when it came, in seconds of
+ * the monotonic clock, its unit id and its address.
+ *
+ * It listens on a free port of the loopback, prints that port, and ends when its standard input does,
+ * which is when the benchmark ends, however it ends.
  */
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
-enum { MAX_FD = 1024, HEADER = 7, REQUEST = 12, MAX_REGISTERS = 125, CHANGING_UNIT = 2 };
+enum { MAX_FD = 1024, HEADER = 7, REQUEST = 12, MAX_REGISTERS = 125, FIRST_FLOAT_UNIT = 129 };
 
 struct session {
     uint8_t data[REQUEST * 32];
@@ -27,6 +36,29 @@ struct session {
 
 static struct session sessions[MAX_FD];
 static uint16_t reads;
+static int first_silent = 256, last_silent = -1;
+static FILE *request_log;
+
+static uint16_t register_value(unsigned unit, unsigned address, uint16_t shift)
+{
+    float value;
+    uint32_t bits;
+
+    if (unit < FIRST_FLOAT_UNIT)
+        return (uint16_t)(address + shift);
+    value = (float)(address / 2 + shift);
+    memcpy(&bits, &value, sizeof bits);
+    return (uint16_t)(address % 2 ? bits : bits >> 16);
+}
+
+static void write_log(const uint8_t *request)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    fprintf(request_log, "%ld.%09ld %d %d\n", (long)now.tv_sec, now.tv_nsec, request[6],
+            request[8] << 8 | request[9]);
+}
 
 /* Writes the answer to one request of 12 bytes, returns its length. */
 static size_t answer(const uint8_t *request, uint8_t *out)
@@ -44,10 +76,10 @@ static size_t answer(const uint8_t *request, uint8_t *out)
         out[7] |= 0x80;
         out[8] = 3;
     } else {
-        uint16_t shift = request[6] == CHANGING_UNIT ? ++reads : 0;
+        uint16_t shift = request[6] % 2 ? 0 : ++reads;
         out[8] = (uint8_t)(2 * count);
         for (unsigned index = 0; index < count; index++) {
-            uint16_t value = htons((uint16_t)(address + index + shift));
+            uint16_t value = htons(register_value(request[6], address + index, shift));
             memcpy(out + 9 + 2 * index, &value, sizeof value);
         }
         length = 2 + 2 * count;
@@ -72,6 +104,10 @@ static int serve(int fd)
         const uint8_t *request = session->data + position;
         if (request[2] || request[3] || request[4] || request[5] != REQUEST - 6)
             return 0; /* not a request to read, nor another of that length */
+        if (request_log)
+            write_log(request);
+        if (request[6] >= first_silent && request[6] <= last_silent)
+            continue;
         length += answer(request, out + length);
     }
     session->used -= position;
@@ -79,13 +115,19 @@ static int serve(int fd)
     return !length || send(fd, out, length, MSG_NOSIGNAL) == (ssize_t)length;
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     struct sockaddr_in place = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t size = sizeof place;
     int listener = socket(AF_INET, SOCK_STREAM, 0), poll = epoll_create1(0), one = 1;
     struct epoll_event event = {.events = EPOLLIN}, ready[64];
 
+    if (argc > 2) {
+        first_silent = atoi(argv[1]);
+        last_silent = atoi(argv[2]);
+    }
+    if (argc > 3 && !(request_log = fopen(argv[3], "w")))
+        return 1;
     if (bind(listener, (struct sockaddr *)&place, size) || listen(listener, 512) ||
         getsockname(listener, (struct sockaddr *)&place, &size))
         return 1;
@@ -100,7 +142,7 @@ int main(void)
         for (int index = 0; index < count; index++) {
             int fd = ready[index].data.fd;
             if (fd == STDIN_FILENO)
-                return 0;
+                return request_log ? fclose(request_log) : 0;
             if (fd != listener) {
                 if (!serve(fd))
                     close(fd);

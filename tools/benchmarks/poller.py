@@ -153,7 +153,7 @@ async def _poll_with_pymodbus(port: int, unit_id: int, seconds: float) -> Master
 
 def _with_libmodbus(peers: Peers) -> Poll:
     def poll(port: int, unit_id: int, seconds: float) -> MasterResult:
-        with peers.master(port, unit_id, 1, REGISTERS, 0.0, seconds) as process:
+        with peers.master(port, range(unit_id, unit_id + 1), 1, REGISTERS, 0.0, seconds) as process:
             return master_result(process, seconds + 10)
 
     return poll

@@ -1,0 +1,219 @@
+"""Poll and publish: 100 devices x 100 ``uint16`` that all change, to a broker, one message a device.
+
+Three contestants: ``fieldbus run`` with a route that gathers for each device, a script on pymodbus and
+aiomqtt (`publish_script.py`), a program on libmodbus and libmosquitto (`publish.c`). Each has a TCP
+connection per device to the same simulated PLC and publishes JSON of the same shape, QoS 1, not
+retained, to the same mosquitto.
+
+* Once a second: all three at the same time, CPU of each process (user and system, all threads) over
+  the same window; and how old each device's values are (the payload's ``time``, taken when they were
+  read) when its message has come to a subscriber in C, another process on the same clock.
+* As fast as it goes, over fewer connections: each alone, in turns, since each takes all it can get of
+  the machine that it shares with broker and PLC. What counts is what the broker says that it received.
+
+Before anything counts, a message of each contestant is looked at: it must have all values, and the next
+one must have others.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+from paho.mqtt import subscribe
+
+from .measure import Row, Series, Span, Yardstick, in_turns, percentile, rate_text, ratio
+from .peers import CHANGING_UNIT, Peers, cpu_seconds
+
+DEVICES = 100
+DEVICES_FAST = 10
+REGISTERS = 100
+_LONGEST_S = 120
+"""After this the contestants end by themselves, whatever becomes of us."""
+_COUNT_TOPIC = "$SYS/broker/publish/messages/received"
+"""mosquitto says it every two seconds, if ``sys_interval`` is 1."""
+_NAMES = {
+    "fieldbus": "fieldbus",
+    "script": "script on pymodbus and aiomqtt",
+    "c": "C on libmodbus and libmosquitto",
+}
+_PREFIXES = {"fieldbus": "plant/bench/", "script": "plant/script/", "c": "plant/c/"}
+
+
+def measure(peers: Peers, span: Span) -> list[Row]:
+    """Return rows for the CPU, for the age on arrival, and for the most that can be published."""
+    missing = peers.missing("mosquitto")
+    if missing is not None:
+        return [Row("poll and publish", missing, [Yardstick(missing)])]
+    return [*_once_a_second(peers, span), _as_fast_as_it_goes(peers, span)]
+
+
+def _once_a_second(peers: Peers, span: Span) -> list[Row]:
+    warm_up_s, window_s = span.choose(5.0, 3.0), span.choose(20.0, 5.0)
+    file = peers.folder / "arrivals.txt"
+    with ExitStack() as stack:
+        plc = stack.enter_context(peers.plc())
+        broker = stack.enter_context(peers.broker())
+        pids = {
+            name: stack.enter_context(contestant)
+            for name, contestant in _contestants(peers, plc.port, broker, DEVICES, 1.0).items()
+        }
+        for name in pids:
+            _check(broker, name, DEVICES)
+        with ExitStack() as subscribing:
+            if peers.missing("subscriber") is None:
+                subscribing.enter_context(peers.subscriber(broker, file, "plant/#"))
+            time.sleep(warm_up_s)
+            began_s, since = time.monotonic(), time.time()
+            before_s = {name: cpu_seconds(pid) for name, pid in pids.items()}
+            time.sleep(window_s)
+            took_s = time.monotonic() - began_s
+            cpu = {name: (cpu_seconds(pid) - before_s[name]) / took_s for name, pid in pids.items()}
+    own = cpu["fieldbus"]
+    rows = [
+        Row(
+            f"CPU of {DEVICES} devices x {REGISTERS} uint16 once a second, all change, published",
+            f"{own * 1000:.1f} ms/s\n({own:.1%} of a core)",
+            [
+                Yardstick(f"{_NAMES[name]} {cpu[name] * 1000:.1f} ms/s", cpu[name] / own)
+                if name in cpu
+                else _absent(peers, name)
+                for name in ("script", "c")
+            ],
+            f"QoS 1, one message a device; {own / DEVICES * 1e6:.0f} µs a message",
+        )
+    ]
+    if peers.missing("subscriber") is None:
+        rows.append(_age_row(peers, {name: _ages(file, name, since) for name in pids}, window_s))
+    return rows
+
+
+def _age_row(peers: Peers, ages: Mapping[str, Series], window_s: float) -> Row:
+    expected = DEVICES * window_s
+    own = ages["fieldbus"]
+    yardsticks = [
+        Yardstick(
+            f"{_NAMES[name]} p{percent} {percentile(ages[name], percent) * 1000:.2f} ms",
+            percentile(ages[name], percent) / percentile(own, percent),
+        )
+        for name in ("script", "c")
+        if name in ages
+        for percent in (50, 99)
+    ]
+    if "c" not in ages:
+        yardsticks.append(_absent(peers, "c"))
+    note = "messages, of those expected: " + ", ".join(
+        f"{name} {len(values) / expected:.1%}" for name, values in ages.items()
+    )
+    shown = "\n".join(f"p{percent} {percentile(own, percent) * 1000:.2f} ms" for percent in (50, 99))
+    if "c" in ages:
+        beyond = [percentile(own, percent) - percentile(ages["c"], percent) for percent in (50, 99)]
+        note += f"; beyond C: p50 {beyond[0] * 1000:.2f} ms, p99 {beyond[1] * 1000:.2f} ms"
+    return Row("the same: age of the values when a subscriber has them", shown, yardsticks, note)
+
+
+def _as_fast_as_it_goes(peers: Peers, span: Span) -> Row:
+    name = f"poll {DEVICES_FAST} devices x {REGISTERS} uint16 as fast as it goes, all change, published"
+    missing = peers.missing("subscriber")
+    if missing is not None:
+        return Row(name, missing, [Yardstick(missing)])
+    rounds, seconds = span.choose(3, 1), span.choose(8.0, 5.0)
+    names = ["fieldbus", "script", *(["c"] if peers.missing("publish") is None else [])]
+    with peers.plc() as plc, peers.broker() as broker:
+        reached = in_turns(
+            rounds, {item: partial(_publish_rate, peers, plc.port, broker, item, seconds) for item in names}
+        )
+    own = reached["fieldbus"]
+    return Row(
+        name,
+        f"{rate_text(median(own))} messages\n{rate_text(median(own) * REGISTERS)} tags",
+        [
+            Yardstick(
+                f"{_NAMES[item]} {rate_text(median(reached[item]) * REGISTERS)}", ratio(own, reached[item])
+            )
+            if item in reached
+            else _absent(peers, item)
+            for item in ("script", "c")
+        ],
+        "received by the broker, QoS 1; broker and PLC run on the same cores",
+    )
+
+
+def _publish_rate(peers: Peers, plc_port: int, broker: int, name: str, seconds: float) -> float:
+    """Return the messages a second that the broker receives from a contestant that runs alone."""
+    file = peers.folder / "counts.txt"
+    contestant = _contestants(peers, plc_port, broker, DEVICES_FAST, 0.0, name)[name]
+    with peers.subscriber(broker, file, _COUNT_TOPIC), contestant:
+        _check(broker, name, DEVICES_FAST)
+        since = time.time() + 1.0  # for all connections to be there
+        time.sleep(1.0 + seconds)
+        until = time.time()
+    lines = [line.split() for line in file.read_text().splitlines()]
+    counts = [(float(words[0]), int(words[3])) for words in lines if since <= float(words[0]) <= until]
+    (first_s, first), (last_s, last) = counts[0], counts[-1]
+    return (last - first) / (last_s - first_s)
+
+
+def _contestants(
+    peers: Peers, plc_port: int, broker: int, devices: int, period_s: float, only: str | None = None
+) -> dict[str, AbstractContextManager[int]]:
+    """Return what runs each contestant that there can be."""
+    values = plc_port, broker, CHANGING_UNIT, devices, REGISTERS, int(period_s * 1000), _LONGEST_S
+    found: dict[str, Callable[[], AbstractContextManager[int]]] = {
+        "fieldbus": lambda: peers.gateway(_config(peers, plc_port, broker, devices, period_s)),
+        "script": lambda: peers.publisher("script", *values),
+    }
+    if peers.missing("publish") is None:
+        found["c"] = lambda: peers.publisher("c", *values)
+    return {name: start() for name, start in found.items() if only in (None, name)}
+
+
+def _absent(peers: Peers, name: str) -> Yardstick:
+    return Yardstick(f"{_NAMES[name]}: {peers.missing('publish')}")
+
+
+def _check(broker: int, name: str, devices: int) -> None:
+    """Wait for two messages of a contestant's last device; raise RuntimeError if they are not as meant."""
+    topic = f"{_PREFIXES[name]}plc{devices}"
+    messages = subscribe.simple(topic, qos=0, msg_count=2, port=broker, keepalive=30)
+    contents = [json.loads(message.payload) for message in messages]
+    names = {f"r{address}" for address in range(REGISTERS)}
+    first, second = (content["values"] for content in contents)
+    if first.keys() != names or any(first[item] == second.get(item) for item in names):
+        raise RuntimeError(f"{_NAMES[name]} published something else: {contents[-1]}")
+
+
+def _ages(file: Path, name: str, since: float) -> list[float]:
+    """Return how old the values in a contestant's messages were, in seconds, by message."""
+    found = []
+    for line in file.read_text().splitlines():
+        received_s, topic, _, start = line.split(" ", 3)
+        if topic.startswith(_PREFIXES[name]) and float(received_s) >= since:
+            read = datetime.datetime.fromisoformat(start.replace(" ", "").split('"')[3])
+            found.append(float(received_s) - read.timestamp())
+    return found
+
+
+def _config(peers: Peers, plc_port: int, broker: int, devices: int, period_s: float) -> dict[str, object]:
+    registers = "".join(f"r{address},holding,{address}\n" for address in range(REGISTERS))
+    (peers.folder / "map.csv").write_text("name,table,address\n" + registers)
+    host = "127.0.0.1"
+    names = [f"plc{number}" for number in range(1, devices + 1)]
+    scan = f"{period_s * 1000:.0f}ms" if period_s else "1us"
+    links = {f"net_{name}": {"type": "modbus-tcp", "host": host, "port": plc_port} for name in names}
+    return {
+        "links": {**links, "broker": {"type": "mqtt", "host": host, "port": broker, "retain": False}},
+        "devices": {
+            name: {"link": f"net_{name}", "unit_id": CHANGING_UNIT, "scan": scan, "map": "map.csv"}
+            for name in names
+        },
+        "routes": [
+            {"from": f"{name}.*", "to": "broker:plant/{gateway}/{device}", "when": "sample"} for name in names
+        ],
+    }

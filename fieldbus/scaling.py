@@ -32,6 +32,11 @@ def _exact(number: Number) -> Fraction:
     return Fraction(repr(number)) if isinstance(number, float) else Fraction(number)
 
 
+def _parts(scale: Fraction, offset: Fraction) -> tuple[int, int, int]:
+    denominator = math.lcm(scale.denominator, offset.denominator)
+    return int(scale * denominator), int(offset * denominator), denominator
+
+
 @dataclass(frozen=True, slots=True)
 class Linear:
     """``value = raw * scale + offset``."""
@@ -44,10 +49,15 @@ class Linear:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.scale) and math.isfinite(self.offset)) or self.scale == 0:
             raise ConversionError(f"scale {self.scale} and offset {self.offset} have no inverse")
-        scale, offset = _exact(self.scale), _exact(self.offset)
-        denominator = math.lcm(scale.denominator, offset.denominator)
-        parts = (int(scale * denominator), int(offset * denominator), denominator)
-        object.__setattr__(self, "parts", parts)
+        object.__setattr__(self, "parts", _parts(_exact(self.scale), _exact(self.offset)))
+
+    def times_power_of_ten(self, exponent: int) -> Linear:
+        """Return ``value = raw * scale * 10 ** exponent + offset``, as exact as this one."""
+        scale = _exact(self.scale) * Fraction(10) ** exponent
+        made = Linear(int(scale) if scale.denominator == 1 else float(scale), self.offset)
+        # The nearest float may be the repr of another decimal; the parts are of the true one.
+        object.__setattr__(made, "parts", _parts(scale, _exact(self.offset)))
+        return made
 
     @property
     def is_identity(self) -> bool:
@@ -84,9 +94,8 @@ class Linear:
             if not math.isfinite(value):
                 raise ConversionError(f"{value} has no integer")
             near = (value * denominator - addend) / numerator
-            raw = round(near)
             # Floating point settles it, unless the value is huge or lies between two steps.
-            if abs(near) < _EXACT_BELOW and abs(near - raw) < _CLEARLY_NEAREST:
+            if abs(near) < _EXACT_BELOW and abs(near - (raw := round(near))) < _CLEARLY_NEAREST:
                 return raw
         elif numerator == denominator == 1:
             return int(value) - addend

@@ -6,6 +6,8 @@ Rules:
 * A payload that differs is unpacked with precompiled `struct`s; only fields that differ are
   converted.
 * Points may share registers (sixteen flags in a status word, two readings of one register).
+* A point whose power of ten stands in another register changes when either of the two changes. Both
+  are in the block: a value is never scaled by the factor of another moment.
 
 Design: a `struct` cannot describe overlapping fields, so the distinct fields (offset, code) of a
 block are laid out in as many layers as overlap demands; nearly always that is one. Points refer to
@@ -19,8 +21,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import compress
 from operator import ne
 
+from fieldbus.modbus.converters import Convert, Decoded
 from fieldbus.modbus.planner import Block
-from fieldbus.modbus.registers import Convert
+from fieldbus.modbus.registers import RegisterPoint
 from fieldbus.model import NO_FLAWS, Batch, Flaw, Group, Value
 
 Unpack = Callable[[bytes], tuple[object, ...]]
@@ -35,6 +38,7 @@ class BlockReader:
         "_is_plain",
         "_payload",
         "_readers",
+        "_scaled",
         "_tokens",
         "_unpack",
         "_values",
@@ -42,22 +46,33 @@ class BlockReader:
     )
 
     def __init__(self, block: Block, group: Group) -> None:
+        """Lay out the fields of a block.
+
+        Raises:
+            ValueError: a point's factor is not in the block.
+        """
         self.group = group
         fields: dict[tuple[int, str], int] = {}
         readers: list[list[int]] = []
         self._convert: list[Convert | None] = []
         for index, member in enumerate(block.points):
-            if block.table.is_bits:
-                key = (member.address - block.address, "bit")
-                self._convert.append(None)
-            else:
-                key = ((member.address - block.address) * 2, member.struct_code)
-                self._convert.append(member.decoder())
-            place = fields.setdefault(key, len(fields))
+            is_direct = block.table.is_bits or member.factor is not None
+            self._convert.append(None if is_direct else member.decoder())
+            place = fields.setdefault(_field(block, member), len(fields))
             if place == len(readers):
                 readers.append([])
-            readers[place].append(index)
+            if member.factor is None:
+                readers[place].append(index)
         self._readers = readers
+        self._scaled: list[tuple[int, int, int, Callable[[object, object], Decoded]]] = []
+        """Of each point with a factor: its index, its field, the factor's field, and the converter."""
+        for index, member in enumerate(block.points):
+            if member.factor is not None:
+                own = fields[_field(block, member)]
+                place = fields.setdefault(_field(block, member.factor), len(fields))
+                if place == len(readers):
+                    readers.append([])
+                self._scaled.append((index, own, place, member.scaled_decoder()))
         self._is_plain = readers == [[index] for index in range(len(self._convert))] and not any(
             self._convert
         )
@@ -120,8 +135,31 @@ class BlockReader:
                 else:
                     flaws.pop(index, None)
                 changed.append(index)
+        before = self._tokens
+        for index, own, factor, convert_scaled in self._scaled:
+            if was_read and tokens[own] == before[own] and tokens[factor] == before[factor]:
+                continue
+            value, flaw = convert_scaled(tokens[own], tokens[factor])
+            if was_read and value == values[index] and flaw == flaws.get(index):
+                continue
+            values[index] = value
+            if flaw is not None:
+                flaws[index] = flaw
+            else:
+                flaws.pop(index, None)
+            changed.append(index)
         self._tokens, self._values, self._flaws = tokens, values, flaws
         return changed
+
+
+def _field(block: Block, member: RegisterPoint) -> tuple[int, str]:
+    """Return where a point lies in the payload (byte, or bit), and its code."""
+    is_inside = block.address <= member.address and member.end <= block.address + block.count
+    if member.table is not block.table or not is_inside:
+        raise ValueError(f"{member.point.address} is outside the block {block.name}")
+    if block.table.is_bits:
+        return member.address - block.address, "bit"
+    return (member.address - block.address) * 2, member.struct_code
 
 
 def _bit_unpacker(offsets: Sequence[int]) -> Unpack:

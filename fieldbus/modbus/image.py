@@ -22,7 +22,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from fieldbus.errors import ConversionError
 from fieldbus.modbus import pdu
-from fieldbus.modbus.registers import RegisterPoint, Table, arrangement
+from fieldbus.modbus.register_types import Table, arrangement
+from fieldbus.modbus.registers import RegisterPoint
 from fieldbus.model import Point, Quality, Sample, Value
 
 _ABSENT, _GOOD, _BAD, _FILLER = 0, 1, 2, 3

@@ -10,14 +10,8 @@ from pydantic import Field, model_validator
 
 from fieldbus.errors import ConversionError
 from fieldbus.modbus.image import nan_bytes
-from fieldbus.modbus.registers import (
-    OnBad,
-    Order,
-    RegisterPoint,
-    RegisterType,
-    Table,
-    integer_range,
-)
+from fieldbus.modbus.register_types import Order, RegisterType, Table, integer_range
+from fieldbus.modbus.registers import OnBad, RegisterPoint
 from fieldbus.model import Access, Kind, Point
 from fieldbus.scaling import Linear
 from fieldbus.settings import AccessName, Duration, Number, Scalar, Settings, Substitute, problem

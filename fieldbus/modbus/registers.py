@@ -1,27 +1,17 @@
 """Registers and engineering values: one codec per point, chosen at load.
 
-Layout: a register is 16 bits, most significant byte first on the wire. A type that needs more than
-one register takes consecutive addresses. `order` names how the bytes A (most significant) B C D of
-the value lie on the wire:
-
-====  ==============================  =====================================
-ABCD  big endian                      the default
-CDAB  words swapped                   the low word comes first
-BADC  bytes swapped inside each word
-DCBA  little endian                   both
-====  ==============================  =====================================
-
-The same words serve 48 and 64 bits (all words in reverse, bytes in reverse) and 16 bits (where only
-the bytes can swap).
-
-8- and 24-bit integers own their register(s) whole: the unused high bits are ignored when read, and
-filled by zero or sign extension when written.
+The power of ten of a value may stand in a register of its own (`factor`, SunSpec's scale factors). Such
+a value is decoded with the factor out of the same payload; where the factor is no value or no exponent
+from -10 to 10, there is no value.
 
 Rules:
 
 * Decoding never raises: it gives a value, or a flaw that says why there is none.
 * Encoding refuses what cannot be expressed; nothing is wrapped or clamped. A value is rounded to the
-  nearest step of its scale, since a register has no others.
+  nearest step of its scale, since a register has no others. What would become one of the point's own
+  `invalid` raw values is refused too: nobody could read it back.
+* Encoding a bit or a range of bits gives registers in which only those bits are set (`bit_mask`): who
+  writes them merges them with the others.
 """
 
 from __future__ import annotations
@@ -30,88 +20,29 @@ import math
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 from fieldbus.errors import ConversionError
-from fieldbus.model import OUT_OF_RANGE, Flaw, Kind, Point, Reason, Value, bad
+from fieldbus.modbus.converters import (
+    NOT_A_NUMBER,
+    NOT_AVAILABLE,
+    Chars,
+    Convert,
+    Decoded,
+    Epoch,
+    Pad,
+    float_converter,
+    power_of_ten,
+    range_checked,
+    raw_time,
+    text_bytes,
+    text_of,
+    time_text,
+)
+from fieldbus.modbus.register_types import Order, RegisterType, Table, arrangement
+from fieldbus.model import Kind, Point, Value
 from fieldbus.scaling import Linear
 
-
-class Table(StrEnum):
-    """The four tables of the Modbus data model."""
-
-    COIL = "coil"
-    DISCRETE = "discrete"
-    INPUT = "input"
-    HOLDING = "holding"
-
-    @property
-    def is_bits(self) -> bool:
-        """Whether an address of the table is one bit (else one register)."""
-        return self in (Table.COIL, Table.DISCRETE)
-
-    @property
-    def read_function(self) -> int:
-        """The function code that reads it."""
-        return _READ_FUNCTION[self]
-
-
-_READ_FUNCTION = {Table.COIL: 1, Table.DISCRETE: 2, Table.HOLDING: 3, Table.INPUT: 4}
-
-
-class Order(StrEnum):
-    """Where the bytes of a value lie."""
-
-    ABCD = "ABCD"
-    CDAB = "CDAB"
-    BADC = "BADC"
-    DCBA = "DCBA"
-
-
-class RegisterType(StrEnum):
-    """How the bits of a point are to be read."""
-
-    BOOL = "bool"
-    INT8 = "int8"
-    UINT8 = "uint8"
-    INT16 = "int16"
-    UINT16 = "uint16"
-    INT24 = "int24"
-    UINT24 = "uint24"
-    INT32 = "int32"
-    UINT32 = "uint32"
-    INT48 = "int48"
-    UINT48 = "uint48"
-    INT64 = "int64"
-    UINT64 = "uint64"
-    FLOAT16 = "float16"
-    FLOAT32 = "float32"
-    FLOAT64 = "float64"
-    BCD16 = "bcd16"
-    BCD32 = "bcd32"
-    STRING = "string"
-
-    @property
-    def bits(self) -> int:
-        """Width of the value in bits; 0 for strings, whose length is the point's."""
-        if self is RegisterType.STRING:
-            return 0
-        return 1 if self is RegisterType.BOOL else int(self.value.lstrip("abcdefilnotu"))
-
-    @property
-    def is_float(self) -> bool:
-        """Whether it is an IEEE 754 number."""
-        return self.value.startswith("float")
-
-    @property
-    def is_signed(self) -> bool:
-        """Whether it is a two's complement integer."""
-        return self.value.startswith("int")
-
-    @property
-    def is_bcd(self) -> bool:
-        """Whether each nibble is a decimal digit."""
-        return self.value.startswith("bcd")
+__all__ = ["OnBad", "Order", "RegisterPoint", "RegisterType", "Table"]
 
 
 _FLOAT_CODE = {16: "e", 32: "f", 64: "d"}
@@ -127,13 +58,6 @@ _WHOLE_CODE = {
     RegisterType.FLOAT32: "f",
     RegisterType.FLOAT64: "d",
 }
-
-Decoded = tuple[Value | None, Flaw | None]
-Convert = Callable[[object], Decoded]
-"""From what `struct` unpacked (a number, or bytes) to a value and its flaw."""
-
-_NOT_AVAILABLE: Decoded = (None, bad(Reason.NOT_AVAILABLE))
-_NOT_A_NUMBER: Decoded = (None, bad(Reason.CONVERSION))
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,14 +87,29 @@ class RegisterPoint:
     order: Order = Order.ABCD
     linear: Linear = field(default_factory=Linear)
     invalid: frozenset[int] = frozenset()
-    """Raw values that mean "no value", as the unsigned number that the registers hold."""
+    """Raw values that mean "no value", as the unsigned number that the registers hold. Of a bit field too
+    they are the whole number."""
+    pad: Pad = Pad.NUL
+    """Of a string."""
+    chars: Chars = Chars.BOTH
+    """Of a string."""
+    epoch: Epoch | None = None
+    """Of an integer that is a time: what it counts."""
+    factor: RegisterPoint | None = None
+    """The point that holds the power of ten of the value, in the same table and the same request."""
+    word: RegisterPoint | None = None
+    """Of a flag: the point of which it is a bit."""
     scan_s: float | None = None
     """Overrides the device's."""
+    verify: bool = False
+    """Whether a write is read back."""
     on_bad: OnBad = field(default_factory=OnBad)
     initial: Value | None = None
-    """Of a served point that masters write: its value until the first write."""
+    """Of a served point that masters write, or that is a factor: its value until the first write."""
     is_open_to_masters: bool = False
     """Of a served point: whether masters may write it."""
+    origin: str = ""
+    """Its name in the configuration where that is not the point's own: an array's, a word's."""
 
     count: int = field(init=False)
     """How many addresses it takes: bits or registers."""
@@ -194,45 +133,82 @@ class RegisterPoint:
             return f"{self.count * 2}s"
         return code
 
-    def decoder(self) -> Convert | None:
-        """Return the converter of what `struct_code` unpacks, or None if that is the value."""
+    def decoder(self, exponent: int | None = None) -> Convert | None:
+        """Return the converter of what `struct_code` unpacks, or None if that is the value.
+
+        Args:
+            exponent: the present power of ten of a point that has a `factor`.
+        """
+        linear = self._linear(exponent)
         if self.struct_code.endswith("s"):
-            return self._decoder_of_bytes()
+            return self._decoder_of_bytes(linear)
         if self.type.is_float:
-            return _range_checked(self.point, _float_converter(self.linear))
+            return range_checked(self.point, float_converter(linear))
         is_plain = (
             self.low_bit is None
-            and self.linear.is_identity
+            and linear.is_identity
             and not self.invalid
             and self.point.minimum is None
             and self.point.maximum is None
+            and self.epoch is None
+            and self.factor is None
         )
         if is_plain and self.type is not RegisterType.BOOL:
             return None
-        return self._integer_converter(1 << self.count * 16)
+        return self._integer_converter(1 << self.count * 16, linear)
 
-    def _decoder_of_bytes(self) -> Convert:
+    def scaled_decoder(self) -> Callable[[object, object], Decoded]:
+        """Return the converter of what `struct_code` unpacks of this point and of its factor."""
+        if self.factor is None:
+            raise ValueError(f"{self.point.address} has no factor")
+        read_factor = self.factor.decoder()
+        by_exponent: dict[int, Convert | None] = {}
+
+        def decode(raw: object, raw_factor: object) -> Decoded:
+            value, flaw = (raw_factor, None) if read_factor is None else read_factor(raw_factor)
+            if value is None:
+                return NOT_AVAILABLE
+            exponent = power_of_ten(value)
+            if exponent is None:
+                return NOT_A_NUMBER
+            if exponent not in by_exponent:
+                by_exponent[exponent] = self.decoder(exponent)
+            scaled, own_flaw = by_exponent[exponent](raw)  # type: ignore[misc] # a scaled value is not plain
+            return scaled, own_flaw or flaw
+
+        return decode
+
+    def _linear(self, exponent: int | None) -> Linear:
+        if self.factor is None:
+            return self.linear
+        if exponent is None:
+            name = self.factor.point.address
+            raise ConversionError(f"{self.point.address} has no scale while {name} has no value")
+        return self.linear.times_power_of_ten(exponent)
+
+    def _decoder_of_bytes(self, linear: Linear) -> Convert:
         arrange = arrangement(self.order)
         if self.type is RegisterType.STRING:
-            return lambda raw: (_text(arrange(raw)), None)  # type: ignore[arg-type]
+            chars = self.chars
+            return lambda raw: text_of(arrange(raw), chars)  # type: ignore[arg-type]
         if self.type.is_float:
             number = struct.Struct(">" + _FLOAT_CODE[self.type.bits])
-            convert = _range_checked(self.point, _float_converter(self.linear))
+            convert = range_checked(self.point, float_converter(linear))
             invalid = self.invalid
 
             def decode_float(raw: object) -> Decoded:
                 data = arrange(raw)  # type: ignore[arg-type]
                 if invalid and int.from_bytes(data, "big") in invalid:
-                    return _NOT_AVAILABLE
+                    return NOT_AVAILABLE
                 return convert(number.unpack(data)[0])
 
             return decode_float
         if self.type.is_bcd:
-            return self._bcd_decoder(arrange)
+            return self._bcd_decoder(arrange, linear)
         bits = 16 if self.type is RegisterType.BOOL else self.type.bits
         signed = self.type.is_signed
         mask, sign = (1 << bits) - 1, 1 << (bits - 1)
-        convert_integer = self._integer_converter(1 << bits)
+        convert_integer = self._integer_converter(1 << bits, linear)
 
         def decode_integer(raw: object) -> Decoded:
             number = int.from_bytes(arrange(raw), "big") & mask  # type: ignore[arg-type]
@@ -240,81 +216,122 @@ class RegisterPoint:
 
         return decode_integer
 
-    def _bcd_decoder(self, arrange: Callable[[bytes], bytes]) -> Convert:
-        convert = self._integer_converter(1 << self.type.bits)
+    def _bcd_decoder(self, arrange: Callable[[bytes], bytes], linear: Linear) -> Convert:
+        convert = self._integer_converter(1 << self.type.bits, linear)
         invalid = self.invalid
 
         def decode(raw: object) -> Decoded:
             data = arrange(raw)  # type: ignore[arg-type]
             if invalid and int.from_bytes(data, "big") in invalid:
-                return _NOT_AVAILABLE
+                return NOT_AVAILABLE
             digits = data.hex()
-            return convert(int(digits)) if digits.isdecimal() else _NOT_A_NUMBER
+            return convert(int(digits)) if digits.isdecimal() else NOT_A_NUMBER
 
         return decode
 
-    def _integer_converter(self, modulus: int) -> Convert:
+    def _integer_converter(self, modulus: int, linear: Linear) -> Convert:
         """Return the converter of an integer that was made whole: sentinel, bits, scale, range."""
-        forward = None if self.linear.is_identity else self.linear.forward_int()
+        forward = None if linear.is_identity else linear.forward_int()
+        if self.factor is not None and linear.is_integer:
+            # Whether the factor is 0 or -1, the value is a float.
+            numerator, addend, _ = linear.parts
+            forward = lambda raw: float(raw * numerator + addend)  # noqa: E731 - as short as its siblings
         invalid = frozenset() if self.type.is_bcd else self.invalid
         low_bit, mask = self.low_bit, (1 << self.bit_count) - 1
-        is_bool = self.point.kind is Kind.BOOL
+        is_bool, epoch = self.point.kind is Kind.BOOL, self.epoch
 
         def decode(raw: object) -> Decoded:
             number: int = raw  # type: ignore[assignment]
             if invalid and number % modulus in invalid:
-                return _NOT_AVAILABLE
+                return NOT_AVAILABLE
             if low_bit is not None:
                 number = (number >> low_bit) & mask
             if is_bool:
                 return bool(number), None
             return (number if forward is None else forward(number)), None
 
-        return decode if is_bool else _range_checked(self.point, decode)
+        if epoch is None:
+            return decode if is_bool else range_checked(self.point, decode)
 
-    def encoder(self) -> Callable[[Value], bytes]:
+        def decode_time(raw: object) -> Decoded:
+            number: int = raw  # type: ignore[assignment]
+            if invalid and number % modulus in invalid:
+                return NOT_AVAILABLE
+            text = time_text(number, epoch)
+            return NOT_A_NUMBER if text is None else (text, None)
+
+        return decode_time
+
+    def encoder(self, exponent: int | None = None) -> Callable[[Value], bytes]:
         """Return the converter from an engineering value to its registers, as on the wire.
 
         It raises `ConversionError` for what cannot be expressed.
+
+        Args:
+            exponent: the present power of ten of a point that has a `factor`.
+
+        Raises:
+            ConversionError: the point has a factor, of which there is no exponent.
         """
         arrange = arrangement(self.order)
         size = self.count * 2
+        linear = self._linear(exponent)
         if self.type is RegisterType.STRING:
-            return lambda value: arrange(_text_bytes(self.point, value, size))
+            pad, chars = self.pad, self.chars
+            return lambda value: arrange(text_bytes(value, size, pad, chars))
         if self.type.is_float:
             return self._float_encoder(arrange)
-        inverse, is_bool = self.linear.inverse_int, self.point.kind is Kind.BOOL
+        to_raw = self._raw_of(linear)
         low, high = self._raw_range()
         shift, is_bcd, name = self.low_bit or 0, self.type.is_bcd, self.type.value
+        modulus = 1 << (16 if self.type is RegisterType.BOOL else self.type.bits)
+        invalid = self.invalid if self.low_bit is None else frozenset()  # the other bits decide as well
 
         def encode(value: Value) -> bytes:
-            if isinstance(value, str):
-                raise ConversionError(f"{value!r} is not a number")
-            raw = inverse(value)
-            if is_bool and raw not in (0, 1):
-                raise ConversionError(f"{value} is neither 0 nor 1")
+            raw = to_raw(value)
             if not low <= raw <= high:
                 raise ConversionError(f"{value} does not fit {name}")
             if is_bcd:
-                return arrange(bytes.fromhex(f"{raw:0{size * 2}d}"))
+                raw = int(str(raw), 16)
+            if invalid and raw % modulus in invalid:
+                raise _means_no_value(value, raw % modulus)
             return arrange((raw << shift).to_bytes(size, "big", signed=raw < 0))
 
         return encode
 
+    def _raw_of(self, linear: Linear) -> Callable[[Value], int]:
+        """Return the converter from an engineering value to the nearest raw integer, of whatever size."""
+        inverse, epoch, is_bool = linear.inverse_int, self.epoch, self.point.kind is Kind.BOOL
+        if epoch is not None:
+            return lambda value: raw_time(value, epoch)
+
+        def to_raw(value: Value) -> int:
+            if isinstance(value, str):
+                raise ConversionError(f"{value!r} is not a number")
+            if is_bool and value not in (0, 1):
+                raise ConversionError(f"{value} is neither 0 nor 1")
+            return inverse(value)
+
+        return to_raw
+
     def _float_encoder(self, arrange: Callable[[bytes], bytes]) -> Callable[[Value], bytes]:
         number = struct.Struct(">" + _FLOAT_CODE[self.type.bits])
         inverse = None if self.linear.is_identity else self.linear.inverse_float
+        invalid = self.invalid
 
         def encode(value: Value) -> bytes:
             if isinstance(value, str):
                 raise ConversionError(f"{value!r} is not a number")
             try:
                 raw = value if inverse is None else inverse(value)
-                if math.isfinite(raw):
-                    return arrange(number.pack(raw))
+                data = number.pack(raw) if math.isfinite(raw) else b""
             except (OverflowError, struct.error):
-                pass
-            raise ConversionError(f"{value} does not fit {self.type}")
+                data = b""
+            if not data:
+                raise ConversionError(f"{value} does not fit {self.type}")
+            if invalid and int.from_bytes(data, "big") in invalid:
+                raise _means_no_value(value, int.from_bytes(data, "big"))
+            return arrange(data)
 
         return encode
 
@@ -328,13 +345,17 @@ class RegisterPoint:
             return -(1 << bits - 1), (1 << bits - 1) - 1
         return 0, (1 << bits) - 1
 
-    def encode(self, value: Value) -> bytes:
+    def encode(self, value: Value, exponent: int | None = None) -> bytes:
         """Encode one value; for many of the same point there is `encoder`.
+
+        Args:
+            value: the engineering value.
+            exponent: the present power of ten of a point that has a `factor`.
 
         Raises:
             ConversionError: the value cannot be expressed.
         """
-        return self.encoder()(value)
+        return self.encoder(exponent)(value)
 
     def nan(self) -> bytes:
         """Return the registers of a float that is not a number."""
@@ -360,89 +381,19 @@ class RegisterPoint:
             raise ConversionError(f"{value!r} is neither 0 nor 1")
         return bool(value)
 
-    def decode(self, data: bytes) -> Decoded:
-        """Decode the point's own registers (``2 * count`` bytes). For single values, not for scans."""
+    def decode(self, data: bytes, exponent: int | None = None) -> Decoded:
+        """Decode the point's own registers (``2 * count`` bytes). For single values, not for scans.
+
+        Args:
+            data: the registers.
+            exponent: the present power of ten of a point that has a `factor`; without it there is no value.
+        """
+        if self.factor is not None and exponent is None:
+            return NOT_AVAILABLE
         token = struct.unpack(">" + self.struct_code, data)[0]
-        convert = self.decoder()
+        convert = self.decoder(exponent)
         return (token, None) if convert is None else convert(token)
 
 
-def integer_range(type_: RegisterType, bit_count: int, linear: Linear) -> tuple[float | None, float | None]:
-    """Return the engineering range that a type can express; None where it has no useful bound."""
-    if type_ is RegisterType.FLOAT16:
-        return linear.range_of(-65504.0, 65504.0)
-    if type_.is_float or type_ is RegisterType.STRING:
-        return None, None
-    if bit_count:
-        return linear.range_of(0, (1 << bit_count) - 1)
-    if type_.is_bcd:
-        return linear.range_of(0, 10 ** (type_.bits // 4) - 1)
-    if type_.is_signed:
-        return linear.range_of(-(1 << type_.bits - 1), (1 << type_.bits - 1) - 1)
-    return linear.range_of(0, (1 << type_.bits) - 1)
-
-
-def _float_converter(linear: Linear) -> Convert:
-    forward = None if linear.is_identity else linear.forward_float()
-    isfinite = math.isfinite
-
-    def decode(raw: object) -> Decoded:
-        number: float = raw  # type: ignore[assignment]
-        if forward is not None:
-            number = forward(number)
-        return (number, None) if isfinite(number) else _NOT_AVAILABLE
-
-    return decode
-
-
-def _range_checked(point: Point, convert: Convert) -> Convert:
-    if point.minimum is None and point.maximum is None:
-        return convert
-    low = -math.inf if point.minimum is None else point.minimum
-    high = math.inf if point.maximum is None else point.maximum
-
-    def decode(raw: object) -> Decoded:
-        value, flaw = convert(raw)
-        if flaw is None and not low <= value <= high:  # type: ignore[operator]
-            return value, OUT_OF_RANGE
-        return value, flaw
-
-    return decode
-
-
-def arrangement(order: Order) -> Callable[[bytes], bytes]:
-    """Return what brings wire bytes into ABCD order. Each arrangement is its own inverse."""
-    if order is Order.ABCD:
-        return bytes
-    if order is Order.DCBA:
-        return lambda data: data[::-1]
-
-    def swap_bytes(data: bytes) -> bytes:
-        swapped = bytearray(data)
-        swapped[0::2], swapped[1::2] = data[1::2], data[0::2]
-        return bytes(swapped)
-
-    if order is Order.BADC:
-        return swap_bytes
-    return lambda data: swap_bytes(data[::-1])
-
-
-def _text(data: bytes) -> str:
-    data = data.split(b"\0", 1)[0]
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError:
-        text = data.decode("latin-1")  # every byte is a character there: nothing is lost
-    return text.rstrip()
-
-
-def _text_bytes(point: Point, value: Value, size: int) -> bytes:
-    if not isinstance(value, str):
-        raise ConversionError(f"{value!r} is not text")
-    try:
-        data = value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ConversionError(f"{value!r} cannot be written as UTF-8") from error
-    if len(data) > size:
-        raise ConversionError(f"text of {len(data)} bytes does not fit {point.address}, which has {size}")
-    return data.ljust(size, b"\0")
+def _means_no_value(value: Value, raw: int) -> ConversionError:
+    return ConversionError(f"{value} would be the raw value 0x{raw:X}, which means that there is no value")

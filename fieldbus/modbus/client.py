@@ -1,216 +1,291 @@
-"""One Modbus TCP connection as a client. The only file that knows pymodbus' client.
+"""One connection to Modbus devices, as a client: one request at a time, and what becomes of it.
 
 Rules:
 
-* What comes out of `request` is the PDU that answers the request: right transaction, right unit,
-  protocol 0, whole. Everything else is an error, in words that say what was wrong.
-* A reply to an earlier request (it came after its timeout, or twice) is passed over.
-* When the connection ends, the waiting request fails at once.
+* What `answered` is called with is the PDU of a whole frame that answers the request, see `framing.py`;
+  everything else is an error, in words that say what was wrong.
 * One request at a time; the link sees to that.
+* A request ends once: answered, failed, or the connection is lost.
+* Serial lines: a request is sent when the line was silent for as long as frames must be apart, and what
+  came before it is forgotten. Its time runs from when its last bit has left, and an answer is given the
+  time that its own bits take.
+* A garbled answer on a serial line is given up when nothing more came for `_GARBLED_S`: there is no need to
+  wait for the timeout to know that nothing will come of it. (Where RTU frames travel over TCP, half an
+  answer is waited for: the gap may be the network's.)
 
-Design: pymodbus brings the transport, the frame and the request. Three things of it are replaced,
-because each was measured to give a wrong value, a lost second or a lost cancellation:
-
-* its framer takes any reply with transaction id 0 and waits for ever behind a wrong protocol id;
-  `_StrictFramer` says what is wrong with a frame, and keeps the bytes instead of decoding register
-  by register;
-* its ``execute`` waits the whole timeout when the peer hangs up; here the future fails when the
-  transport does;
-* its ``execute`` waits in ``asyncio.wait_for``, which on Python 3.11 can swallow a cancellation.
+Design: callbacks, not coroutines. At a thousand polls a second each step of a task costs more than what it
+does, and at one poll a second each costs a cold cache. The timeout is one timer per connection that looks
+at a deadline when it fires, not one that is set and cancelled for every request.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections import deque
-from collections.abc import Callable
+import time
+from typing import Protocol
 
-from pymodbus.client import AsyncModbusTcpClient
-from pymodbus.framer.socket import FramerSocket
-from pymodbus.pdu import DecodePDU, ModbusPDU
+from fieldbus.errors import BadResponseError, LinkDownError, RequestError, RequestTimeoutError
+from fieldbus.modbus.framing import Ask, Framer
 
-from fieldbus.errors import BadResponseError, LinkDownError, RequestTimeoutError
-
-# What pymodbus would say is said better by the gateway, once.
-logging.getLogger("pymodbus").setLevel(logging.CRITICAL)
-
-_BUFFER_SIZE = 1 << 20
-"""More than the event loop reads at once: pymodbus throws away what exceeds it, unseen."""
-_LATE_REPLIES = 64
-"""How many requests ago an answer may belong to, to count as late and not as wrong."""
+_GARBLED_S = 0.05
+"""Longer than USB adapters hold bytes back (16 ms), shorter than anybody notices."""
+_MOST_NOISE_S = 1.0
+"""How long a line may go on talking by itself before a request on it fails."""
+_BROADCAST_S = 0.1
+"""What devices are given to carry out what was said to all of them."""
 
 
-class _RawRequest(ModbusPDU):
-    """A request whose bytes are known already."""
+class Owner(Protocol):
+    """Who asks on a line."""
 
-    def __init__(self, unit_id: int, pdu: bytes) -> None:
-        super().__init__(dev_id=unit_id)
-        self.function_code = pdu[0]
-        self._data = pdu[1:]
+    def answered(self, answer: bytes) -> None:
+        """Take the PDU that answers the request; empty after a broadcast."""
 
-    def encode(self) -> bytes:
-        return self._data
+    def failed(self, error: RequestError) -> None:
+        """Learn that the request has no answer.
 
+        After `BadResponseError` a stream of MBAP frames must be opened anew.
+        """
 
-class _RawReply(ModbusPDU):
-    """A reply as it came, or what was wrong with it."""
-
-    def __init__(self, pdu: bytes, fault: str | None = None) -> None:
-        self.pdu = pdu
-        self.fault = fault
+    def lost(self, error: LinkDownError) -> None:
+        """Learn that the connection is gone; a request under way ends by this."""
 
 
-class _StrictFramer(FramerSocket):
-    """Cuts the stream into frames and trusts none of them."""
+class Line(asyncio.Protocol, asyncio.DatagramProtocol):
+    """A connection over which frames travel, and the request under way."""
 
-    def __init__(self) -> None:
-        super().__init__(DecodePDU(False))
-        self.issued: deque[int] = deque(maxlen=_LATE_REPLIES)
-        """Transaction ids of the last requests: an answer to one of them is late, not wrong."""
-        self.fault: str | None = None
-        """Why nothing more that comes on this connection can be believed."""
-
-    def handleFrame(  # noqa: N802 - pymodbus names it
-        self, data: bytes, exp_devid: int, exp_tid: int
-    ) -> tuple[int, ModbusPDU | None]:
-        used, size = 0, len(data)
-        reply: _RawReply | None = None
-        while size - used >= 4 and self.fault is None:
-            protocol_id = data[used + 2] << 8 | data[used + 3]
-            if protocol_id:
-                self.fault = f"protocol id {protocol_id}"
-                break
-            if size - used < 6:
-                break
-            length = data[used + 4] << 8 | data[used + 5]
-            if not 3 <= length <= 254:
-                self.fault = f"length {length}"
-                break
-            end = used + 6 + length
-            if end > size:
-                break
-            transaction_id = data[used] << 8 | data[used + 1]
-            if transaction_id not in self.issued:
-                self.fault = f"transaction id {transaction_id} for {exp_tid}"
-            elif transaction_id == exp_tid and reply is None:
-                if data[used + 6] == exp_devid:
-                    reply = _RawReply(data[used + 7 : end])
-                else:
-                    self.fault = f"unit id {data[used + 6]} for {exp_devid}"
-            used = end
-        if self.fault is not None:
-            return size, reply or _RawReply(b"", self.fault)
-        return used, reply
-
-
-class ModbusTcpConnection:
-    """A TCP connection to a Modbus server, opened and closed at will."""
-
-    def __init__(self, on_lost: Callable[[], None] = lambda: None) -> None:
-        """Take what is called when the peer closes the connection.
+    def __init__(
+        self,
+        owner: Owner,
+        framer: Framer,
+        *,
+        silence_s: float = 0.0,
+        character_s: float = 0.0,
+        is_serial: bool = False,
+        heartbeat: bytes = b"",
+    ) -> None:
+        """Take how the line works.
 
         Args:
-            on_lost: called in the event loop, not while a request waits (that fails instead).
+            silence_s: between frames.
+            character_s: how long one character takes on a serial line, else 0.
+            is_serial: whether there is a line with silent intervals, and not a stream.
+            heartbeat: what the peer sends now and then between frames.
         """
-        self._client: AsyncModbusTcpClient | None = None
-        self._framer = _StrictFramer()
-        self._waiting: asyncio.Future[_RawReply] | None = None
-        self._on_lost = on_lost
+        self.framer = framer
+        self._owner = owner
+        self._silence_s = silence_s
+        self._character_s = character_s
+        self._is_serial = is_serial
+        self._heartbeat = heartbeat
+        self._transport: asyncio.Transport | asyncio.DatagramTransport | None = None
+        self._is_datagram = False
+        self._loop = asyncio.get_running_loop()
+        self._ask: Ask | None = None
+        self._timeout_s = 0.0
+        self._sent = False
+        self._deadline_s = 0.0
+        self._watchdog: asyncio.TimerHandle | None = None
+        self._sender: asyncio.TimerHandle | None = None
+        self._quiet_at_s = 0.0
+        """When the line will have been silent for long enough."""
+        self._heard_at_s = 0.0
         self.is_lost = False
-        """Whether the peer has closed the connection."""
+        self.is_spoilt = False
+        """Whether bytes came that belong to no answer."""
 
-    async def open(self, host: str, port: int, timeout_s: float) -> None:
-        """Connect.
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request is under way."""
+        return self._ask is not None
 
-        Raises:
-            LinkDownError: with the system's own words for why.
-        """
-        client = AsyncModbusTcpClient(
-            host,
-            port=port,
-            timeout=timeout_s,
-            retries=0,
-            reconnect_delay=0,
-            trace_connect=self._on_connect,
-        )
-        self._framer = _StrictFramer()
-        client.ctx.framer = self._framer
-        client.ctx.max_buffer_size = _BUFFER_SIZE
-        self.is_lost = False
-        try:
-            async with asyncio.timeout(timeout_s):
-                await client.ctx.call_create()
-        except TimeoutError:
-            client.close()
-            raise LinkDownError("no answer to the connection request") from None
-        except OSError as error:
-            client.close()
-            raise LinkDownError(connection_reason(error)) from error
-        self._client = client
-
-    async def request(self, unit_id: int, pdu: bytes, timeout_s: float) -> bytes:
-        """Send a request PDU and return the PDU that answers it, unchecked against its contents.
-
-        Raises:
-            RequestTimeoutError: no answer in time; the connection stays usable.
-            BadResponseError: what came is no answer; the connection must be reopened.
-            LinkDownError: the connection is gone.
-        """
-        client = self._client
-        if client is None or self.is_lost or client.ctx.transport is None:
-            raise LinkDownError("connection closed by the peer")
-        ctx = client.ctx
-        if self._framer.fault is not None or ctx.recv_buffer:
-            # Something came that nobody had asked for; what comes next may be its rest.
-            raise BadResponseError(self._framer.fault or "bytes that belong to no answer")
-        request = _RawRequest(unit_id, pdu)
-        request.transaction_id = ctx.getNextTID()
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[_RawReply] = loop.create_future()
-        ctx.response_future = self._waiting = future
-        self._framer.issued.append(request.transaction_id)
-        ctx.pdu_send(request)
-        timer = loop.call_later(timeout_s, _expire, future, timeout_s)
-        try:
-            reply = await future
-        except RequestTimeoutError:
-            if ctx.recv_buffer:
-                raise BadResponseError("half a frame, then nothing") from None
-            raise
-        finally:
-            timer.cancel()
-            self._waiting = None
-        if reply.fault is not None:
-            raise BadResponseError(reply.fault)
-        return reply.pdu
+    def ask(self, ask: Ask, timeout_s: float) -> None:
+        """Send a request; `answered`, `failed` or `lost` will be called, never before this returns."""
+        self._ask = ask
+        self._timeout_s = timeout_s
+        if not self._is_serial:
+            framer = self.framer
+            if framer.fault is not None or not framer.is_empty:
+                # Something came that nobody had asked for; what comes next may be its rest.
+                self._loop.call_soon(self._spoilt)
+                return
+            now_s = time.monotonic()
+            self._write(framer.wrap(ask))
+            self._deadline_s = now_s + timeout_s
+            if self._watchdog is None:
+                self._watchdog = self._loop.call_later(timeout_s, self._look)
+            return
+        self._sent = False
+        now_s = time.monotonic()
+        self._deadline_s = now_s + timeout_s + _MOST_NOISE_S
+        self._send_when_quiet()
 
     def close(self) -> None:
-        """Close; safe at any time."""
-        client, self._client = self._client, None
-        if client is not None:
-            client.close()
-
-    def _on_connect(self, is_connected: bool) -> None:
-        if is_connected:
-            return
+        """End the connection; nothing is called any more."""
+        self._ask = None
         self.is_lost = True
-        if self._waiting is None:
-            self._on_lost()
-        elif not self._waiting.done():
-            self._waiting.set_exception(LinkDownError("connection closed by the peer"))
+        for timer in (self._watchdog, self._sender):
+            if timer is not None:
+                timer.cancel()
+        self._watchdog = self._sender = None
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.abort()
+
+    # --- what the event loop calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the transport."""
+        self._transport = transport  # type: ignore[assignment]
+        self._is_datagram = isinstance(transport, asyncio.DatagramTransport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Learn that the peer has gone."""
+        if not self.is_lost:
+            self.drop("connection closed by the peer" if exc is None else connection_reason(exc))
+
+    def eof_received(self) -> bool:
+        """Close when the peer does."""
+        return False
+
+    def error_received(self, exc: Exception) -> None:
+        """Learn that a datagram did not get there."""
+        self.drop(connection_reason(exc))
+
+    def datagram_received(self, data: bytes, addr: object) -> None:
+        """Take a datagram, which holds one frame."""
+        framer = self.framer
+        answer = framer.feed(data)
+        framer.clear()
+        framer.fault = None  # a wrong datagram says nothing of the next one
+        if answer is not None and self._ask is not None:
+            self._ask = None
+            self._owner.answered(answer)
+
+    def data_received(self, data: bytes) -> None:
+        """Take a piece of the stream."""
+        if self._heartbeat and self._heartbeat in data:
+            data = data.replace(self._heartbeat, b"")
+            if not data:
+                return
+        if self._is_serial:
+            self._hear(data)
+            return
+        answer = self.framer.feed(data)
+        if answer is not None:
+            if self._ask is not None:
+                self._ask = None
+                self._owner.answered(answer)
+        elif self.framer.fault is not None and self._ask is not None:
+            self._fail(BadResponseError(self.framer.fault))
+
+    def drop(self, reason: str) -> None:
+        """Give the connection up and say why."""
+        self.close()
+        self._owner.lost(LinkDownError(reason))
+
+    # --- serial lines
+
+    def _hear(self, data: bytes) -> None:
+        now_s = self._heard_at_s = time.monotonic()
+        self._quiet_at_s = now_s + self._silence_s
+        ask = self._ask
+        if ask is None or not self._sent:
+            return  # noise, or an answer that nobody waits for any more
+        answer = self.framer.feed(data)
+        if answer is not None:
+            self._ask = None
+            self._owner.answered(answer)
+            return
+        # A gap ends a frame on a line. On a stream it may be the network's; only noise is given up there.
+        self.is_spoilt = self._character_s > 0 or self.framer.is_empty
+        if self.is_spoilt and self._deadline_s > now_s + _GARBLED_S:
+            self._watch(_GARBLED_S)
+
+    def _send_when_quiet(self) -> None:
+        self._sender = None
+        ask = self._ask
+        if ask is None or self._transport is None:
+            return
+        now_s = time.monotonic()
+        if now_s >= self._deadline_s:
+            self._fail(BadResponseError("the line is never silent"))
+            return
+        if now_s < self._quiet_at_s:
+            self._sender = self._loop.call_later(self._quiet_at_s - now_s, self._send_when_quiet)
+            return
+        frame = self.framer.wrap(ask)
+        self._write(frame)
+        sending_s = len(frame) * self._character_s
+        answering_s = (ask.size + 3) * self._character_s
+        self._sent = True
+        self.is_spoilt = False
+        self._quiet_at_s = now_s + sending_s + self._silence_s
+        self._heard_at_s = now_s
+        if ask.unit_id == 0:
+            self._sender = self._loop.call_later(sending_s + _BROADCAST_S, self._broadcast)
+            return
+        wait_s = sending_s + answering_s + self._timeout_s
+        self._deadline_s = now_s + wait_s
+        self._watch(wait_s)
+
+    def _broadcast(self) -> None:
+        self._sender = None
+        if self._ask is not None:
+            self._ask = None
+            self._owner.answered(b"")
+
+    # --- the end of a request
+
+    def _write(self, frame: bytes) -> None:
+        transport = self._transport
+        if transport is None:
+            return
+        if self._is_datagram:
+            transport.sendto(frame)  # type: ignore[union-attr]
+        else:
+            transport.write(frame)  # type: ignore[union-attr]
+
+    def _watch(self, wait_s: float) -> None:
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        self._watchdog = self._loop.call_later(wait_s, self._look)
+
+    def _look(self) -> None:
+        """Look whether the request under way has had its time."""
+        self._watchdog = None
+        if self._ask is None:
+            return
+        now_s = time.monotonic()
+        if self._is_serial and self.is_spoilt:
+            rest_s = self._heard_at_s + _GARBLED_S - now_s
+            if rest_s <= 0.001:
+                self._fail(BadResponseError("the answer is garbled"))
+                return
+            rest_s = min(rest_s, max(self._deadline_s - now_s, 0.001))
+        else:
+            rest_s = self._deadline_s - now_s
+        if now_s < self._deadline_s - 0.0005:
+            self._watchdog = self._loop.call_later(max(rest_s, 0.0005), self._look)
+        elif not self._is_serial and not self.framer.is_empty:
+            self._fail(BadResponseError("half a frame, then nothing"))
+        else:
+            self._fail(RequestTimeoutError(self._timeout_s))
+
+    def _fail(self, error: RequestError) -> None:
+        self._ask = None
+        self._owner.failed(error)
+
+    def _spoilt(self) -> None:
+        if self._ask is not None:
+            self._fail(BadResponseError(self.framer.fault or "bytes that belong to no answer"))
 
 
-def _expire(future: asyncio.Future[_RawReply], timeout_s: float) -> None:
-    if not future.done():
-        future.set_exception(RequestTimeoutError(timeout_s))
-
-
-def connection_reason(error: OSError) -> str:
+def connection_reason(error: BaseException) -> str:
     """Return why a connection failed in the system's words, without addresses and numbers."""
     if isinstance(error, ConnectionRefusedError):
         return "connection refused"
-    text = error.strerror or str(error)
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     # asyncio joins the failures of several addresses into one text of its own.
     if "refused" in text or "Errno 111" in text:
         return "connection refused"

@@ -267,6 +267,34 @@ def write_registers_request(address: int, data: bytes, *, multiple: bool = False
     return struct.pack(">BHHB", WRITE_MULTIPLE_REGISTERS, address, count, len(data)) + data
 
 
+def mask_write_request(address: int, and_mask: int, or_mask: int) -> bytes:
+    """Return the PDU of FC 22, which changes single bits of a register."""
+    return struct.pack(">BHHH", MASK_WRITE_REGISTER, address, and_mask, or_mask)
+
+
+def answer_shape(request: bytes) -> tuple[bytes, int]:
+    """Return what the PDU of a good answer begins with, and its size.
+
+    Raises:
+        ValueError: it is no request that a client of ours makes.
+    """
+    function_code = request[0]
+    if function_code in _READ_TABLES:
+        _, _, count = _READ.unpack(request)
+        size = count * 2 if function_code >= READ_HOLDING_REGISTERS else (count + 7) // 8
+        return bytes((function_code, size)), size + 2
+    if function_code in (
+        WRITE_SINGLE_COIL,
+        WRITE_SINGLE_REGISTER,
+        WRITE_MULTIPLE_COILS,
+        WRITE_MULTIPLE_REGISTERS,
+    ):
+        return request[:5], 5
+    if function_code == MASK_WRITE_REGISTER:
+        return request, 7
+    raise ValueError(f"function {function_code} is none that we ask for")
+
+
 def check_read_reply(request: bytes, reply: bytes) -> bytes:
     """Return the data bytes of the reply to a read.
 
@@ -286,15 +314,16 @@ def check_read_reply(request: bytes, reply: bytes) -> bytes:
 
 
 def check_write_reply(request: bytes, reply: bytes) -> None:
-    """Check the reply to a write: it echoes the first five bytes of the request.
+    """Check the reply to a write: it echoes the first five bytes of the request, all of FC 22.
 
     Raises:
         DeviceExceptionError: the device refused.
         BadResponseError: the reply does not belong to the request.
     """
     _check_function(request[0], reply)
-    if reply != request[:5]:
-        raise BadResponseError(f"the reply {reply[:8].hex(' ')} does not echo {request[:5].hex(' ')}")
+    echo, _ = answer_shape(request)
+    if reply != echo:
+        raise BadResponseError(f"the reply {reply[:8].hex(' ')} does not echo {echo.hex(' ')}")
 
 
 def _check_function(function_code: int, reply: bytes) -> None:

@@ -1,27 +1,50 @@
-"""Points to fewest legal requests.
+"""Points to the cheapest legal requests.
 
 Rules:
 
 * A block is one request: consecutive addresses of one table of one unit, read at one period.
-* A point is never torn over two requests.
-* Gaps are read over up to a limit: what a gap costs in bytes is less than what a request costs.
-* Never more than 125 registers or 2000 bits (Modbus Application Protocol V1.1b3), less if the device
-  has its own limit.
+* A point is never torn over two requests, and never parted from the point that holds its factor
+  (`scale_from`): what belongs together is out of one read.
+* Never more than 125 registers or 2000 bits (Modbus Application Protocol V1.1b3), less if the device has
+  its own limit, nor over a place that the device is known to refuse (`Barriers`).
+* Addresses between points are read over where that costs less than another request.
 
-Design: points in order of address, greedy. With a fixed limit on gaps and blocks, taking as much as
-fits from the left gives the fewest blocks. (A planner that knows the cost of a request and of a byte
-on each link can do better than a fixed limit; it would replace `plan` and nothing else.)
+Design: points that overlap or belong together form atoms, which no cut goes through; sorted, atoms do not
+overlap. The cheapest cover of the first *i* atoms is the cheapest cover of the first *j*, plus one request
+for the atoms from *j* to *i*, over all *j* from which that request is legal: ``R + B * (end_i - start_j)``
+with a cost ``R`` a request and ``B`` an address. The places *j* from which a request may still reach *i*
+form a window that only moves forward, so the minimum over it is kept in a monotonic queue and a plan of *n*
+points costs O(n).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from fieldbus.modbus.registers import RegisterPoint, Table
 
 MAX_REGISTERS = 125
 MAX_BITS = 2000
+
+Barriers = Sequence[tuple[int, int]]
+"""Ranges (first address, address behind the last) that no request may touch, sorted. An empty range (a, a)
+is a seam: a request may end or begin there and not go over it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What asking costs on a link, in seconds."""
+
+    request_s: float = 0.005
+    """A request and its answer without data: frames, silence, the device's own time, the network."""
+    byte_s: float = 2e-6
+    """Each byte of data in an answer."""
+
+    def of(self, table: Table, count: int) -> float:
+        """Return what one request takes."""
+        return self.request_s + self.byte_s * ((count + 7) // 8 if table.is_bits else 2 * count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +53,9 @@ class Limits:
 
     max_registers: int = MAX_REGISTERS
     max_bits: int = MAX_BITS
-    max_gap: int = 16
-    """Unused registers between two points that are read over; 16 times as many bits."""
+    max_gap: int | None = None
+    """Unused registers between two points that are read over, 16 times as many bits; None for what is
+    cheapest."""
 
     def __post_init__(self) -> None:
         if not (1 <= self.max_registers <= MAX_REGISTERS and 1 <= self.max_bits <= MAX_BITS):
@@ -56,35 +80,140 @@ class Block:
         """For logs: ``holding 0..11``."""
         return f"{self.table} {self.address}..{self.address + self.count - 1}"
 
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What makes two blocks the same request for the same points."""
+        return (self.table, self.address, self.count, self.period_s, tuple(map(id, self.points)))
 
-def plan(points: Iterable[RegisterPoint], unit_id: int, period_s: float, limits: Limits) -> list[Block]:
-    """Return the blocks that read all `points`, each at its own period or else at `period_s`."""
+
+@dataclass(slots=True)
+class _Atom:
+    """Points that no cut may part."""
+
+    start: int
+    end: int
+    members: list[RegisterPoint] = field(default_factory=list)
+    is_tied: bool = False
+    """Whether something but overlap holds it together."""
+
+
+def plan(
+    points: Iterable[RegisterPoint],
+    unit_id: int,
+    period_s: float,
+    limits: Limits,
+    cost: Cost = Cost(),
+    barriers: Mapping[Table, Barriers] | None = None,
+) -> list[Block]:
+    """Return the cheapest blocks that read all `points`, each at its own period or else at `period_s`."""
     classes: dict[tuple[float, Table], list[RegisterPoint]] = {}
     for point in points:
         period = period_s if point.scan_s is None else point.scan_s
         classes.setdefault((period, point.table), []).append(point)
     blocks = []
     for (period, table), members in sorted(classes.items()):
-        members.sort(key=lambda member: (member.address, member.end))
-        for group in _runs(members, table, limits):
-            start = group[0].address
-            end = max(member.end for member in group)
+        size = limits.max_bits if table.is_bits else limits.max_registers
+        gap = limits.max_gap
+        if gap is not None and table.is_bits:
+            gap *= 16
+        address_s = cost.byte_s / 8 if table.is_bits else cost.byte_s * 2
+        walls = () if barriers is None else barriers.get(table, ())
+        for start, end, group in _cover(_atoms(members, size), size, gap, cost.request_s, address_s, walls):
+            group.sort(key=lambda member: (member.address, member.end))
             blocks.append(Block(unit_id, table, start, end - start, period, tuple(group)))
     return blocks
 
 
-def _runs(members: Sequence[RegisterPoint], table: Table, limits: Limits) -> Iterable[list[RegisterPoint]]:
-    size = limits.max_bits if table.is_bits else limits.max_registers
-    gap = limits.max_gap * 16 if table.is_bits else limits.max_gap
-    run: list[RegisterPoint] = []
-    start = end = 0
-    for member in members:
-        if run and (member.address - end > gap or max(end, member.end) - start > size):
-            yield run
-            run = []
-        if not run:
-            start = end = member.address
-        run.append(member)
-        end = max(end, member.end)
-    if run:
-        yield run
+def is_legal(start: int, end: int, barriers: Barriers) -> bool:
+    """Return whether a request from `start` up to before `end` keeps clear of all barriers."""
+    return not any(start < last and first < end for first, last in barriers)
+
+
+def _atoms(members: Sequence[RegisterPoint], size: int) -> list[_Atom]:
+    ordered = sorted(members, key=lambda member: (member.address, member.end))
+    reach: dict[RegisterPoint, int] = {}
+    """Of a point that begins a tied stretch: up to where it reaches."""
+    for member in ordered:
+        factor = member.factor
+        if factor is not None:
+            first = min(member, factor, key=lambda item: item.address)
+            reach[first] = max(reach.get(first, 0), member.end, factor.end)
+    found: list[_Atom] = []
+    tied_to = -1
+    for member in ordered:
+        last = found[-1] if found else None
+        if last is not None and (member.address < last.end or member.address < tied_to):
+            last.members.append(member)
+            last.end = max(last.end, member.end)
+            last.is_tied = last.is_tied or member.address < tied_to
+        else:
+            found.append(_Atom(member.address, member.end, [member]))
+        tied_to = max(tied_to, reach.get(member, -1))
+    return [part for atom in found for part in _fitting(atom, size)]
+
+
+def _fitting(atom: _Atom, size: int) -> Iterable[_Atom]:
+    """Part what only overlap holds together and what is too long for one request."""
+    if atom.end - atom.start <= size or atom.is_tied:
+        yield atom
+        return
+    part: _Atom | None = None
+    for member in atom.members:
+        if part is None or max(part.end, member.end) - part.start > size:
+            if part is not None:
+                yield part
+            part = _Atom(member.address, member.end, [member])
+        else:
+            part.members.append(member)
+            part.end = max(part.end, member.end)
+    if part is not None:
+        yield part
+
+
+def _cover(
+    atoms: Sequence[_Atom], size: int, gap: int | None, request_s: float, address_s: float, walls: Barriers
+) -> Iterable[tuple[int, int, list[RegisterPoint]]]:
+    """Return start, end and points of the cheapest requests for atoms in order of address."""
+    best = [0.0]
+    begins = [0]
+    window: deque[tuple[float, int]] = deque()
+    """(cost up to j less what the addresses before its start would cost, j), cheapest first."""
+    wall = 0
+    first = 0
+    for index, atom in enumerate(atoms):
+        if index:
+            before = atoms[index - 1]
+            is_apart = gap is not None and atom.start - before.end > gap
+            while wall < len(walls) and walls[wall][1] <= before.start:
+                wall += 1
+            if is_apart or _parts(walls, wall, before, atom):
+                first = index
+                window.clear()
+        entry = best[index] - address_s * atom.start
+        while window and window[-1][0] >= entry:
+            window.pop()
+        window.append((entry, index))
+        while first < index and atom.end - atoms[first].start > size:
+            first += 1
+        while window[0][1] < first:
+            window.popleft()
+        cheapest, begin = window[0]
+        best.append(cheapest + address_s * atom.end + request_s)
+        begins.append(begin)
+    place = len(atoms)
+    found = []
+    while place:
+        begin = begins[place]
+        members = [member for atom in atoms[begin:place] for member in atom.members]
+        found.append((atoms[begin].start, max(atom.end for atom in atoms[begin:place]), members))
+        place = begin
+    return reversed(found)
+
+
+def _parts(walls: Barriers, place: int, before: _Atom, atom: _Atom) -> bool:
+    """Return whether a barrier, from `place` on, forbids a request for two neighbouring atoms."""
+    while place < len(walls) and walls[place][0] < atom.end:
+        if walls[place][1] > before.start:
+            return True
+        place += 1
+    return False

@@ -1,0 +1,383 @@
+"""How a line is opened, by the place where the other side is. The only file that opens anything to poll.
+
+Rules: `open_line` returns a line that can be asked, or raises `LinkDownError` with the system's own words for
+why. Nothing is left open when it fails.
+
+Design: TCP, TLS and UDP are asyncio's own transports. Serial ports are opened by pymodbus' asyncio transport
+(pyserial underneath), which knows Windows too. Devices that dial in are sorted by a `DialInPort` that all
+links with one listening port share: a modem does not know which of them it belongs to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import ssl
+from collections.abc import Callable
+
+from pymodbus.transport.serialtransport import SerialTransport
+
+from fieldbus.errors import LinkDownError
+from fieldbus.modbus.client import Line, Owner, connection_reason
+from fieldbus.modbus.framing import AsciiFramer, Framer, MbapFramer, RtuFramer
+from fieldbus.modbus.places import DialInPlace, Framing, Place, SerialPlace, TcpPlace, TlsFiles, UdpPlace
+from fieldbus.modbus.quirks import LineQuirks
+
+# What pymodbus would say is said better by the gateway, once.
+logging.getLogger("pymodbus").setLevel(logging.CRITICAL)
+
+_NAMES_ITSELF_S = 30.0
+"""How long a device that dialled in may take to say who it is."""
+_MOST_CALLERS = 1000
+"""Connections that have not named themselves, at most."""
+
+
+async def open_line(place: Place, owner: Owner, quirks: LineQuirks, timeout_s: float) -> Line:
+    """Open the line to a place.
+
+    Raises:
+        LinkDownError: it cannot be opened.
+    """
+    if isinstance(place, SerialPlace):
+        return await _open_serial(place, owner, quirks)
+    if isinstance(place, DialInPlace):
+        return await _await_caller(place, owner, quirks)
+    if isinstance(place, UdpPlace):
+        return await _open_udp(place, owner, quirks, timeout_s)
+    try:
+        return await _open_tcp(place, place.host, place.port, owner, quirks, timeout_s)
+    except LinkDownError as error:
+        if place.backup is None:
+            raise
+        try:
+            return await _open_tcp(place, *place.backup, owner, quirks, timeout_s)
+        except LinkDownError as other:
+            text = f"{error}; the backup {place.backup[0]}:{place.backup[1]}: {other}"
+            raise LinkDownError(text) from other
+
+
+def make_framer(framing: Framing, quirks: LineQuirks) -> Framer:
+    """Return a new framer for a connection."""
+    if framing is Framing.MBAP:
+        return MbapFramer(takes_zero=quirks.zero_transaction_id, takes_any_unit=quirks.any_unit_id)
+    make = RtuFramer if framing is Framing.RTU else AsciiFramer
+    return make(takes_any_unit=quirks.any_unit_id, has_echo=quirks.echo)
+
+
+async def _open_tcp(
+    place: TcpPlace, host: str, port: int, owner: Owner, quirks: LineQuirks, timeout_s: float
+) -> Line:
+    context = None if place.tls is None else client_context(place.tls)
+    server_name = None
+    if place.tls is not None:
+        server_name = place.tls.server_name or host
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(timeout_s):
+            transport, line = await loop.create_connection(
+                lambda: _stream_line(place.framing, owner, quirks),
+                host,
+                port,
+                ssl=context,
+                server_hostname=server_name,
+            )
+    except TimeoutError:
+        raise LinkDownError("no answer to the connection request") from None
+    except ssl.SSLError as error:
+        raise LinkDownError(f"TLS: {tls_reason(error)}") from error
+    except OSError as error:
+        raise LinkDownError(connection_reason(error)) from error
+    _keep_alive(transport)
+    return line
+
+
+def _stream_line(framing: Framing, owner: Owner, quirks: LineQuirks, heartbeat: bytes = b"") -> Line:
+    is_serial = framing is not Framing.MBAP
+    # RTU frames on a stream have no transaction id either: they are treated as on a line.
+    return Line(owner, make_framer(framing, quirks), is_serial=is_serial, heartbeat=heartbeat)
+
+
+def _keep_alive(transport: asyncio.BaseTransport) -> None:
+    """Have the kernel find out within a minute that a silent peer is gone."""
+    sock = transport.get_extra_info("socket")
+    if sock is None:
+        return
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
+            if hasattr(socket, name):
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+async def _open_udp(place: UdpPlace, owner: Owner, quirks: LineQuirks, timeout_s: float) -> Line:
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(timeout_s):
+            _, line = await loop.create_datagram_endpoint(
+                lambda: Line(owner, make_framer(place.framing, quirks)),
+                remote_addr=(place.host, place.port),
+            )
+    except TimeoutError:
+        raise LinkDownError("the name of the host was not resolved in time") from None
+    except OSError as error:
+        raise LinkDownError(connection_reason(error)) from error
+    return line
+
+
+async def _open_serial(place: SerialPlace, owner: Owner, quirks: LineQuirks) -> Line:
+    loop = asyncio.get_running_loop()
+    line = Line(
+        owner,
+        make_framer(place.framing, quirks),
+        silence_s=place.silence_s + place.turnaround_s,
+        character_s=place.character_s,
+        is_serial=True,
+    )
+    transport = open_serial(place, line)
+    # Connected at once: `setup` would only call it in the next turn of the loop.
+    line.connection_made(transport)
+    if transport.force_poll:
+        transport.setup()
+    else:
+        loop.add_reader(transport.sync_serial.fileno(), transport.intern_read_ready)
+    return line
+
+
+def open_serial(place: SerialPlace, protocol: asyncio.Protocol) -> SerialTransport:
+    """Open a serial port, for us alone.
+
+    Raises:
+        LinkDownError: it is not there, it is another program's, or it cannot do what is asked of it.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        transport = SerialTransport(
+            loop, protocol, place.port, place.baudrate, place.bytesize, place.parity, place.stopbits, 0
+        )
+    except (OSError, ValueError) as error:  # pyserial's own exception is an OSError
+        raise LinkDownError(_serial_reason(error)) from error
+    try:
+        if place.rs485:
+            from serial.rs485 import RS485Settings  # noqa: PLC0415 - only where the kernel has it
+
+            transport.sync_serial.rs485_mode = RS485Settings(
+                rts_level_for_tx=place.rts_level_for_tx,
+                rts_level_for_rx=not place.rts_level_for_tx,
+                delay_before_tx=place.rts_delay_s,
+                delay_before_rx=place.rts_delay_s,
+            )
+        transport.sync_serial.reset_input_buffer()
+    except (OSError, ValueError) as error:
+        transport.sync_serial.close()
+        reason = "the driver of the port has no RS-485 mode" if place.rs485 else _serial_reason(error)
+        raise LinkDownError(reason) from error
+    return transport
+
+
+def _serial_reason(error: BaseException) -> str:
+    number = getattr(error, "errno", None)
+    if number == 2:
+        return "there is no such port"
+    if number in (11, 16):
+        return "another program has the port"
+    if number == 13:
+        return "no permission to open the port (on Linux: the group dialout)"
+    text = str(error)
+    return "another program has the port" if "exclusively lock" in text else connection_reason(error)
+
+
+def client_context(files: TlsFiles) -> ssl.SSLContext:
+    """Return what a TLS client needs: TLS 1.2 or newer, the server's certificate checked.
+
+    Raises:
+        LinkDownError: a file cannot be used.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_verify_locations(cafile=str(files.ca))
+    except (OSError, ssl.SSLError) as error:
+        raise LinkDownError(f"TLS: {files.ca.name} cannot be used ({_file_reason(error)})") from error
+    if files.certificate is not None:
+        try:
+            context.load_cert_chain(str(files.certificate), files.key and str(files.key), files.key_password)
+        except (OSError, ssl.SSLError) as error:
+            text = f"TLS: {files.certificate.name} and its key cannot be used ({_file_reason(error)})"
+            raise LinkDownError(text) from error
+    return context
+
+
+def _file_reason(error: OSError) -> str:
+    if isinstance(error, ssl.SSLError):
+        return (error.reason or str(error)).lower().replace("_", " ")
+    return connection_reason(error)
+
+
+def tls_reason(error: ssl.SSLError) -> str:
+    """Return what was wrong with the other side, in words."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the server's certificate is not accepted: {error.verify_message}"
+    return (error.reason or str(error)).lower().replace("_", " ")
+
+
+class DialInPort:
+    """A port on which devices connect to us, and who waits for which of them."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.host = host
+        self.port = port
+        self._server: asyncio.Server | None = None
+        self._waiting: dict[bytes, Callable[[asyncio.Transport, bytes], None]] = {}
+        self._known: set[bytes] = set()
+        self._callers: set[_Caller] = set()
+        self._parked: dict[bytes, _Caller] = {}
+
+    async def listen(self, registration: bytes) -> None:
+        """Listen, if that is not so yet, for a device among others.
+
+        Raises:
+            LinkDownError: the port is taken.
+        """
+        self._known.add(registration)
+        if self._server is not None:
+            return
+        loop = asyncio.get_running_loop()
+        try:
+            self._server = await loop.create_server(lambda: _Caller(self), self.host, self.port)
+        except OSError as error:
+            reason = (error.strerror or str(error)).rsplit(": ", 1)[-1].lower()
+            raise LinkDownError(f"cannot listen: {reason}") from error
+
+    def leave(self, registration: bytes) -> None:
+        """Stop listening for a device; the last one closes the port."""
+        self._known.discard(registration)
+        caller = self._parked.pop(registration, None)
+        if caller is not None:
+            caller.end()
+        if not self._known:
+            if self._server is not None:
+                self._server.close()
+            self._server = None
+            for other in list(self._callers):
+                other.end()
+
+    async def caller(self, registration: bytes) -> tuple[asyncio.Transport, bytes]:
+        """Wait for a device; return its connection and what came behind its registration."""
+        caller = self._parked.pop(registration, None)
+        if caller is not None and caller.transport is not None and not caller.transport.is_closing():
+            return caller.hand_over()
+        future: asyncio.Future[tuple[asyncio.Transport, bytes]] = asyncio.get_running_loop().create_future()
+
+        def take(transport: asyncio.Transport, rest: bytes) -> None:
+            if not future.done():
+                future.set_result((transport, rest))
+
+        self._waiting[registration] = take
+        try:
+            return await future
+        finally:
+            self._waiting.pop(registration, None)
+
+    # --- what callers tell
+
+    def enter(self, caller: _Caller) -> None:
+        """Take a new connection, at the expense of the oldest nameless one if there are too many."""
+        self._callers.add(caller)
+        if len(self._callers) > _MOST_CALLERS:
+            next(iter(self._callers)).end()
+
+    def forget(self, caller: _Caller) -> None:
+        """Learn that a connection ended or was given to a link."""
+        self._callers.discard(caller)
+        for registration, parked in list(self._parked.items()):
+            if parked is caller:
+                del self._parked[registration]
+
+    def identify(self, caller: _Caller, data: bytes) -> bool | None:
+        """Return whether what a caller said names a device; None if it may still become a name."""
+        for registration in self._known:
+            if data.startswith(registration):
+                caller.rest = data[len(registration) :].lstrip(b"\r\n\0")
+                take = self._waiting.get(registration)
+                if take is not None:
+                    take(*caller.hand_over())
+                else:
+                    # The newest connection is the one that lives.
+                    earlier = self._parked.pop(registration, None)
+                    if earlier is not None:
+                        earlier.end()
+                    self._parked[registration] = caller
+                return True
+        return None if any(registration.startswith(data) for registration in self._known) else False
+
+
+class _Caller(asyncio.Protocol):
+    """A connection that has not been given to a link yet."""
+
+    def __init__(self, port: DialInPort) -> None:
+        self._port = port
+        self._data = b""
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_known = False
+        self.rest = b""
+        self.transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
+        self._port.enter(self)
+        self._timer = asyncio.get_running_loop().call_later(_NAMES_ITSELF_S, self.end)
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_known:
+            self.rest = (self.rest + data)[-1024:]
+            return
+        self._data += data
+        self._is_known = True  # what comes while it is looked at belongs to what follows
+        found = self._port.identify(self, self._data)
+        self._is_known = found is True
+        if found is False:
+            self.end()
+        elif found and self._timer is not None:
+            self._timer.cancel()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._port.forget(self)
+
+    def hand_over(self) -> tuple[asyncio.Transport, bytes]:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._port.forget(self)
+        transport = self.transport
+        if transport is None:
+            raise LinkDownError("the device hung up")
+        return transport, self.rest
+
+    def end(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+
+
+_DIAL_IN_PORTS: dict[tuple[str, int], DialInPort] = {}
+"""By host and port. Links with one listening port share it, whatever order they come in."""
+
+
+def dial_in_port(place: DialInPlace) -> DialInPort:
+    """Return the port of a place, the same for all links that have it."""
+    return _DIAL_IN_PORTS.setdefault((place.host, place.port), DialInPort(place.host, place.port))
+
+
+async def _await_caller(place: DialInPlace, owner: Owner, quirks: LineQuirks) -> Line:
+    port = dial_in_port(place)
+    await port.listen(place.registration)
+    transport, rest = await port.caller(place.registration)
+    line = _stream_line(place.framing, owner, quirks, place.heartbeat)
+    transport.set_protocol(line)
+    line.connection_made(transport)
+    _keep_alive(transport)
+    if rest:
+        line.data_received(rest)
+    return line

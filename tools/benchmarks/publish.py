@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import queue
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
@@ -26,7 +27,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
-from paho.mqtt import subscribe
+from paho.mqtt.client import CallbackAPIVersion, Client
 
 from .measure import Row, Series, Span, Yardstick, in_turns, percentile, rate_text, ratio
 from .peers import CHANGING_UNIT, Peers, cpu_seconds
@@ -181,8 +182,19 @@ def _absent(peers: Peers, name: str) -> Yardstick:
 def _check(broker: int, name: str, devices: int) -> None:
     """Wait for two messages of a contestant's last device; raise RuntimeError if they are not as meant."""
     topic = f"{_PREFIXES[name]}plc{devices}"
-    messages = subscribe.simple(topic, qos=0, msg_count=2, port=broker, keepalive=30)
-    contents = [json.loads(message.payload) for message in messages]
+    arrived: queue.Queue[bytes] = queue.Queue()
+    client = Client(CallbackAPIVersion.VERSION2)
+    client.on_connect = lambda *_: client.subscribe(topic)
+    client.on_message = lambda _client, _data, message: arrived.put(message.payload)
+    client.connect("127.0.0.1", broker)
+    client.loop_start()
+    try:
+        contents = [json.loads(arrived.get(timeout=30)) for _ in range(2)]
+    except queue.Empty:
+        raise RuntimeError(f"{_NAMES[name]} published nothing in 30 s") from None
+    finally:
+        client.disconnect()
+        client.loop_stop()
     names = {f"r{address}" for address in range(REGISTERS)}
     first, second = (content["values"] for content in contents)
     if first.keys() != names or any(first[item] == second.get(item) for item in names):

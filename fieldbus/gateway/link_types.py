@@ -23,7 +23,8 @@ from fieldbus.canbus.settings import (
 )
 from fieldbus.errors import closest
 from fieldbus.link import Link
-from fieldbus.modbus.point_settings import PointSettings, point_faults
+from fieldbus.modbus.point_settings import PointSettings
+from fieldbus.modbus.points import build_points, point_faults
 from fieldbus.modbus.registers import RegisterPoint
 from fieldbus.modbus.server_settings import ServedDeviceSettings, ServerLinkSettings, build_server
 from fieldbus.modbus.settings import ClientLinkSettings, PolledDeviceSettings, build_client
@@ -95,14 +96,18 @@ def _describe_polled(device: str, settings: PolledDeviceSettings, around: Surrou
     points, map_scan = around.points_of(device, settings)
     if "scan" not in settings.model_fields_set and map_scan is not None:
         settings = settings.model_copy(update={"scan": map_scan})
-    built = [point.build(device, name, is_served=False) for name, point in points.items()]
+    built = build_points(device, points, is_served=False, fault=_point_fault(device, around))
     return _described(device, settings, built, around, is_served=False)
 
 
 def _describe_served(device: str, settings: ServedDeviceSettings, around: Surroundings) -> Description:
     points, _ = around.points_of(device, settings)
-    built = [point.build(device, name, is_served=True) for name, point in points.items()]
+    built = build_points(device, points, is_served=True, fault=_point_fault(device, around))
     return _described(device, settings, built, around, is_served=True)
+
+
+def _point_fault(device: str, around: Surroundings) -> Callable[[str, str, str | None], None]:
+    return lambda name, message, hint: around.fault(device, ("points", name), message, hint)
 
 
 def _described(
@@ -178,6 +183,7 @@ def _assemble_broker(parts: Assembly) -> Link:
         qos=settings.qos,
         is_retained=settings.retain,
         max_queue=settings.queue,
+        gather_s=settings.gather,
     )
 
 

@@ -6,46 +6,43 @@ Rules:
   and is counted. It also fills while the broker is away, and is sent in order when it is back.
 * A message leaves the queue when the broker has acknowledged it (QoS 1); what was under way when the
   connection broke is sent again, first.
+* Samples for one topic that gathers travel together: `gather` says which and when.
 * Birth and last will, retained, on ``fieldbus/<gateway>/status``: others see whether we are there.
 * Points with a topic are subscribed; when the broker is lost they are bad at once (the gateway does
   that), and retained messages bring them back.
+* There are two connections: one for all of the above but the queue, with aiomqtt; and, from the first
+  message that routes send, one that publishes, with ``-data`` behind the client id. If either is lost, both
+  are.
 
-Design: under aiomqtt, paho's own queues are unbounded and lost with the connection, so only as many
-messages as there are sender tasks are ever handed to it.
+Design: `publisher` says why messages do not go through aiomqtt.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import logging
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import aiomqtt
 
 from fieldbus.errors import LinkDownError
-from fieldbus.link import Delivery, Emit, Report, WriteOutcome, WriteResult
+from fieldbus.link import Bundle, Delivery, Emit, Report, WriteOutcome, WriteResult
 from fieldbus.model import NO_FLAWS, Batch, Flaw, Group, Point, Quality, Sample, Value
+from fieldbus.mqtt.gather import DEFAULT_WINDOW_S, NEVER, Gatherer
 from fieldbus.mqtt.payload import TopicPoint, read
+from fieldbus.mqtt.publisher import Publisher
 from fieldbus.sample_json import gathered_bytes, iso_time, sample_bytes
 
 # What aiomqtt and paho would say is said better by the gateway, once.
 _LOGGER = logging.getLogger("fieldbus.mqtt.paho")
 _LOGGER.setLevel(logging.CRITICAL)
 
-SENDERS = 20
-"""Messages that may await their acknowledgement at once."""
 _GOODBYE_S = 2.0
-
-
-class _Message(NamedTuple):
-    number: int
-    topic: str
-    payload: bytes
+_LOST = "connection lost"
+_SHUT_DOWN = "shut down"
 
 
 class MqttLink:
@@ -69,11 +66,13 @@ class MqttLink:
         qos: int = 1,
         is_retained: bool = True,
         max_queue: int = 10_000,
+        gather_s: float = DEFAULT_WINDOW_S,
         is_announced: bool = True,
     ) -> None:
         """Take what the link works with; nothing is opened.
 
         Args:
+            gather_s: how long a gathered message waits for the rest of it.
             is_announced: whether birth and last will tell others of us.
         """
         self._options: dict[str, Any] = {
@@ -84,6 +83,7 @@ class MqttLink:
             "qos": qos,
             "is_retained": is_retained,
             "max_queue": max_queue,
+            "gather_s": gather_s,
         }
         self.places = points
         """The points that live on topics."""
@@ -97,7 +97,6 @@ class MqttLink:
         self._password = password
         self._client_id = client_id or f"fieldbus-{gateway}-{name}"
         self._keepalive_s = keepalive_s
-        self._qos = qos
         self._is_retained = is_retained
         self._max_queue = max_queue
         self._topic_of = {place.point: place.topic for place in points}
@@ -110,12 +109,16 @@ class MqttLink:
                 groups.append(group)
                 self._readers.setdefault(place.topic, []).append((place, group))
         self.groups: Sequence[Group] = groups
-        self._queue: deque[_Message] = deque()
-        self._under_way: dict[int, _Message] = {}
-        self._numbers = itertools.count()
-        self._is_filled = asyncio.Event()
+        self._publisher = Publisher(
+            name, host, port, f"{self._client_id}-data", username=username, password=password,
+            keepalive_s=keepalive_s, qos=qos, is_retained=is_retained, max_queue=max_queue,
+        )  # fmt: skip
+        self._gatherer = Gatherer(self._publisher.put, gather_s)
+        self._timer: asyncio.TimerHandle | None = None
         self._client: aiomqtt.Client | None = None
-        self._counters = dict.fromkeys(("published", "tx_dropped", "received", "rx_bad"), 0)
+        self._farewell = ""
+        """Why we would be offline now."""
+        self._counters = dict.fromkeys(("received", "rx_bad"), 0)
 
     def aside(self, client_id: str) -> MqttLink:
         """Return a link to the same broker that may be used while this one is, unannounced.
@@ -140,7 +143,7 @@ class MqttLink:
     @property
     def counters(self) -> Mapping[str, int]:
         """Totals since start, and how many messages wait."""
-        return {**self._counters, "queued": len(self._queue) + len(self._under_way)}
+        return {**self._publisher.counters, **self._counters}
 
     @property
     def measures(self) -> Mapping[str, Mapping[str, float]]:
@@ -149,6 +152,7 @@ class MqttLink:
 
     async def connect(self) -> None:
         """Connect, say that we are there, subscribe."""
+        self._farewell = _LOST
         client = aiomqtt.Client(
             self.host,
             self.port,
@@ -167,6 +171,8 @@ class MqttLink:
         except aiomqtt.MqttError as error:
             raise LinkDownError(_reason(error)) from error
         self._client = client
+        if self._publisher.is_wanted:
+            await self._publisher.connect()
         try:
             if self._is_announced:
                 await client.publish(self.status_topic, self._status("online"), qos=1, retain=True)
@@ -181,34 +187,64 @@ class MqttLink:
         client = self._client
         if client is None:
             raise LinkDownError("not connected")
+        self._farewell = _SHUT_DOWN
         try:
             async with asyncio.TaskGroup() as tasks:
-                for _ in range(SENDERS):
-                    tasks.create_task(self._send_queued(client))
+                tasks.create_task(self._publish())
                 async for message in client.messages:
                     self._receive(message, emit)
-        except* aiomqtt.MqttError as group:
+        except* (aiomqtt.MqttError, LinkDownError) as group:
+            self._farewell = _LOST
             error = group.exceptions[0]
             while isinstance(error, BaseExceptionGroup):
                 error = error.exceptions[0]
             raise LinkDownError(_reason(error)) from error
         raise LinkDownError("connection closed")
 
+    async def _publish(self) -> None:
+        """Keep the second connection, from the first message on."""
+        if not self._publisher.is_connected:
+            await self._publisher.until_wanted()
+            await self._publisher.connect()
+        await self._publisher.run()
+
     def send(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
-        """Queue routed samples, those of one batch for one gathering topic as one message."""
-        gathered: dict[str, list[tuple[str, Sample]]] = {}
+        """Queue routed samples, those of one call for one gathering topic as one message."""
+        gathered: dict[tuple[str, str], list[tuple[str, Sample]]] = {}
+        put = self._publisher.put
         for delivery in deliveries:
             target = delivery.target
             if target.topic is None:
                 if target.point is not None:
-                    self._put(self._topic_of[target.point], sample_bytes(target.point, delivery.sample))
+                    put(self._topic_of[target.point], sample_bytes(target.point, delivery.sample))
+            elif target.is_shared:
+                self._gatherer.take_delivery(target.topic, delivery, time.monotonic())
+                self._arm()
             elif target.gathers:
-                gathered.setdefault(target.topic, []).append((target.label, delivery.sample))
+                key = target.topic, delivery.source.device
+                gathered.setdefault(key, []).append((target.label, delivery.sample))
             else:
-                self._put(target.topic, sample_bytes(delivery.source, delivery.sample))
-        for topic, samples in gathered.items():
-            self._put(topic, gathered_bytes(max(sample.time_ns for _, sample in samples), samples))
+                put(target.topic, sample_bytes(delivery.source, delivery.sample))
+        for (topic, _), samples in gathered.items():
+            put(topic, gathered_bytes(max(sample.time_ns for _, sample in samples), samples))
         return ()
+
+    def gather(self, bundle: Bundle) -> None:
+        """Put what needs no treatment into the message of its topic."""
+        self._gatherer.take_bundle(bundle, time.monotonic())
+        if self._timer is None:
+            self._arm()
+
+    def _arm(self) -> None:
+        """Have `_expire` called when a message has waited long enough."""
+        if self._timer is None and self._gatherer.next_due_s != NEVER:
+            delay_s = max(0.0, self._gatherer.next_due_s - time.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._expire)
+
+    def _expire(self) -> None:
+        self._timer = None
+        self._gatherer.expire(time.monotonic())
+        self._arm()
 
     async def write(self, values: Mapping[Point, Value]) -> list[WriteResult]:
         """Publish values on the topics of their points."""
@@ -230,53 +266,32 @@ class MqttLink:
         """Say goodbye if that is possible, keep what was under way for the next session."""
         client, self._client = self._client, None
         self._last.clear()  # the points are bad now; whatever comes next is news
-        self._queue.extendleft(reversed(self._under_way.values()))
-        self._under_way.clear()
-        if client is None:
-            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._gatherer.flush()
         try:
             async with asyncio.timeout(_GOODBYE_S):
-                await self._drain_into(client)
-                if self._is_announced:
-                    farewell = self._status("offline", "shut down")
-                    await client.publish(self.status_topic, farewell, qos=1, retain=True)
-        except (aiomqtt.MqttError, TimeoutError):
+                if client is not None:
+                    await self._say_goodbye(client)
+        except (aiomqtt.MqttError, LinkDownError, TimeoutError):
             pass
+        finally:
+            self._publisher.close()
         try:
             async with asyncio.timeout(_GOODBYE_S):
-                await client.__aexit__(None, None, None)
+                if client is not None:
+                    await client.__aexit__(None, None, None)
         except (aiomqtt.MqttError, TimeoutError):
             pass
 
-    async def _drain_into(self, client: aiomqtt.Client) -> None:
-        while self._queue:
-            message = self._queue[0]
-            await client.publish(message.topic, message.payload, qos=self._qos, retain=self._is_retained)
-            self._queue.popleft()
-            self._counters["published"] += 1
-
-    def _put(self, topic: str, payload: bytes) -> None:
-        if len(self._queue) >= self._max_queue:
-            self._queue.popleft()
-            self._counters["tx_dropped"] += 1
-        self._queue.append(_Message(next(self._numbers), topic, payload))
-        self._is_filled.set()
-
-    async def _send_queued(self, client: aiomqtt.Client) -> None:
-        while True:
-            while not self._queue:
-                self._is_filled.clear()
-                await self._is_filled.wait()
-            message = self._queue.popleft()
-            self._under_way[message.number] = message
-            await client.publish(message.topic, message.payload, qos=self._qos, retain=self._is_retained)
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                # On Python 3.11 a wait that ends as it is cancelled swallows the cancellation, and when a
-                # connection breaks both happen at once. The message stays under way: it is sent again.
-                raise asyncio.CancelledError
-            self._under_way.pop(message.number, None)
-            self._counters["published"] += 1
+    async def _say_goodbye(self, client: aiomqtt.Client) -> None:
+        if self._publisher.waiting and not self._publisher.is_connected and self._farewell == _SHUT_DOWN:
+            await self._publisher.connect()  # the very first messages came just now
+        await self._publisher.drain()
+        if self._is_announced:
+            farewell = self._status("offline", self._farewell)
+            await client.publish(self.status_topic, farewell, qos=1, retain=True)
 
     def _receive(self, message: aiomqtt.Message, emit: Emit) -> None:
         self._counters["received"] += 1
@@ -300,7 +315,7 @@ class MqttLink:
     def _will(self) -> aiomqtt.Will | None:
         if not self._is_announced:
             return None
-        return aiomqtt.Will(self.status_topic, self._status("offline", "connection lost"), 1, True)
+        return aiomqtt.Will(self.status_topic, self._status("offline", _LOST), 1, True)
 
     def _status(self, status: str, reason: str | None = None) -> bytes:
         found = {"status": status, "reason": reason, "time": iso_time(time.time_ns())}

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from fieldbus.model import Access, Kind, Point
+from fieldbus.mqtt.gather import DEFAULT_WINDOW_S
 from fieldbus.mqtt.payload import TopicPoint, parse_path
 from fieldbus.routing.table import is_topic
 from fieldbus.settings import (
@@ -41,6 +42,10 @@ class BrokerSettings(LinkSettings):
     retain: bool = True
     queue: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         10_000, description="Messages that wait at most; the oldest is dropped, and counted."
+    )
+    gather: Duration = Field(
+        DEFAULT_WINDOW_S,
+        description="How long a message that gathers waits for the rest of its device's points.",
     )
 
 

@@ -304,8 +304,8 @@ def _untreated(members: Sequence[tuple[int, Edge]]) -> dict[Edge, int]:
     """
     found = {edge: index for index, edge in members if _is_trivial(edge)}
     kinds = {(edge.policy.when, edge.policy.on_bad) for edge in found}
-    labels = {edge.target.label for edge in found}
-    return found if len(kinds) == 1 and len(labels) == len(found) else {}
+    labels = {edge.target.label for _, edge in members}
+    return found if len(kinds) == 1 and len(labels) == len(members) else {}
 
 
 def _is_trivial(edge: Edge) -> bool:

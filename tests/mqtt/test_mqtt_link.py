@@ -11,7 +11,7 @@ from conftest import eventually, program
 from fieldbus.errors import LinkDownError
 from fieldbus.link import Delivery, Target, WriteOutcome
 from fieldbus.model import Access, Kind, Point, Quality, Sample
-from fieldbus.mqtt.link import SENDERS, MqttLink
+from fieldbus.mqtt.link import MqttLink
 from fieldbus.mqtt.payload import TopicPoint, parse_path
 
 pytestmark = pytest.mark.system
@@ -21,6 +21,8 @@ COUNT = Point("press", "count", Kind.INT)
 SETPOINT = Point("remote", "setpoint", Kind.FLOAT)
 NESTED = Point("remote", "nested", Kind.FLOAT)
 COMMAND = Point("remote", "command", Kind.FLOAT, Access.WRITE)
+MOSQUITTOS_WINDOW = 20
+"""What mosquitto says as Receive Maximum, unless it is told otherwise (max_inflight_messages)."""
 POINTS = [
     TopicPoint(SETPOINT, "plant/setpoint"),
     TopicPoint(NESTED, "plant/json", parse_path("a.b")),
@@ -180,10 +182,12 @@ async def test_a_broker_that_goes_and_comes_back_gets_what_waited_in_order(broke
 @pytest.mark.parametrize("attempt", range(3))
 async def test_what_was_under_way_when_the_broker_died_is_sent_again(broker, attempt):
     async with Session(broker) as session:
+        session.route("plant/first", good(0))
+        await eventually(lambda: session.link.counters["published"] == 1)
         broker._process.popen.send_signal(signal.SIGSTOP)
         for value in range(100):
             session.route(f"plant/{value}", good(value))
-        await eventually(lambda: len(session.link._under_way) == SENDERS)
+        await eventually(lambda: len(session.link._publisher._session.under_way) == MOSQUITTOS_WINDOW)
         broker._process.kill()
         await eventually(lambda: not session.up.is_set())
         broker.start()

@@ -20,7 +20,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from . import blocks, canbus, dead, delay, floats, gateway, poller, publish
+from . import blocks, canbus, dead, delay, floats, gateway, load, poller, publish
 from .measure import Row, Span
 from .peers import Peers
 
@@ -30,6 +30,7 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Peers, Span], Iterable[Row]]]] = {
     "gateway": ("CPU of `fieldbus run` with 100 devices x 100 registers a second", gateway.measure),
     "float32": ("CPU of `fieldbus run` with 100 000 float32 a second", floats.measure),
     "dead": ("what devices that do not answer cost those that do", dead.measure),
+    "load": ("the load of a link that `plan` predicts, and the load that there is", load.measure),
     "can": ("frames a second through the CAN decoder and the CAN link", canbus.measure),
     "delay": ("from a changed register to the served register and to the CAN frame", delay.measure),
     "publish": (

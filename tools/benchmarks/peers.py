@@ -13,10 +13,11 @@ import socket
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _FOLDER = Path(__file__).parent
 _LIBRARIES = {
@@ -202,13 +203,22 @@ class Peers:
         with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out) as process:
             try:
                 yield process.pid
+            finally:
                 if process.poll() is not None:
                     raise RuntimeError(f"the gateway ended by itself:\n{log.read_text()}")
-            finally:
                 process.terminate()
                 _end(process, polite_s=10.0)
         if not may_complain and (text := log.read_text()):
             raise RuntimeError(f"the gateway had something to say:\n{text[:2000]}")
+
+
+def plan(folder: Path, config: Mapping[str, object]) -> Any:
+    """Return what ``fieldbus plan --json`` says of a configuration."""
+    command = [sys.executable, "-m", "fieldbus", "plan", str(write_config(folder, config)), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    if done.returncode:
+        raise RuntimeError(f"fieldbus plan failed:\n{done.stdout}{done.stderr}")
+    return json.loads(done.stdout)
 
 
 def _mosquitto() -> str | None:
@@ -250,9 +260,14 @@ def master_result(process: subprocess.Popen[str], timeout_s: float) -> MasterRes
 
 
 def write_config(folder: Path, config: Mapping[str, object]) -> Path:
-    """Write a configuration for the gateway and return its file; JSON is YAML too."""
+    """Write a configuration for the gateway and return its file; JSON is YAML too.
+
+    Each configuration has a data folder of its own: what was learned with another one is not for it.
+    """
+    number = zlib.crc32(json.dumps(config).encode())
+    gateway = {"name": "bench", "data_dir": f"data-{number:08x}"}
     file = folder / "bench.yaml"
-    file.write_text(json.dumps({"version": 1, "gateway": {"name": "bench"}, **config}))
+    file.write_text(json.dumps({"version": 1, "gateway": gateway, **config}))
     return file
 
 

@@ -11,6 +11,12 @@ Rules:
   point cannot take (NaN, out of range) is 04: V1.1b3 reserves 03 for the structure of the request.
 * A write is one act: everything is checked before the first register changes, and all registers of a
   point arrive as one value.
+* Flags are part of their word: what becomes of the word becomes of them. A master that writes the word
+  writes all its flags, and is told of as having done so.
+* The registers of a point whose power of ten stands in another point are made with that point's present
+  value, and a master's write is read with it. What the point is remains its engineering value: when the
+  factor changes, the registers are made anew from it. While the factor has no value, or where the value
+  does not fit with it, the point is bad; a write by a master is then refused (04).
 
 Design: each table is a byte string of registers plus one state byte per address, so that a read of
 125 registers is checked by two C searches in a slice, not by a loop over points.
@@ -22,6 +28,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from fieldbus.errors import ConversionError
 from fieldbus.modbus import pdu
+from fieldbus.modbus.converters import power_of_ten
 from fieldbus.modbus.register_types import Table, arrangement
 from fieldbus.modbus.registers import RegisterPoint
 from fieldbus.model import Point, Quality, Sample, Value
@@ -77,16 +84,26 @@ class UnitImage:
         self._is_bad: dict[RegisterPoint, bool] = {}
         self._had_value: set[RegisterPoint] = set()
         self._nan: dict[RegisterPoint, bytes] = {}
-        self._encode: dict[RegisterPoint, Callable[[Value], bytes]] = {}
+        self._encode: dict[tuple[RegisterPoint, int | None], Callable[[Value], bytes]] = {}
+        """By point and, of those with a factor, its present exponent."""
+        self._flags: dict[RegisterPoint, list[RegisterPoint]] = {}
+        self._scaled_by: dict[RegisterPoint, list[RegisterPoint]] = {}
+        """Of each factor: the points that it scales."""
+        self._wanted: dict[RegisterPoint, Value] = {}
+        """Engineering values of points with a factor that have one."""
         for point in points:
-            by_table.setdefault(point.table, []).append(point)
             self._served[point.point] = point
+            if point.word is not None:
+                self._flags.setdefault(point.word, []).append(point)
+                continue
+            by_table.setdefault(point.table, []).append(point)
             self._is_bad[point] = True
-            self._encode[point] = point.encoder()
+            if point.factor is not None:
+                self._scaled_by.setdefault(point.factor, []).append(point)
             if point.on_bad.action == "nan" and has_nan(point):
                 self._nan[point] = nan_bytes(point)
         self._tables = {table: _TableImage(members, fills_gaps) for table, members in by_table.items()}
-        for point in self._served.values():
+        for point in self._is_bad:
             if point.initial is not None:
                 try:
                     self._store(point, point.initial)
@@ -100,6 +117,8 @@ class UnitImage:
             ConversionError: the value cannot be expressed; the point is bad from now on.
         """
         served = self._served[point]
+        if served.word is not None:
+            raise ConversionError(f"{point.address} is written with {served.word.point.address}")
         if sample.quality is Quality.BAD or sample.value is None:
             self._spoil(served)
             return
@@ -145,17 +164,20 @@ class UnitImage:
         if touched is None:
             return pdu.ILLEGAL_DATA_ADDRESS
         decoded: list[Written] = []
+        flags: list[Written] = []
         for point in touched:
             offset = point.address - request.address
             value: Value | None = None
             if not request.table.is_bits:
-                value, flaw = point.decode(request.data[2 * offset : 2 * (offset + point.count)])
+                data = request.data[2 * offset : 2 * (offset + point.count)]
+                value, flaw = point.decode(data, self._exponent_in(point, request))
+                flags += [(flag, bool(flag.decode(data)[0])) for flag in self._flags.get(point, ())]
             else:
                 value, flaw = bool(request.data[offset >> 3] >> (offset & 7) & 1), None
             if flaw is not None or value is None or point.point.refusal(value):
                 return pdu.SERVER_DEVICE_FAILURE
             decoded.append((point, value))
-        for point, _ in decoded:
+        for point, value in decoded:
             # The very bytes, not our own form of the value: masters verify a write by reading it.
             offset = point.address - request.address
             if request.table.is_bits:
@@ -164,7 +186,14 @@ class UnitImage:
                 self._put_bytes(point, request.data[2 * offset : 2 * (offset + point.count)])
             self._had_value.add(point)
             self._mark(point, is_bad=False)
+            if point.factor is not None:
+                self._wanted[point] = value
+        for point in touched:
+            for scaled in self._scaled_by.get(point, ()):
+                if scaled not in touched:
+                    self._scale(scaled)
         written.extend(decoded)
+        written.extend(flags)
         return None
 
     def _mask_write(self, request: pdu.MaskWriteRequest, written: list[Written]) -> int | None:
@@ -208,23 +237,68 @@ class UnitImage:
         return list(touched)
 
     def _store(self, served: RegisterPoint, value: Value) -> None:
+        if served.factor is not None:
+            self._wanted[served] = value
+            if self._exponent(served) is None:
+                self._show_bad(served)  # until the factor comes
+                return
         self._put(served, value)
         self._had_value.add(served)
         self._mark(served, is_bad=False)
+        for scaled in self._scaled_by.get(served, ()):
+            self._scale(scaled)
 
     def _spoil(self, served: RegisterPoint) -> None:
+        """Forget the value of a point."""
+        self._wanted.pop(served, None)
+        self._show_bad(served)
+
+    def _show_bad(self, served: RegisterPoint) -> None:
         """Let masters see, as the point's `on_bad` wants it, that there is no value."""
         action = served.on_bad.action
-        if action == "value" and served.on_bad.value is not None:
-            self._put(served, served.on_bad.value)
-        elif action == "nan" and served in self._nan:
+        is_shown = action == "hold" and served in self._had_value
+        if action == "nan" and served in self._nan:
             self._put_bytes(served, self._nan[served])
-        is_shown = (
-            action == "value"
-            or (action == "nan" and served in self._nan)
-            or (action == "hold" and served in self._had_value)
-        )
+            is_shown = True
+        elif action == "value" and served.on_bad.value is not None:
+            is_shown = self._can_put(served, served.on_bad.value)
         self._mark(served, is_bad=not is_shown)
+        for scaled in self._scaled_by.get(served, ()):
+            self._scale(scaled)
+
+    def _scale(self, served: RegisterPoint) -> None:
+        """Make the registers of a point anew, because its factor changed."""
+        value = self._wanted.get(served)
+        if value is not None and self._can_put(served, value):
+            self._had_value.add(served)
+            self._mark(served, is_bad=False)
+        elif value is not None or not self._is_bad[served]:
+            self._show_bad(served)  # what is shown instead of a value is scaled as well
+
+    def _can_put(self, served: RegisterPoint, value: Value) -> bool:
+        try:
+            self._put(served, value)
+        except ConversionError:
+            return False
+        return True
+
+    def _exponent(self, served: RegisterPoint) -> int | None:
+        """Return the present power of ten of a point; None if it has no factor, or that has no value."""
+        factor = served.factor
+        if factor is None or self._is_bad.get(factor, True):
+            return None
+        table = self._tables[factor.table]
+        return power_of_ten(factor.decode(table.read(factor.address, factor.count))[0])
+
+    def _exponent_in(self, served: RegisterPoint, request: pdu.WriteRequest) -> int | None:
+        """Return the power of ten of a point once `request` is done."""
+        factor = served.factor
+        if factor is None:
+            return None
+        offset = factor.address - request.address
+        if offset >= 0 and offset + factor.count <= request.count:
+            return power_of_ten(factor.decode(request.data[2 * offset : 2 * (offset + factor.count)])[0])
+        return self._exponent(served)
 
     def _put(self, served: RegisterPoint, value: Value) -> None:
         table = self._tables[served.table]
@@ -232,7 +306,11 @@ class UnitImage:
         if table.is_bits:
             table.data[first] = served.encode_bit(value)
             return
-        data = self._encode[served](value)
+        key = served, self._exponent(served)
+        encode = self._encode.get(key)
+        if encode is None:
+            encode = self._encode[key] = served.encoder(key[1])
+        data = encode(value)
         if served.low_bit is not None:
             # Other points live in the same register: only our bits change.
             mask = served.bit_mask

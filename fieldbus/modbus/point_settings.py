@@ -1,15 +1,18 @@
-"""The configuration of the points of Modbus devices, and what is made of it."""
+"""The configuration of the points of Modbus devices.
+
+What several points share (names, overlaps, scale factors) is looked at in `points.py`.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from fieldbus.errors import ConversionError
-from fieldbus.modbus.image import nan_bytes
+from fieldbus.modbus.converters import Chars, Epoch, Pad
 from fieldbus.modbus.register_types import Order, RegisterType, Table, integer_range
 from fieldbus.modbus.registers import OnBad, RegisterPoint
 from fieldbus.model import Access, Kind, Point
@@ -21,8 +24,17 @@ TypeName = Literal[
     "uint48", "int64", "uint64", "float16", "float32", "float64", "bcd16", "bcd32", "string",
 ]  # fmt: skip
 
+SUNSPEC = "sunspec"
+"""The word for what SunSpec writes where a value is not implemented."""
 _REFERENCE_TABLES = {"0": "coil", "1": "discrete", "3": "input", "4": "holding"}
 _BITS = re.compile(r"\s*(\d+)\s*-\s*(\d+)\s*")
+_RAW = re.compile(r"0[xX][0-9a-fA-F]+|-?[0-9]+")
+_FLAG_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+_LABEL = re.compile(r"(-?\d+)\s*[=:]\s*(.*?)\s*(?=$|[;,]\s*$|[;,\s]\s*-?\d+\s*[=:])")
+_LARGEST_SCALE = 1e100
+"""Beyond it, or below its inverse, arithmetic would leave the floating-point numbers."""
+
+_TIME_TYPES = {RegisterType(sign + bits) for sign in ("int", "uint") for bits in ("32", "48", "64")}
 
 
 class PointSettings(Settings):
@@ -38,35 +50,67 @@ class PointSettings(Settings):
     type: TypeName | None = Field(
         None, description="`bool` for coils and discrete inputs, else `uint16` by default."
     )
+    count: Annotated[int, Field(ge=2, le=2000)] | None = Field(
+        None, description="An array: so many in a row, named NAME.0, NAME.1 and so on."
+    )
     length: Annotated[int, Field(ge=1, le=125)] | None = Field(None, description="Of a string, in registers.")
+    chars: Literal["both", "high", "low"] = Field(
+        "both", description="Of a string: two characters a register, or one in its high or low byte."
+    )
+    pad: Literal["nul", "space"] = Field(
+        "nul", description="Of a string: what fills the rest when it is written."
+    )
     bit: Annotated[int, Field(ge=0, le=63)] | None = Field(None, description="One bit of the value.")
     bits: str | None = Field(None, description="A range of bits, such as 4-7.")
+    flags: Mapping[int, str] | None = Field(
+        None, description="Names of single bits, each a point of its own: NAME.FLAG. Bit 0 is the lowest."
+    )
     order: Literal["ABCD", "CDAB", "BADC", "DCBA"] = "ABCD"
     scale: Number = 1
     offset: Number = 0
+    scale_from: str | None = Field(
+        None, description="The point of the device that holds the power of ten of this one, as in SunSpec."
+    )
+    timestamp: Literal["unix", "unix_ms", "y2000"] | None = Field(
+        None,
+        description="The value is a time: seconds or milliseconds since 1970, or seconds since 2000, UTC.",
+    )
     unit: str | None = None
     min: Number | None = None
     max: Number | None = None
     enum: Mapping[int, str] | None = None
-    invalid: list[int] = Field(default=[], description="Raw values that mean: no value.")
+    invalid: list[int | str] = Field(
+        default=[],
+        description="Raw values that mean: no value. `sunspec` is the one that SunSpec has for the type.",
+    )
     access: AccessName = "read"
+    verify: bool = Field(default=False, description="Read back what was written, and compare.")
     scan: Duration | None = None
     on_bad: Literal["exception", "hold", "nan"] | Substitute = Field(
         "exception", description="Of a served point: what masters see when its source is bad."
     )
     initial: Scalar | None = Field(
-        None, description="Of a served point that masters write: its value until the first write."
+        None,
+        description="Of a served point that masters write, or that others name in `scale_from`: its value "
+        "until the first write.",
     )
     description: str = ""
 
     @model_validator(mode="before")
     @classmethod
-    def _later(cls, data: Any) -> Any:
-        for key in ("count", "scale_from"):
-            if isinstance(data, dict) and key in data:
-                raise problem(f"`{key}` is not supported in this version")
-        if isinstance(data, dict) and type(data.get("invalid")) is int:
-            return {**data, "invalid": [data["invalid"]]}  # one value needs no list, least of all in CSV
+    def _plain(cls, data: Any) -> Any:
+        """Take the short forms, which are all that CSV has room for."""
+        if not isinstance(data, dict):
+            return data
+        data = dict(data)
+        invalid = data.get("invalid")
+        if type(invalid) is int:
+            data["invalid"] = [invalid]
+        elif isinstance(invalid, str):
+            data["invalid"] = [part for part in re.split(r"[\s,;]+", invalid) if part]
+        for key in ("flags", "enum"):
+            if isinstance(data.get(key), str):
+                data[key] = _labels(key, data[key])
         return data
 
     @model_validator(mode="after")
@@ -74,43 +118,121 @@ class PointSettings(Settings):
         table, address = self.place()
         kind = self.register_type
         if table.is_bits:
-            if kind is not RegisterType.BOOL:
-                raise problem(f"a {table} is one bit: its type is bool, not {kind}")
-            if self.bit is not None or self.bits is not None:
-                raise problem(f"a {table} is one bit and has no bits to choose from")
-            if self.scale != 1 or self.offset != 0:
-                raise problem(f"a {table} is true or false and cannot be scaled")
+            self._check_one_bit(table, kind)
         elif kind is RegisterType.BOOL and self.bit is None:
             raise problem(f"a bool in a {table} register needs `bit`")
-        if (kind is RegisterType.STRING) != (self.length is not None):
-            raise problem("a string needs `length`, in registers" if kind is RegisterType.STRING
-                          else f"`length` is for strings, not for {kind}")  # fmt: skip
-        if kind is RegisterType.STRING and (self.scale != 1 or self.offset != 0):
-            raise problem("a string cannot be scaled")
-        if self.bit is not None and self.bits is not None:
-            raise problem("`bit` and `bits` exclude each other")
-        if self.bit is not None or self.bits is not None:
-            if kind.is_float or kind.is_bcd or kind is RegisterType.STRING:
-                raise problem(f"a {kind} has no bits to choose from")
-            low, count = self.bit_range()
-            low = low or 0
-            width = 16 if kind is RegisterType.BOOL else kind.bits
-            if low + count > width:
-                raise problem(f"bit {low + count - 1} is outside the {width} bits of a {kind}")
-        if self.scale == 0:
-            raise problem("scale 0 makes everything 0")
+        if kind is RegisterType.BOOL and (self.scale != 1 or self.offset != 0):
+            raise problem("a bool is true or false and cannot be scaled")
+        self._check_text(kind)
+        self._check_bits(kind)
+        self._check_scale(kind)
+        self._check_time(kind)
         if self.min is not None and self.max is not None and self.min > self.max:
             raise problem(f"min {self.min} is above max {self.max}")
-        end = address + (1 if table.is_bits else self._register_count())
+        size = 1 if table.is_bits else self.length or max(1, -(-kind.bits // 16))
+        end = address + (self.count or 1) * size
         if end > 0x10000:
             raise problem(f"{table} {address} and what follows goes beyond address 65535")
-        if self.invalid and kind is RegisterType.STRING:
-            raise problem("`invalid` is for numbers")
-        width = 16 if kind is RegisterType.BOOL else kind.bits
-        for value in self.invalid:
-            if not -(1 << width - 1) <= value < 1 << width:
-                raise problem(f"the `invalid` value {value} does not fit {width} bits")
+        self.invalid_values()
         return self
+
+    def _check_one_bit(self, table: Table, kind: RegisterType) -> None:
+        if kind is not RegisterType.BOOL:
+            raise problem(f"a {table} is one bit: its type is bool, not {kind}")
+        if self.bit is not None or self.bits is not None or self.flags is not None:
+            raise problem(f"a {table} is one bit and has no bits to choose from")
+        if self.scale != 1 or self.offset != 0 or self.scale_from is not None:
+            raise problem(f"a {table} is true or false and cannot be scaled")
+        if self.invalid:
+            raise problem(f"a {table} is true or false: no state is left for `invalid`")
+
+    def _check_text(self, kind: RegisterType) -> None:
+        is_text = kind is RegisterType.STRING
+        if is_text != (self.length is not None):
+            raise problem("a string needs `length`, in registers" if is_text
+                          else f"`length` is for strings, not for {kind}")  # fmt: skip
+        if is_text and (self.scale != 1 or self.offset != 0 or self.scale_from is not None):
+            raise problem("a string cannot be scaled")
+        if not is_text:
+            for key, value, default in (("pad", self.pad, "nul"), ("chars", self.chars, "both")):
+                if value != default:
+                    raise problem(f"`{key}` is for strings, not for {kind}")
+
+    def _check_bits(self, kind: RegisterType) -> None:
+        if (self.bit is not None) + (self.bits is not None) + (self.flags is not None) > 1:
+            raise problem("`bit`, `bits` and `flags` exclude each other")
+        if self.bit is None and self.bits is None and self.flags is None:
+            return
+        if kind.is_float or kind.is_bcd or kind is RegisterType.STRING:
+            raise problem(f"a {kind} has no bits to choose from")
+        width = 16 if kind is RegisterType.BOOL else kind.bits
+        low, count = self.bit_range()
+        highest = max(self.flags, default=0) if self.flags else (low or 0) + count - 1
+        if highest >= width:
+            raise problem(f"bit {highest} is outside the {width} bits of a {kind}")
+        if self.flags is None:
+            return
+        if not self.flags:
+            raise problem("`flags` has no bits: write {0: NAME} for each that has a name")
+        if min(self.flags) < 0:
+            raise problem(f"there is no bit {min(self.flags)}: the lowest is 0")
+        if self.scale != 1 or self.offset != 0 or self.scale_from is not None:
+            raise problem("what has `flags` is no number and cannot be scaled")
+        for name in self.flags.values():
+            if not _FLAG_NAME.fullmatch(name):
+                raise problem(f"'{name}' is not a name for a flag: letters, digits, _ and -")
+        if len(set(self.flags.values())) < len(self.flags):
+            raise problem("two of the `flags` have the same name")
+
+    def _check_scale(self, kind: RegisterType) -> None:
+        if self.scale == 0:
+            raise problem("scale 0 makes everything 0")
+        if not 1 / _LARGEST_SCALE <= abs(self.scale) <= _LARGEST_SCALE or abs(self.offset) > _LARGEST_SCALE:
+            raise problem("scale and offset must lie between 1e-100 and 1e100")
+        if self.scale_from is None:
+            return
+        if kind.is_float:
+            raise problem(f"`scale_from` is for whole numbers, not for {kind}")
+        if self.bit is not None or kind is RegisterType.BOOL:
+            raise problem("a single bit is true or false and cannot be scaled")
+
+    def _check_time(self, kind: RegisterType) -> None:
+        if self.timestamp is None:
+            return
+        if kind not in _TIME_TYPES:
+            raise problem(f"a `timestamp` is an integer of 32, 48 or 64 bits, not {kind}")
+        others = {
+            "scale": self.scale != 1, "offset": self.offset != 0, "scale_from": self.scale_from is not None,
+            "bit": self.bit is not None, "bits": self.bits is not None, "flags": self.flags is not None,
+            "min": self.min is not None, "max": self.max is not None, "enum": self.enum is not None,
+        }  # fmt: skip
+        for key, is_given in others.items():
+            if is_given:
+                raise problem(f"a `timestamp` is a time, which has no `{key}`")
+
+    def invalid_values(self) -> frozenset[int]:
+        """Return the raw values that mean "no value", as the registers hold them, unsigned."""
+        type_ = self.register_type
+        if self.invalid and type_ is RegisterType.STRING:
+            raise problem("`invalid` is for numbers")
+        width = 16 if type_ is RegisterType.BOOL else type_.bits
+        found = set()
+        for item in self.invalid:
+            if item == SUNSPEC:
+                if not type_.is_float:  # of these it is NaN, which is never a value
+                    found.add(1 << width - 1 if type_.is_signed else (1 << width) - 1)
+                continue
+            if isinstance(item, str) and not _RAW.fullmatch(item.strip()):
+                raise problem(f"'{item}' is neither a raw value such as 0xFFFF nor the word sunspec")
+            value = (
+                int(item, 16 if item.strip().lower().startswith("0x") else 10)
+                if isinstance(item, str)
+                else item
+            )
+            if not -(1 << width - 1) <= value < 1 << width:
+                raise problem(f"the `invalid` value {item} does not fit {width} bits")
+            found.add(value % (1 << width))
+        return frozenset(found)
 
     @property
     def register_type(self) -> RegisterType:
@@ -119,9 +241,6 @@ class PointSettings(Settings):
             return RegisterType(self.type)
         table, _ = self.place()
         return RegisterType.BOOL if table.is_bits or self.bit is not None else RegisterType.UINT16
-
-    def _register_count(self) -> int:
-        return self.length or max(1, -(-self.register_type.bits // 16))
 
     def place(self) -> tuple[Table, int]:
         """Return table and 0-based address."""
@@ -146,22 +265,36 @@ class PointSettings(Settings):
         low, high = sorted((int(match[1]), int(match[2])))
         return low, high - low + 1
 
-    def build(self, device: str, name: str, *, is_served: bool) -> RegisterPoint:
-        """Return the point that this describes.
+    def build(
+        self,
+        device: str,
+        name: str,
+        *,
+        is_served: bool,
+        index: int = 0,
+        origin: str = "",
+        factor: RegisterPoint | None = None,
+    ) -> RegisterPoint:
+        """Return the point that this describes, or one of an array.
 
         Args:
+            device: the device's name.
+            name: the point's name.
             is_served: whether we serve it. `access` then says what masters may do: a route can always
                 write the point, and can only read what masters write.
+            index: which one of an array.
+            origin: the name in the configuration, if `name` is another.
+            factor: what `scale_from` names.
         """
         table, address = self.place()
         type_ = self.register_type
         low_bit, bit_count = self.bit_range()
         linear = Linear(self.scale, self.offset)
-        if type_ is RegisterType.STRING:
+        if type_ is RegisterType.STRING or self.timestamp is not None:
             kind = Kind.STRING
         elif type_ is RegisterType.BOOL or (self.bit is not None and linear.is_identity):
             kind = Kind.BOOL
-        elif type_.is_float or not linear.is_integer:
+        elif type_.is_float or not linear.is_integer or self.scale_from is not None:
             kind = Kind.FLOAT
         else:
             kind = Kind.INT
@@ -169,8 +302,8 @@ class PointSettings(Settings):
         masters_write = is_served and access.can_write
         if is_served:
             access = Access.READWRITE if masters_write else Access.WRITE
-        width = 16 if type_ is RegisterType.BOOL else type_.bits
-        lowest, highest = (None, None) if table.is_bits else integer_range(type_, bit_count, linear)
+        has_range = not (table.is_bits or kind is Kind.STRING or self.scale_from is not None)
+        lowest, highest = integer_range(type_, bit_count, linear) if has_range else (None, None)
         point = Point(
             device=device,
             name=name,
@@ -188,7 +321,7 @@ class PointSettings(Settings):
         action = (
             OnBad("value", self.on_bad.value) if isinstance(self.on_bad, Substitute) else OnBad(self.on_bad)
         )
-        return RegisterPoint(
+        made = RegisterPoint(
             point=point,
             table=table,
             address=address,
@@ -198,12 +331,19 @@ class PointSettings(Settings):
             bit_count=bit_count,
             order=Order(self.order),
             linear=linear,
-            invalid=frozenset(value % (1 << width) for value in self.invalid),
+            invalid=self.invalid_values(),
+            pad=Pad(self.pad),
+            chars=Chars(self.chars),
+            epoch=None if self.timestamp is None else Epoch(self.timestamp),
+            factor=factor,
             scan_s=self.scan,
+            verify=self.verify,
             on_bad=action,
             initial=self.initial,
             is_open_to_masters=masters_write,
+            origin=origin,
         )
+        return replace(made, address=address + index * made.count) if index else made
 
 
 def _place_of_reference(reference: int | str) -> tuple[Table, int]:
@@ -230,58 +370,17 @@ class MapSettings(Settings):
     points: Mapping[str, PointSettings]
 
 
-def point_faults(points: list[RegisterPoint], *, is_served: bool) -> list[tuple[str, str]]:
-    """Return what is wrong with points beside each other, as (point name, sentence)."""
-    faults: list[tuple[str, str]] = []
-    for point in points:
-        name = point.point.name
-        writable = point.is_open_to_masters if is_served else point.point.access.can_write
-        if not is_served:
-            if writable and point.low_bit is not None:
-                faults.append((name, "single bits of a register cannot be written in this version"))
-            if writable and point.table in (Table.DISCRETE, Table.INPUT):
-                faults.append((name, f"a {point.table} cannot be written"))
-            continue
-        if writable and point.table in (Table.DISCRETE, Table.INPUT):
-            faults.append((name, f"masters cannot write a {point.table}"))
-        try:
-            if point.on_bad.action == "nan":
-                nan_bytes(point)
-            for value in (point.on_bad.value, point.initial):
-                if value is None:
-                    continue
-                if point.table.is_bits:
-                    point.encode_bit(value)
-                else:
-                    point.encode(value)
-        except ConversionError as error:
-            faults.append((name, str(error)))
-        if point.initial is not None and not writable:
-            faults.append((name, "`initial` is for points that masters write (`access: readwrite`)"))
-    faults.extend(_overlaps(points, is_served=is_served))
-    return faults
-
-
-def _overlaps(points: list[RegisterPoint], *, is_served: bool) -> list[tuple[str, str]]:
-    """Find points that would overwrite each other."""
-    faults = []
-    ordered = sorted(points, key=lambda point: (point.table, point.address, point.end))
-    reach: RegisterPoint | None = None
-    for point in ordered:
-        if reach is not None and reach.table is point.table and point.address < reach.end:
-            is_bit_field = (
-                point.low_bit is not None
-                and reach.low_bit is not None
-                and (point.address, point.count) == (reach.address, reach.count)
-            )
-            # Of a device, one place may be read in two ways; but who writes it writes all of it.
-            is_one_place = (point.address, point.count) == (reach.address, reach.count)
-            writes = point.point.access.can_write or reach.point.access.can_write
-            matters = is_served or (writes and not is_one_place)
-            shares_bits = is_bit_field and point.bit_mask & reach.bit_mask
-            if matters and (not is_bit_field or shares_bits):
-                text = f"{point.table} {point.address} belongs to {reach.point.name} already"
-                faults.append((point.point.name, text))
-        if reach is None or reach.table is not point.table or point.end > reach.end:
-            reach = point
-    return faults
+def _labels(key: str, text: str) -> dict[int, str]:
+    """Return what a text such as ``0=off 1=on`` says."""
+    found: dict[int, str] = {}
+    position = 0
+    for match in _LABEL.finditer(text):
+        if text[position : match.start()].strip(" \t,;"):
+            break
+        if int(match[1]) in found:
+            raise problem(f"`{key}` names {match[1]} twice")
+        found[int(match[1])] = match[2]
+        position = match.end()
+    if text[position:].strip(" \t,;") or not found:
+        raise problem(f"{text!r} is not `{key}` such as 0=NAME 3=NAME")
+    return found

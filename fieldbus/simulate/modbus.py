@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fieldbus.link import Delivery, Target
+from fieldbus.modbus.converters import Epoch, time_text
 from fieldbus.modbus.link import Unit
+from fieldbus.modbus.register_types import integer_range
+from fieldbus.modbus.registers import RegisterPoint
 from fieldbus.modbus.server import ModbusServerLink, ServedUnit
-from fieldbus.model import Batch, Point, Quality, Sample
+from fieldbus.model import Batch, Point, Quality, Sample, Value
 from fieldbus.simulate.motion import resting_value, value_at
 
 STEP_S = 0.2
@@ -21,19 +24,19 @@ class SimulatedPlc:
     """The units of one link, served from their maps."""
 
     def __init__(self, name: str, host: str, port: int, units: Sequence[Unit]) -> None:
-        self._room = {item.point: item.length * 2 for unit in units for item in unit.points if item.length}
-        """Bytes that a string has."""
+        self._place: dict[Point, RegisterPoint] = {}
         self._moving: list[Point] = []
         self._resting: list[Point] = []
         served = []
         for unit in units:
-            points = []
-            for place in unit.points:
-                can_write = place.point.access.can_write
-                points.append(replace(place, is_open_to_masters=can_write, initial=None))
-                (self._resting if can_write else self._moving).append(place.point)
+            points = as_served(unit.points)
+            for place in points:
+                self._place[place.point] = place
+                if place.word is None:
+                    (self._resting if place.is_open_to_masters else self._moving).append(place.point)
             # Gaps read as 0 because a gateway reads over them, as it may with most PLCs.
             served.append(ServedUnit(unit.device, unit.unit_id, points, fills_gaps=True))
+        self._factors = {place.factor.point for place in self._place.values() if place.factor is not None}
         self._link = ModbusServerLink(f"simulated {name}", host, port, served, idle_timeout_s=3600.0)
 
     @property
@@ -48,7 +51,7 @@ class SimulatedPlc:
             LinkDownError: the port is taken.
         """
         await self._link.connect()
-        self._put([(point, resting_value(point)) for point in self._resting])
+        self._put([(point, self._at_rest(point)) for point in self._resting])
         self._move(0.0)
 
     async def run(self) -> None:
@@ -64,17 +67,78 @@ class SimulatedPlc:
             await self._link.close()
 
     def _move(self, seconds: float) -> None:
-        self._put([(point, value_at(point, seconds)) for point in self._moving])
+        self._put([(point, self._in_motion(point, seconds)) for point in self._moving])
 
-    def _put(self, values: list[tuple[Point, bool | int | float | str]]) -> None:
+    def _at_rest(self, point: Point) -> Value:
+        if point in self._factors:
+            return _factor(self._place[point])
+        place = self._place[point]
+        return _now(place.epoch) if place.epoch is not None else self._fitting(place, resting_value(point))
+
+    def _in_motion(self, point: Point, seconds: float) -> Value:
+        if point in self._factors:
+            return _factor(self._place[point])
+        place = self._place[point]
+        return (
+            _now(place.epoch) if place.epoch is not None else self._fitting(place, value_at(point, seconds))
+        )
+
+    def _fitting(self, place: RegisterPoint, value: Value) -> Value:
+        """Return the value, or as much of it as the registers have room for."""
+        if isinstance(value, str):
+            return value[: place.length * place.chars.per_register]
+        if place.factor is not None:
+            low, high = integer_range(
+                place.type, place.bit_count, place.linear.times_power_of_ten(_factor(place.factor))
+            )
+            return min(max(value, low or 0), high or 0)
+        return value
+
+    def _put(self, values: list[tuple[Point, Value]]) -> None:
         now_ns = time.time_ns()
-        deliveries = []
-        for point, value in values:
-            if isinstance(value, str):
-                value = value[: self._room[point]]  # noqa: PLW2901 - what does not fit is not said
-            sample = Sample(value, Quality.GOOD, None, now_ns)
-            deliveries.append(Delivery(Target("", point), point, sample))
-        self._link.send(deliveries)
+        self._link.send(
+            [
+                Delivery(Target("", point), point, Sample(value, Quality.GOOD, None, now_ns))
+                for point, value in values
+            ]
+        )
+
+
+def as_served(points: Sequence[RegisterPoint]) -> list[RegisterPoint]:
+    """Return the points of a device as the device itself has them.
+
+    Who can write a bit can write its register: what shares a register with a writable point is open to
+    masters too, and rests, or it would overwrite what was written.
+    """
+    written = {
+        (item.table, address)
+        for item in points
+        if item.point.access.can_write
+        for address in range(item.address, item.end)
+    }
+    made: dict[RegisterPoint, RegisterPoint] = {}
+    # Factors and words first, since others refer to them.
+    for item in sorted(points, key=lambda item: (item.factor is not None) + (item.word is not None)):
+        is_open = any((item.table, address) in written for address in range(item.address, item.end))
+        made[item] = replace(
+            item,
+            is_open_to_masters=is_open,
+            initial=None,
+            factor=None if item.factor is None else made[item.factor],
+            word=None if item.word is None else made[item.word],
+        )
+    return [made[item] for item in points]
+
+
+def _factor(place: RegisterPoint) -> int:
+    """Return what a point holds that others name in `scale_from`."""
+    return -1 if place.type.is_signed and place.low_bit is None else 0
+
+
+def _now(epoch: Epoch) -> str:
+    seconds = 946_684_800 if epoch is Epoch.Y2000 else 0
+    raw = int(time.time()) - seconds
+    return time_text(raw * 1000 if epoch is Epoch.UNIX_MS else raw, epoch) or ""
 
 
 def _ignore(_batch: Batch) -> None:

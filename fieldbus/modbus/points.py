@@ -1,0 +1,237 @@
+"""From the settings of a device's points to its points: arrays, flags, scale factors, overlaps.
+
+Rules:
+
+* `count` makes one point of each element, ``NAME.0`` to ``NAME.N-1``; all else is said of each.
+* `flags` make a point of each named bit beside that of the whole word, with the word's access. They
+  and their word may share registers, since they are one thing.
+* On a device that we serve, who writes decides. A word that masters write is a point as well as its
+  flags, which routes can only read. A word that masters read is written by routes, either as a whole
+  or flag by flag: where it has `flags` it is flag by flag, and the word itself is no point.
+* What `scale_from` names is a whole number in the same table, read in the same scan, unscaled by
+  another. Masters cannot write it: what they wrote before would mean something else.
+* Everything wrong is told, under the name that stands in the configuration; the points are built all
+  the same as far as they make sense, so that routes can be checked against them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from fieldbus.errors import ConversionError, closest
+from fieldbus.modbus.converters import power_of_ten
+from fieldbus.modbus.image import nan_bytes
+from fieldbus.modbus.point_settings import PointSettings
+from fieldbus.modbus.register_types import Table
+from fieldbus.modbus.registers import OnBad, RegisterPoint
+from fieldbus.model import Access, Kind, Point
+from fieldbus.scaling import Linear
+
+Fault = Callable[[str, str, str | None], None]
+"""Takes a name that stands in the configuration, a sentence, and a hint."""
+
+
+def build_points(
+    device: str, points: Mapping[str, PointSettings], *, is_served: bool, fault: Fault
+) -> list[RegisterPoint]:
+    """Return the points that a device has, in the order of the configuration.
+
+    Args:
+        device: the device's name.
+        points: settings by name.
+        is_served: whether we serve the device (else we poll it).
+        fault: is told what is wrong.
+    """
+    made: dict[str, list[RegisterPoint]] = {}
+    by_name: dict[str, RegisterPoint] = {}
+    for name, settings in points.items():
+        if settings.scale_from is None:
+            made[name] = list(_family(device, name, settings, is_served=is_served))
+            by_name |= {item.point.name: item for item in made[name]}
+    for name, settings in points.items():
+        if settings.scale_from is not None:
+            factor = _factor(name, settings, points, by_name, is_served=is_served, fault=fault)
+            made[name] = list(_family(device, name, settings, is_served=is_served, factor=factor))
+    first: dict[str, str] = {}
+    built = []
+    for name in points:
+        for item in made[name]:
+            maker = first.setdefault(item.point.name, name)
+            if maker == name:
+                built.append(item)
+                continue
+            text = f"'{item.point.name}' is the name of a point that '{maker}' makes already"
+            fault(name, text, "rename one of them")
+            break
+    return built
+
+
+def _family(
+    device: str,
+    name: str,
+    settings: PointSettings,
+    *,
+    is_served: bool,
+    factor: RegisterPoint | None = None,
+) -> Iterator[RegisterPoint]:
+    """Yield what one entry of the configuration makes."""
+    for index in range(settings.count or 1):
+        own = name if settings.count is None else f"{name}.{index}"
+        origin = name if own != name else ""
+        word = settings.build(device, own, is_served=is_served, index=index, origin=origin, factor=factor)
+        is_set_by_flags = bool(settings.flags) and is_served and not word.is_open_to_masters
+        if not is_set_by_flags:
+            yield word
+        for bit, flag in sorted((settings.flags or {}).items()):
+            yield _flag(word, bit, f"{own}.{flag}", name, is_served=is_served)
+
+
+def _flag(word: RegisterPoint, bit: int, name: str, origin: str, *, is_served: bool) -> RegisterPoint:
+    """Return the point of one bit of a word."""
+    access = word.point.access
+    if is_served:
+        access = Access.READ if word.is_open_to_masters else Access.WRITE
+    point = Point(
+        device=word.point.device,
+        name=name,
+        kind=Kind.BOOL,
+        access=access,
+        lowest=0,
+        highest=1,
+        description=word.point.description,
+        carries_quality=is_served,
+    )
+    on_bad = word.on_bad
+    if isinstance(on_bad.value, int):
+        on_bad = OnBad(on_bad.action, bool(on_bad.value >> bit & 1))
+    return replace(
+        word,
+        point=point,
+        low_bit=bit,
+        bit_count=1,
+        linear=Linear(),
+        word=None if access is Access.WRITE and is_served else word,
+        on_bad=on_bad,
+        initial=None,
+        origin=origin,
+    )
+
+
+def _factor(
+    name: str,
+    settings: PointSettings,
+    points: Mapping[str, PointSettings],
+    by_name: Mapping[str, RegisterPoint],
+    *,
+    is_served: bool,
+    fault: Fault,
+) -> RegisterPoint | None:
+    """Return the point that `scale_from` names, or None after having said why it is none."""
+    wanted = str(settings.scale_from)
+    found = by_name.get(wanted)
+    if found is None:
+        scaled = [other for other, item in points.items() if item.scale_from is not None]
+        if wanted == name:
+            fault(name, "a point cannot hold the power of ten of itself", None)
+        elif wanted in scaled:
+            text = f"'{wanted}' of `scale_from` has a `scale_from` itself"
+            fault(name, text, "a power of ten is a plain whole number")
+        elif wanted in points and points[wanted].count is not None:
+            fault(name, f"'{wanted}' of `scale_from` is an array", f"name one of it, such as {wanted}.0")
+        else:
+            fault(name, f"`scale_from` names '{wanted}', which is no point of the device",
+                  closest(wanted, by_name))  # fmt: skip
+        return None
+    table, _ = settings.place()
+    if found.point.kind is not Kind.INT:
+        text = f"'{wanted}' of `scale_from` is a {found.point.kind}: a power of ten is a whole number"
+        fault(name, text, "its type is int16 as a rule, without `scale`")
+    elif found.table is not table:
+        text = f"'{wanted}' of `scale_from` is a {found.table} register and this a {table} register"
+        fault(name, text, "both must be read with one request")
+    elif found.scan_s != settings.scan:
+        text = f"'{wanted}' of `scale_from` has another `scan`"
+        fault(name, text, "both must be read with one request: give both the same `scan`")
+    elif not is_served and not found.point.access.can_read:
+        text = f"'{wanted}' of `scale_from` cannot be read"
+        fault(name, text, "give it `access: read` or `readwrite`")
+    elif found.is_open_to_masters:
+        text = f"'{wanted}' of `scale_from` must not be written by masters"
+        fault(name, text, "give it `access: read` and, if it never changes, `initial`")
+    else:
+        return found
+    return None
+
+
+def point_faults(points: Sequence[RegisterPoint], *, is_served: bool) -> list[tuple[str, str]]:
+    """Return what is wrong with points beside each other, as (name in the configuration, sentence)."""
+    found = [*_own_faults(points, is_served=is_served), *_overlaps(points, is_served=is_served)]
+    return list(dict.fromkeys(found))  # an array says once what is wrong with all of it
+
+
+def _own_faults(points: Sequence[RegisterPoint], *, is_served: bool) -> Iterator[tuple[str, str]]:
+    factors = {point.factor for point in points}
+    for point in points:
+        name = _declared(point)
+        writable = point.is_open_to_masters if is_served else point.point.access.can_write
+        if writable and point.table in (Table.DISCRETE, Table.INPUT):
+            yield name, f"masters cannot write a {point.table}" if is_served else (
+                f"a {point.table} cannot be written")  # fmt: skip
+        if not is_served:
+            continue
+        try:
+            if point.on_bad.action == "nan":
+                nan_bytes(point)
+            _check_substitutes(point)
+        except ConversionError as error:
+            yield name, str(error)
+        if point.initial is not None and not writable and point not in factors:
+            yield name, "`initial` is for points that masters write (`access: readwrite`) and for factors"
+
+
+def _check_substitutes(point: RegisterPoint) -> None:
+    """Encode what the configuration itself puts into the registers."""
+    exponent = 0
+    if point.factor is not None:
+        exponent = power_of_ten(point.factor.initial) or 0
+    for value in (point.on_bad.value, point.initial):
+        if value is None:
+            continue
+        if point.table.is_bits:
+            point.encode_bit(value)
+        else:
+            point.encode(value, exponent)
+
+
+def _declared(point: RegisterPoint) -> str:
+    return point.origin or point.point.name
+
+
+def _overlaps(points: Sequence[RegisterPoint], *, is_served: bool) -> Iterator[tuple[str, str]]:
+    """Find points that would overwrite each other."""
+    told: set[tuple[str, str]] = set()
+    # Flags are part of their word.
+    ordered = sorted(
+        (point for point in points if point.word is None),
+        key=lambda point: (point.table, point.address, point.end),
+    )
+    reach: RegisterPoint | None = None
+    for point in ordered:
+        if reach is not None and reach.table is point.table and point.address < reach.end:
+            is_bit_field = (
+                point.low_bit is not None
+                and reach.low_bit is not None
+                and (point.address, point.count) == (reach.address, reach.count)
+            )
+            # Of a device, one place may be read in two ways; but who writes it writes all of it.
+            is_one_place = (point.address, point.count) == (reach.address, reach.count)
+            writes = point.point.access.can_write or reach.point.access.can_write
+            matters = is_served or (writes and not is_one_place)
+            shares_bits = is_bit_field and point.bit_mask & reach.bit_mask
+            pair = (_declared(point), _declared(reach))
+            if matters and (not is_bit_field or shares_bits) and pair not in told:
+                told.add(pair)
+                yield pair[0], f"{point.table} {point.address} belongs to {reach.point.name} already"
+        if reach is None or reach.table is not point.table or point.end > reach.end:
+            reach = point

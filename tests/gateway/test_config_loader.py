@@ -227,8 +227,9 @@ def test_one_mistake_is_one_problem_at_its_line(plant, old, new, line, path, wor
         ("{table: holding, address: 0, min: 5, max: 1}", "above max"),
         ("{table: holding, address: 0, scale: 0}", "makes everything 0"),
         ("{table: input, address: 0, access: readwrite}", "cannot be written"),
-        ("{table: holding, address: 30, bit: 1, access: write}", "single bits"),
-        ("{table: holding, address: 0, count: 4}", "`count` is not supported in this version"),
+        ("{table: input, address: 30, bit: 1, access: write}", "cannot be written"),
+        ("{table: holding, address: 65530, type: float32, count: 4}", "beyond address 65535"),
+        ("{table: holding, address: 0, type: int16, scale_from: valve.0}", "is no point of the device"),
         ("{table: holding, address: 0, order: AABB}", "is not one of ABCD"),
         ("{table: holding, address: 0, enum: {off: 0}}", "is not a whole number"),
     ],
@@ -283,6 +284,41 @@ def test_a_map_can_be_csv(plant):
     speed, mode = found.devices["press"].parts
     assert (speed.address, speed.order, speed.linear.scale, speed.point.unit) == (16, "CDAB", 0.1, "rpm")
     assert mode.point.labels == {0: "off"}
+
+
+def test_a_csv_map_has_arrays_flags_scale_factors_and_times(plant):
+    text = (
+        "name;table;address;type;count;flags;scale_from;timestamp;invalid;access;enum\n"
+        "zone;holding;0;int16;3;;7;;0x8000;;\n"
+        "7;holding;5;int16;;;;;sunspec;;\n"
+        "status;holding;6;uint16;;0=pump_on 3=alarm;;;;;0=off 1 = on the way\n"
+        "word;holding;7;uint16;;{0: a, 15: b};;;;readwrite;\n"
+        "since;holding;8;uint32;;;;unix;0 0xFFFFFFFF;;\n"
+        "temperature;holding;20;int16;;;;;;;\n"
+        "setpoint;holding;21;int16;;;;;;readwrite;\n"
+    )
+    found = load(plant(("maps/press.yaml", "m.csv"), m__csv=text))
+    places = {item.point.name: item for item in found.devices["press"].parts}
+    assert set(places) >= {
+        "zone.0",
+        "zone.2",
+        "7",
+        "status.pump_on",
+        "status.alarm",
+        "word.a",
+        "word.b",
+        "since",
+    }
+    assert places["zone.2"].factor is places["7"]
+    assert places["7"].invalid == {0x8000}
+    assert places["since"].invalid == {0, 0xFFFFFFFF}
+    assert places["status"].point.labels == {0: "off", 1: "on the way"}
+
+
+def test_a_route_to_a_part_of_a_broken_array_is_not_blamed_for_it(plant):
+    text = MAP + "  zone: {table: holding, address: 65535, count: 3}\n"
+    path = plant(("press.temperature", "press.zone.1"), map_text=text)
+    assert [item.path for item in problems(path)] == ["points.zone"]
 
 
 def test_problems_in_a_csv_map_have_their_row_and_column(plant):

@@ -46,7 +46,7 @@ from fieldbus.settings import LinkSettings, Secret
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _POINT_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _MAP_COLUMNS = ("name", *PointSettings.model_fields)
-_MAP_TEXT = frozenset({"name", "unit", "description", "bits", "reference"})
+_MAP_TEXT = frozenset({"name", "unit", "description", "bits", "reference", "scale_from"})
 _ROUTE_TEXT = frozenset({"from", "to", "description"})
 
 PathT = tuple[str | int, ...]
@@ -342,8 +342,9 @@ class _Loader:
     def _is_consequence(self, fault: Fault, route: Route, broken: set[str]) -> bool:
         """Whether a fault of a route only says again that a device has problems."""
         text = route.source if fault.key == "from" else route.target
-        if text in broken or text.split(".", 1)[0] in broken:
-            return True
+        parts = text.split(".")
+        if any(".".join(parts[:length]) in broken for length in range(1, len(parts) + 1)):
+            return True  # the device, the point, or the array or word of which it is a part
         # A pattern may have lost all that it would have matched.
         return fault.key == "from" and "*" in text and bool(broken)
 

@@ -1,4 +1,4 @@
-"""The server link: our own registers on a TCP port, for other masters.
+"""The server link: our own registers, for other masters, on the network or on a serial line.
 
 Rules:
 
@@ -6,33 +6,41 @@ Rules:
   an absurd length, silence, not reading the answers.
 * All requests that arrive together are answered, in order, in one write.
 * At most `max_sessions` connections; when one more comes, the one that was silent longest makes room,
-  and one that never asked anything before any that did.
-* No master waits behind another's flood: after `FRAMES_PER_TURN` requests the others have their turn.
-  A connection that is silent for `idle_timeout_s` is closed.
-* A unit id that we do not have is answered with exception 0A. If we have only one, it also answers to
-  0 and 255, which masters use when there is nothing to choose.
+  and one that never asked anything before any that did. A connection that is silent for
+  `idle_timeout_s` is closed.
+* No master waits behind another's flood.
+* On the network a unit id that we do not have is answered with exception 0A. If we have only one (the
+  gateway's own status map does not count), it also answers to 0 and 255, which masters use when there is
+  nothing to choose.
+* On a line (serial, or RTU frames on TCP) other stations may have the other unit ids: silence. Unit id 0 is
+  for all of ours: written, and never answered.
+* Who may ask at all, and what, is `server_access.py`: a request beyond it is exception 01.
 
-Design: a protocol object per connection and no task: ten thousand silent connections cost their
-buffers and nothing else. The registers are in `image.py`, the frames in `pdu.py`; this file only owns
-sockets and clocks.
+Design: this file owns registers, counters and the list of sessions. Frames are in `server_framing.py`, what
+happens on a connection in `server_sessions.py`, how places are opened in `listen.py`, registers in
+`image.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fieldbus.errors import ConversionError, LinkDownError
 from fieldbus.link import Delivery, Emit, Report, WriteOutcome, WriteResult
 from fieldbus.modbus import pdu
+from fieldbus.modbus.identification import Identification, diagnose, identify
 from fieldbus.modbus.image import UnitImage, Written
+from fieldbus.modbus.listen import Listener, ServerPlace, listen
+from fieldbus.modbus.places import SerialPlace, TcpPlace
 from fieldbus.modbus.registers import RegisterPoint
+from fieldbus.modbus.server_access import Guard, Right, role_in
+from fieldbus.modbus.server_framing import BROADCAST
+from fieldbus.modbus.server_sessions import StreamSession
 from fieldbus.model import NO_FLAWS, Batch, Group, Point, Quality, Sample, Value
-
-FRAMES_PER_TURN = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +51,8 @@ class ServedUnit:
     unit_id: int
     points: Sequence[RegisterPoint]
     fills_gaps: bool = False
+    is_status: bool = False
+    """Whether it is the gateway's own status map."""
 
 
 class ModbusServerLink:
@@ -57,16 +67,40 @@ class ModbusServerLink:
         port: int,
         units: Sequence[ServedUnit],
         *,
+        place: ServerPlace | None = None,
+        guard: Guard | None = None,
+        identification: Identification | None = None,
         max_sessions: int = 64,
         idle_timeout_s: float = 60.0,
+        has_echo: bool = False,
     ) -> None:
+        """Make the link; nothing is opened yet.
+
+        Args:
+            name: the link's.
+            host: where to listen, on the network.
+            port: 0 for one that the system chooses.
+            units: what is served.
+            place: how, if not MBAP on TCP; on the network `host` and `port` stand instead of the place's.
+            guard: who may ask, and what.
+            identification: what FC 43/14 says.
+            max_sessions: connections at one time.
+            idle_timeout_s: after how much silence a connection is closed.
+            has_echo: whether a serial line brings back what we send.
+        """
         self.name = name
         self.host = host
         self.port = port
         self.units = units
+        self.place: ServerPlace = place or TcpPlace(host, port)
+        self._guard = guard or Guard()
+        self._identification = identification or Identification()
         self._max_sessions = max_sessions
         self._idle_timeout_s = idle_timeout_s
+        self._has_echo = has_echo
         self._images = {unit.unit_id: UnitImage(unit.points, fills_gaps=unit.fills_gaps) for unit in units}
+        alone = [self._images[unit.unit_id] for unit in units if not unit.is_status]
+        self._alone = alone[0] if len(alone) == 1 else None
         self._image_of: dict[Point, UnitImage] = {}
         self._group_of: dict[Point, Group] = {}
         self._last: dict[Point, Value] = {}
@@ -77,18 +111,24 @@ class ModbusServerLink:
                     name_of_group = f"{unit.device} {served.point.name}"
                     self._group_of[served.point] = Group(name_of_group, (served.point,))
         self.groups: Sequence[Group] = list(self._group_of.values())
-        self._server: asyncio.Server | None = None
-        self._sessions: dict[_Session, None] = {}
+        self._listener: Listener | None = None
+        self._lost: asyncio.Future[str] | None = None
+        self._silent: OrderedDict[StreamSession, None] = OrderedDict()
+        """Sessions that never asked anything, the oldest first."""
+        self._heard: OrderedDict[StreamSession, None] = OrderedDict()
+        """The other ones, the most silent first."""
         self._emit: Emit | None = None
         self._counters = dict.fromkeys(
-            ("sessions", "sessions_refused", "requests", "exceptions", "bad_frames", "writes",
-             "conversions_failed"), 0
+            ("sessions", "sessions_refused", "requests", "exceptions", "bad_frames", "answers_dropped",
+             "writes", "conversions_failed"), 0
         )  # fmt: skip
 
     @property
     def endpoint(self) -> str:
         """Where it listens."""
-        return f"{self.host}:{self.port}"
+        if isinstance(self.place, SerialPlace):
+            return self.place.text
+        return replace(self.place, host=self.host, port=self.port).text
 
     @property
     def counters(self) -> Mapping[str, int]:
@@ -100,19 +140,29 @@ class ModbusServerLink:
         """Nothing: masters are not our devices."""
         return {}
 
+    @property
+    def session_count(self) -> int:
+        """How many connections there are now."""
+        return len(self._silent) + len(self._heard)
+
+    @property
+    def sessions(self) -> Sequence[StreamSession]:
+        """The connections that there are now, the most dispensable first."""
+        return [*self._silent, *self._heard]
+
+    # --- the contract of a link
+
     async def connect(self) -> None:
         """Begin to listen."""
-        loop = asyncio.get_running_loop()
-        try:
-            self._server = await loop.create_server(lambda: _Session(self), self.host, self.port, backlog=128)
-        except OSError as error:
-            reason = (error.strerror or str(error)).rsplit(": ", 1)[-1].lower()  # asyncio says it at length
-            raise LinkDownError(f"cannot listen: {reason}") from error
-        if self.port == 0:
-            self.port = self._server.sockets[0].getsockname()[1]
+        self._lost = asyncio.get_running_loop().create_future()
+        place = self.place
+        if not isinstance(place, SerialPlace):
+            place = replace(place, host=self.host, port=self.port)
+        self._listener = await listen(place, self, tuple(self._images), self._lose, has_echo=self._has_echo)
+        self.port = self.port or self._listener.port
 
     async def run(self, emit: Emit, report: Report) -> None:
-        """Serve until cancelled; look after silent connections."""
+        """Serve until cancelled or the port is lost; look after silent connections."""
         self._emit = emit
         now_s = time.monotonic()
         for unit in self.units:
@@ -120,11 +170,19 @@ class ModbusServerLink:
                 group = self._group_of.get(served.point)
                 if group is not None and served.initial is not None:
                     emit(Batch(group, time.time_ns(), now_s, (served.initial,), NO_FLAWS, (0,)))
+        lost = self._lost
+        if lost is None:
+            raise LinkDownError("not listening")
         while True:
-            await asyncio.sleep(min(1.0, self._idle_timeout_s / 4))
+            await asyncio.wait((lost,), timeout=min(1.0, self._idle_timeout_s / 4))
+            if lost.done():
+                raise LinkDownError(lost.result())
             limit_s = time.monotonic() - self._idle_timeout_s
-            for session in [item for item in self._sessions if item.active_s < limit_s]:
-                session.end()
+            for sessions in (self._silent, self._heard):
+                for session in list(sessions):
+                    if session.active_s >= limit_s:
+                        break  # they are in the order of their silence
+                    session.end()
 
     def send(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         """Put routed samples into the registers, at once, whether a master is there or not."""
@@ -155,46 +213,92 @@ class ModbusServerLink:
 
     async def close(self) -> None:
         """Stop listening and end all connections."""
-        server, self._server = self._server, None
-        if server is not None:
-            server.close()
-        for session in list(self._sessions):
+        listener, self._listener = self._listener, None
+        self._lost = None
+        if listener is not None:
+            listener.close()
+        for session in self.sessions:
             session.end()
         self._last.clear()  # the points are bad now; whatever is written next is news
         self._emit = None
 
-    def enter(self, session: _Session) -> None:
+    # --- what sessions tell and ask (Service)
+
+    def admits(self, address: object) -> bool:
+        """Return whether a peer at an address is listened to; count it if not."""
+        is_allowed = self._guard.admits(address)
+        self._counters["sessions_refused"] += not is_allowed
+        return is_allowed
+
+    def enter(self, session: StreamSession) -> None:
         """Take a new connection, at the expense of the most silent one if there are too many."""
         self._counters["sessions"] += 1
-        if len(self._sessions) >= self._max_sessions:
+        if self.session_count >= self._max_sessions:
             self._counters["sessions_refused"] += 1
             # Who never asked anything goes first: half-open connections must not push masters out.
-            loser = min(self._sessions, key=lambda item: (item.has_asked, item.active_s))
-            del self._sessions[loser]
+            loser, _ = (self._silent or self._heard).popitem(last=False)
             loser.end()
-        self._sessions[session] = None
+        self._silent[session] = None
 
-    def leave(self, session: _Session, *, was_bad: bool) -> None:
+    def touch(self, session: StreamSession) -> None:
+        """Learn that a connection sent a whole request."""
+        if session in self._heard:
+            self._heard.move_to_end(session)
+        elif session in self._silent:
+            del self._silent[session]
+            self._heard[session] = None
+
+    def leave(self, session: StreamSession) -> None:
         """Forget a connection that ended."""
-        self._sessions.pop(session, None)
-        if was_bad:
-            self._counters["bad_frames"] += 1
+        self._silent.pop(session, None)
+        self._heard.pop(session, None)
 
-    def answer(self, frame: pdu.Frame) -> bytes:
-        """Return the frame that answers a request."""
-        self._counters["requests"] += 1
-        image = self._images.get(frame.unit_id)
-        if image is None and frame.unit_id in (0, 255) and len(self._images) == 1:
-            image = next(iter(self._images.values()))
-        if image is None:
-            response = pdu.exception_response(frame.pdu[0], pdu.GATEWAY_PATH_UNAVAILABLE)
+    def right_with(self, certificate: bytes) -> Right:
+        """Return what whoever showed a certificate may do."""
+        return self._guard.right_of(role_in(certificate))
+
+    def count(self, name: str, amount: int = 1) -> None:
+        """Add to a total."""
+        self._counters[name] += amount
+
+    def answer(self, request: pdu.Frame, right: Right, *, is_line: bool) -> bytes | None:
+        """Return the response PDU to a request, None if it gets none."""
+        image = self._images.get(request.unit_id)
+        if is_line:
+            if request.unit_id == BROADCAST:
+                self._broadcast(request)
+                return None
+            if image is None:
+                return None
+        elif image is None and request.unit_id in (0, 255):
+            image = self._alone
+        counters = self._counters
+        counters["requests"] += 1
+        function_code = request.pdu[0]
+        if not right.covers(function_code):
+            response = pdu.exception_response(function_code, pdu.ILLEGAL_FUNCTION)
+        elif image is None:
+            response = pdu.exception_response(function_code, pdu.GATEWAY_PATH_UNAVAILABLE)
+        elif function_code == pdu.ENCAPSULATED_INTERFACE:
+            response = identify(request.pdu, self._identification)
+        elif function_code == pdu.DIAGNOSTICS:
+            response = diagnose(request.pdu)
         else:
-            response, written = image.answer(frame.pdu)
+            response, written = image.answer(request.pdu)
             if written:
                 self._tell(written)
         if response[0] & 0x80:
-            self._counters["exceptions"] += 1
-        return pdu.frame(frame.transaction_id, frame.unit_id, response)
+            counters["exceptions"] += 1
+        return response
+
+    def _broadcast(self, request: pdu.Frame) -> None:
+        if request.pdu[0] not in pdu.WRITING:
+            return
+        self._counters["requests"] += 1
+        for image in self._images.values():
+            _, written = image.answer(request.pdu)
+            if written:
+                self._tell(written)
 
     def _tell(self, written: Sequence[Written]) -> None:
         self._counters["writes"] += 1
@@ -208,85 +312,6 @@ class ModbusServerLink:
             changed = (0,) if is_new else ()
             self._emit(Batch(self._group_of[point], time_ns, now_s, (value,), NO_FLAWS, changed))
 
-
-class _Session(asyncio.Protocol):
-    """One master's connection."""
-
-    def __init__(self, link: ModbusServerLink) -> None:
-        self._link = link
-        self._reader = pdu.MbapReader()
-        self._transport: asyncio.Transport | None = None
-        self._is_full = False
-        """Whether answers wait for it to read them."""
-        self._is_scheduled = False
-        self._frames: deque[pdu.Frame] = deque()
-        self.has_asked = False
-        """Whether it ever sent a whole request."""
-        self.active_s = time.monotonic()
-        """When it last sent a whole request, on the monotonic clock: a trickle of bytes is silence."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport  # type: ignore[assignment]
-        self._link.enter(self)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None
-        self._link.leave(self, was_bad=self._reader.fault is not None)
-
-    def data_received(self, data: bytes) -> None:
-        transport = self._transport
-        if transport is None or transport.is_closing():
-            return
-        frames = self._reader.feed(data)
-        if frames:
-            self.active_s = time.monotonic()
-            self.has_asked = True
-            is_working = bool(self._frames)
-            self._frames.extend(frames)
-            if not is_working:
-                self._work()
-        elif self._reader.fault is not None and not self._frames:
-            transport.close()
-
-    def _work(self) -> None:
-        """Answer what was asked, some of it now and the rest when others have had their turn."""
-        transport = self._transport
-        if transport is None or transport.is_closing():
-            return
-        count = min(FRAMES_PER_TURN, len(self._frames))
-        answers = [self._link.answer(self._frames.popleft()) for _ in range(count)]
-        transport.write(b"".join(answers))
-        if self._frames:
-            transport.pause_reading()
-            if not self._is_full and not self._is_scheduled:
-                self._is_scheduled = True
-                asyncio.get_running_loop().call_soon(self._work_on)
-            return
-        if self._reader.fault is not None:
-            transport.close()
-        elif not self._is_full:
-            transport.resume_reading()
-
-    def _work_on(self) -> None:
-        self._is_scheduled = False
-        if not self._is_full:
-            self._work()
-
-    def pause_writing(self) -> None:
-        # It asks without reading the answers: no more questions until it has read.
-        self._is_full = True
-        if self._transport is not None:
-            self._transport.pause_reading()
-
-    def resume_writing(self) -> None:
-        self._is_full = False
-        if self._transport is not None and not self._transport.is_closing():
-            if not self._frames:
-                self._transport.resume_reading()
-            elif not self._is_scheduled:
-                self._work()
-
-    def end(self) -> None:
-        """Drop the connection now."""
-        if self._transport is not None:
-            self._transport.abort()
+    def _lose(self, reason: str) -> None:
+        if self._lost is not None and not self._lost.done():
+            self._lost.set_result(reason)

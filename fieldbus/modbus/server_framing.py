@@ -52,15 +52,27 @@ _TOO_FEW = -1
 class RequestFramer(Protocol):
     """One way of framing. Made anew for each connection."""
 
-    fault: str | None
-    """Why nothing more that comes can be believed, once that is so: the connection is to be ended."""
-    is_line: bool
-    """Whether other stations may be on it: silence instead of an exception for units that are not ours,
-    and unit id 0 for all of them."""
     discarded: int
     """How many times something was dropped that was no frame."""
-    gap_s: float | None
-    """After how much silence `expire` wants to be called, while `is_waiting`; None for never."""
+
+    @property
+    def fault(self) -> str | None:
+        """Why nothing more that comes can be believed, once that is so: the connection is to be ended."""
+        ...
+
+    @property
+    def is_line(self) -> bool:
+        """Whether other stations may be on it.
+
+        There, units that are not ours are answered with silence instead of an exception, and unit id 0 is
+        for all of them.
+        """
+        ...
+
+    @property
+    def gap_s(self) -> float | None:
+        """After how much silence `expire` wants to be called, while `is_waiting`; None for never."""
+        ...
 
     @property
     def is_waiting(self) -> bool:

@@ -337,7 +337,7 @@ async def test_a_master_that_resets_its_connection_is_forgotten(connect: Connect
         assert await master.is_alive()
         reset(master)
         assert await other.is_alive()
-        await eventually(lambda: len(served.link._sessions) == 1, what="the session is forgotten")
+        await eventually(lambda: served.link.session_count == 1, what="the session is forgotten")
 
 
 def reset(master: Master) -> None:
@@ -381,7 +381,7 @@ async def test_connections_that_come_in_one_burst_stay_within_the_limit(connect:
         await eventually(lambda: served.link.counters["sessions"] == 100)
         alive = sum(await asyncio.gather(*(master.is_alive() for master in masters)))
         assert alive == 8
-        assert len(served.link._sessions) == 8
+        assert served.link.session_count == 8
 
 
 async def test_a_connection_that_asks_nothing_is_closed_when_its_time_is_up(connect: Connect) -> None:
@@ -421,7 +421,7 @@ async def test_a_client_that_never_reads_its_answers_is_held_and_then_closed(con
             requests = served.link.counters["requests"]
             assert await other.is_alive()
             assert served.link.counters["requests"] - requests <= 2, "it is still being answered"
-            await keep_busy_until(other, lambda: len(served.link._sessions) == 1)
+            await keep_busy_until(other, lambda: served.link.session_count == 1)
         finally:
             flood.cancel()
             await asyncio.gather(flood, return_exceptions=True)
@@ -464,7 +464,7 @@ async def test_a_client_that_reads_nothing_and_ends_in_noise_is_closed_as_well(c
         greedy, other = await connect(served), await connect(served)
         greedy.writer.transport.pause_reading()
         greedy.writer.write(pdu.frame(1, 1, READ_125) * 21_000 + NOISE["length 0"])
-        await keep_busy_until(other, lambda: len(served.link._sessions) == 1)
+        await keep_busy_until(other, lambda: served.link.session_count == 1)
 
 
 async def test_what_waits_for_a_client_that_never_reads_is_bounded(connect: Connect) -> None:
@@ -477,7 +477,7 @@ async def test_what_waits_for_a_client_that_never_reads_is_bounded(connect: Conn
             most = 0
             for _ in range(30):
                 assert await other.is_alive()
-                for session in served.link._sessions:
+                for session in served.link.sessions:
                     if session._transport is not None:
                         most = max(most, session._transport.get_write_buffer_size())
                 await asyncio.sleep(0.01)
@@ -531,7 +531,7 @@ async def test_2000_half_open_connections_cost_neither_memory_nor_a_live_master(
                 for peer in peers[-50:]:
                     send_quietly(peer, b"\0\1\0\0\0\6\1\3")  # half a request
                 assert await live.is_alive(), f"the live master was hung up on after {len(peers)}"
-                assert len(served.link._sessions) <= 32
+                assert served.link.session_count <= 32
             gc.collect()
             grown, _ = tracemalloc.get_traced_memory()
         finally:
@@ -689,7 +689,7 @@ async def test_closing_ends_all_connections_and_the_same_port_can_be_opened_agai
         await link.close()
         await link.close()
         assert await master.was_hung_up_on()
-        assert len(link._sessions) == 0
+        assert link.session_count == 0
         with pytest.raises(ConnectionRefusedError):
             await connect(served)
 

@@ -1,13 +1,16 @@
 """Registers to values and back: each type whole, each order, each way to have no value."""
 
+import datetime
 import math
 import struct
+from fractions import Fraction
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fieldbus.errors import ConversionError
+from fieldbus.modbus.converters import Chars, Epoch, Pad
 from fieldbus.modbus.registers import Order, RegisterPoint, RegisterType, Table
 from fieldbus.model import Kind, Point
 from fieldbus.scaling import Linear
@@ -215,3 +218,334 @@ def test_any_bytes_give_a_value_or_a_reason(type_, wire):
     assert (value is None) == (flaw is not None)
     if isinstance(value, float):
         assert math.isfinite(value)
+
+
+@given(
+    type_=st.sampled_from([RegisterType.BCD16, RegisterType.BCD32]),
+    order=st.sampled_from(Order),
+    data=st.data(),
+)
+def test_decoding_undoes_encoding_of_decimal_digits(type_, order, data):
+    value = data.draw(st.integers(0, 10 ** (type_.bits // 4) - 1))
+    place = point(type_, order=order)
+    assert place.decode(place.encode(value)) == (value, None)
+
+
+@pytest.mark.parametrize(("type_", "width"), [("float16", 16), ("float64", 64)])
+@given(order=st.sampled_from(Order), data=st.data())
+def test_decoding_undoes_encoding_of_short_and_long_floats(type_, width, order, data):
+    value = data.draw(st.floats(width=width, allow_nan=False, allow_infinity=False))
+    place = point(type_, Kind.FLOAT, order=order)
+    assert place.decode(place.encode(value)) == (value, None)
+
+
+@given(
+    type_=integers,
+    order=st.sampled_from(Order),
+    scale=st.sampled_from([0.1, 0.001, 0.25, 5, -0.5]),
+    data=st.data(),
+)
+def test_a_scaled_value_becomes_the_raw_value_that_it_came_from(type_, order, scale, data):
+    raw = data.draw(st.integers(0, (1 << min(type_.bits, 40) - 1) - 1))
+    plain, place = point(type_, order=order), point(type_, Kind.FLOAT, order=order, linear=Linear(scale))
+    wire = plain.encode(raw)
+    assert place.encode(place.decode(wire)[0]) == wire
+
+
+@given(type_=integers, order=st.sampled_from(Order), data=st.data())
+def test_what_a_point_calls_invalid_is_never_written(type_, order, data):
+    bits = type_.bits
+    wire = data.draw(st.integers(0, (1 << bits) - 1))
+    place = point(type_, order=order, invalid=frozenset({wire}))
+    value = wire - (1 << bits) if type_.is_signed and wire >> bits - 1 else wire
+    with pytest.raises(ConversionError, match="there is no value"):
+        place.encode(value)
+    other = value - 1 if value > 0 else value + 1
+    assert place.decode(place.encode(other)) == (other, None)
+
+
+@pytest.mark.parametrize(
+    ("type_", "invalid", "value"),
+    [
+        ("float32", 0xC61C4000, -10000.0),
+        ("bcd16", 0x9999, 9999),
+        ("int16", 0x8000, -32768),
+        ("uint16", 0, 0.2),
+    ],
+)
+def test_what_reads_as_no_value_is_refused_by_each_type(type_, invalid, value):
+    place = point(type_, Kind.FLOAT if "float" in type_ else Kind.INT, invalid=frozenset({invalid}))
+    with pytest.raises(ConversionError, match="there is no value"):
+        place.encode(value)
+
+
+# --- bits
+
+
+@given(
+    type_=integers,
+    order=st.sampled_from(Order),
+    ends=st.tuples(st.integers(0, 63), st.integers(0, 63)),
+    data=st.data(),
+)
+def test_a_range_of_bits_is_written_beside_the_others(type_, order, ends, data):
+    """Merged under `bit_mask`, as the link does it, the own bits are the value and the others stay."""
+    low, high = sorted(end % type_.bits for end in ends)
+    count = high - low + 1
+    whole, own = point(type_, order=order), point(type_, order=order, low_bit=low, bit_count=count)
+    before = data.draw(st.binary(min_size=2 * whole.count, max_size=2 * whole.count))
+    value = data.draw(st.integers(0, (1 << count) - 1))
+    wire = own.encode(value)
+    mask = own.bit_mask
+    assert int.from_bytes(wire, "big") & ~mask == 0
+    merged = int.from_bytes(before, "big") & ~mask | int.from_bytes(wire, "big")
+    after = merged.to_bytes(2 * whole.count, "big")
+    assert own.decode(after) == (value, None)
+    unsigned = (1 << type_.bits) - 1
+    others = unsigned & ~((1 << count) - 1 << low)
+    assert whole.decode(after)[0] & others == whole.decode(before)[0] & others
+
+
+@pytest.mark.parametrize(
+    ("type_", "order", "low", "count", "mask"),
+    [
+        ("uint16", "ABCD", 0, 1, "0001"),
+        ("uint16", "BADC", 0, 1, "0100"),
+        ("uint32", "ABCD", 16, 4, "000f0000"),
+        ("uint32", "CDAB", 16, 4, "0000000f"),
+        ("uint32", "DCBA", 16, 4, "00000f00"),
+        ("uint64", "CDAB", 63, 1, "0000000000008000"),
+        ("int24", "ABCD", 20, 4, "00f00000"),
+    ],
+)
+def test_the_mask_is_where_the_bits_are_on_the_wire(type_, order, low, count, mask):
+    place = point(type_, order=Order(order), low_bit=low, bit_count=count)
+    assert place.bit_mask == int(mask, 16)
+    assert place.encode((1 << count) - 1).hex() == mask
+
+
+@pytest.mark.parametrize("value", [-1, 16, 3.6e9, math.nan, "1"])
+def test_bits_take_no_more_than_they_have(value):
+    with pytest.raises(ConversionError):
+        point("int16", low_bit=4, bit_count=4).encode(value)
+
+
+@pytest.mark.parametrize("value", [2, -1, 0.4, "on"])
+def test_a_bool_is_0_or_1_and_nothing_near_it(value):
+    with pytest.raises(ConversionError):
+        point("bool", Kind.BOOL, low_bit=3, bit_count=1).encode(value)
+
+
+def test_a_sentinel_is_of_the_whole_register_also_for_its_bits():
+    place = point("uint16", Kind.BOOL, low_bit=3, bit_count=1, invalid=frozenset({0xFFFF}))
+    assert place.decode(b"\xff\xff")[1].reason == "not available"
+    assert place.decode(b"\xff\xfe") == (True, None)
+    assert place.encode(value=True) == b"\0\x08"
+
+
+# --- powers of ten out of another register
+
+
+def scaled(type_="int16", factor_type="int16", factor_invalid=(), **more):
+    factor = point(factor_type, invalid=frozenset(factor_invalid))
+    return point(type_, Kind.FLOAT, factor=factor, **more)
+
+
+@given(raw=st.integers(-32768, 32767), exponent=st.integers(-10, 10), order=st.sampled_from(Order))
+def test_a_power_of_ten_scales_exactly_in_both_directions(raw, exponent, order):
+    place = scaled(order=order)
+    wire = point("int16", order=order).encode(raw)
+    value, flaw = place.decode(wire, exponent)
+    assert flaw is None
+    assert isinstance(value, float)
+    assert value == float(Fraction(raw) * Fraction(10) ** exponent)
+    assert repr(value) == repr(float(f"{raw}e{exponent}"))
+    assert place.encode(value, exponent) == wire
+
+
+def test_a_power_of_ten_comes_on_top_of_scale_and_offset():
+    place = scaled(linear=Linear(0.1, 5))
+    assert place.decode(b"\0\3", -1) == (5.03, None)
+    assert place.encode(5.03, -1) == b"\0\3"
+
+
+@pytest.mark.parametrize(
+    ("raw_factor", "value", "reason"),
+    [
+        (-1, 0.3, None),
+        (10, 3e10, None),
+        (-11, None, "conversion"),
+        (11, None, "conversion"),
+        (-32768, None, "not available"),
+    ],
+)
+def test_what_is_no_power_of_ten_leaves_no_value(raw_factor, value, reason):
+    got, flaw = scaled(factor_invalid=[0x8000]).scaled_decoder()(3, raw_factor)
+    assert got == value
+    assert (flaw and flaw.reason) == reason
+
+
+def test_a_value_with_a_doubtful_factor_is_doubtful():
+    factor = point("int16", minimum=-3, maximum=3)
+    value, flaw = point("int16", Kind.FLOAT, factor=factor).scaled_decoder()(3, -4)
+    assert (value, flaw.quality) == (0.0003, "uncertain")
+
+
+def test_a_scaled_value_has_its_own_sentinel_and_range():
+    place = scaled(invalid=frozenset({0x8000}), maximum=100)
+    decode = place.scaled_decoder()
+    assert decode(-32768, -1)[1].reason == "not available"
+    assert decode(1001, -1)[1].reason == "out of range"
+    assert decode(1000, -1) == (100.0, None)
+    with pytest.raises(ConversionError, match="there is no value"):
+        place.encode(-3276.8, -1)
+
+
+def test_without_its_factor_a_scaled_point_is_neither_read_nor_written():
+    assert scaled().decode(b"\0\1")[1].reason == "not available"
+    with pytest.raises(ConversionError, match="no scale while"):
+        scaled().encode(1.0)
+
+
+def test_what_a_power_of_ten_has_no_room_for_is_refused():
+    with pytest.raises(ConversionError, match="does not fit"):
+        scaled().encode(5000, -1)
+    assert scaled().encode(5000, 0) == (5000).to_bytes(2, "big")
+    assert scaled().encode(0.26, -1) == b"\0\3", "rounded to the nearest step"
+
+
+# --- text
+
+
+@pytest.mark.parametrize(
+    ("chars", "order", "pad", "wire"),
+    [
+        ("both", "ABCD", "nul", "41 42 43 00 00 00"),
+        ("both", "BADC", "nul", "42 41 00 43 00 00"),
+        ("both", "CDAB", "nul", "00 00 43 00 41 42"),
+        ("both", "DCBA", "nul", "00 00 00 43 42 41"),
+        ("both", "ABCD", "space", "41 42 43 20 20 20"),
+        ("high", "ABCD", "nul", "41 00 42 00 43 00"),
+        ("low", "ABCD", "nul", "00 41 00 42 00 43"),
+        ("high", "BADC", "nul", "00 41 00 42 00 43"),
+        ("low", "CDAB", "nul", "00 43 00 42 00 41"),
+    ],
+)
+def test_text_lies_where_order_and_chars_say(chars, order, pad, wire):
+    place = point("string", Kind.STRING, length=3, order=Order(order), chars=Chars(chars), pad=Pad(pad))
+    assert place.encode("ABC").hex(" ") == wire
+    assert place.decode(bytes.fromhex(wire)) == ("ABC", None)
+
+
+def test_one_character_a_register_has_half_the_room():
+    place = point("string", Kind.STRING, length=3, chars=Chars.LOW, pad=Pad.SPACE)
+    assert place.encode("A").hex(" ") == "00 41 00 20 00 20"
+    with pytest.raises(ConversionError, match="4 bytes does not fit the 3"):
+        place.encode("ABCD")
+
+
+@pytest.mark.parametrize(("wire", "text"), [("00000000", ""), ("20202020", ""), ("41200000", "A")])
+def test_a_text_of_nothing_is_the_empty_text(wire, text):
+    assert point("string", Kind.STRING, length=2).decode(bytes.fromhex(wire)) == (text, None)
+
+
+def test_registers_that_a_device_does_not_have_are_no_text():
+    assert point("string", Kind.STRING, length=2).decode(b"\xff" * 4)[1].reason == "not available"
+    place = point("string", Kind.STRING, length=2, chars=Chars.LOW)
+    assert place.decode(b"\0\xff\0\xff")[1].reason == "not available"
+
+
+def test_a_text_that_would_be_cut_at_its_own_nul_is_refused():
+    with pytest.raises(ConversionError):
+        point("string", Kind.STRING, length=2).encode("A\0B")
+
+
+@given(
+    text=st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=10).map(lambda text: text.rstrip(" ")),
+    order=st.sampled_from(Order), chars=st.sampled_from(Chars), pad=st.sampled_from(Pad),
+)  # fmt: skip
+def test_decoding_undoes_encoding_of_text(text, order, chars, pad):
+    place = point("string", Kind.STRING, length=40, order=order, chars=chars, pad=pad)
+    assert place.decode(place.encode(text)) == (text, None)
+
+
+# --- times
+
+MOMENT = "2026-11-23T14:02:11Z"
+MOMENT_S = 1795442531
+
+
+@pytest.mark.parametrize(
+    ("epoch", "type_", "raw", "text"),
+    [
+        ("unix", "uint32", MOMENT_S, MOMENT),
+        ("unix", "uint32", 0, "1970-01-01T00:00:00Z"),
+        ("unix", "int32", -1, "1969-12-31T23:59:59Z"),
+        ("unix", "uint32", 2**32 - 1, "2106-02-07T06:28:15Z"),
+        ("unix_ms", "uint48", MOMENT_S * 1000 + 7, "2026-11-23T14:02:11.007Z"),
+        ("unix_ms", "int64", 0, "1970-01-01T00:00:00.000Z"),
+        ("y2000", "uint32", 0, "2000-01-01T00:00:00Z"),
+        ("y2000", "uint32", MOMENT_S - 946_684_800, MOMENT),
+    ],
+)
+def test_an_integer_can_be_a_time(epoch, type_, raw, text):
+    plain, place = point(type_), point(type_, Kind.STRING, epoch=Epoch(epoch))
+    assert place.decode(plain.encode(raw)) == (text, None)
+    assert place.encode(text) == plain.encode(raw)
+
+
+@pytest.mark.parametrize(
+    ("text", "raw"),
+    [
+        ("2026-11-23T15:02:11+01:00", MOMENT_S),
+        ("2026-11-23 14:02:11Z", MOMENT_S),
+        ("2026-11-23T14:02:11.4Z", MOMENT_S),
+        ("2026-11-23T14:02:11.5Z", MOMENT_S + 1),
+        ("20261123T140211Z", MOMENT_S),
+    ],
+)
+def test_a_time_may_be_written_as_iso_8601_has_it(text, raw):
+    assert point("uint32", Kind.STRING, epoch=Epoch.UNIX).encode(text) == raw.to_bytes(4, "big")
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("2026-11-23T14:02:11", "has no zone"),
+        ("2026-11-23", "has no zone"),
+        ("yesterday", "is not a time"),
+        ("2026-02-30T00:00:00Z", "is not a time"),
+        (MOMENT_S, "is not a time"),
+        ("1969-12-31T23:59:59Z", "does not fit uint32"),
+        ("2106-02-07T06:28:16Z", "does not fit uint32"),
+        ("1970-01-01T00:00:00Z", "there is no value"),
+    ],
+)
+def test_what_is_no_time_or_has_no_room_is_refused(value, words):
+    place = point("uint32", Kind.STRING, epoch=Epoch.UNIX, invalid=frozenset({0}))
+    with pytest.raises(ConversionError, match=words):
+        place.encode(value)
+
+
+def test_a_time_has_sentinels_and_an_end():
+    place = point("uint64", Kind.STRING, epoch=Epoch.UNIX, invalid=frozenset({0}))
+    assert place.decode(bytes(8))[1].reason == "not available"
+    assert place.decode(b"\x7f" * 8)[1].reason == "conversion"
+
+
+@given(
+    moment=st.datetimes(timezones=st.just(datetime.UTC)),
+    epoch=st.sampled_from(Epoch),
+    order=st.sampled_from(Order),
+)
+def test_decoding_undoes_encoding_of_times(moment, epoch, order):
+    precision = "milliseconds" if epoch is Epoch.UNIX_MS else "seconds"
+    text = moment.replace(tzinfo=None).isoformat(timespec=precision) + "Z"
+    place = point("int64", Kind.STRING, epoch=epoch, order=order)
+    assert place.decode(place.encode(text)) == (text, None)
+
+
+@given(wire=st.binary(min_size=8, max_size=8), epoch=st.sampled_from(Epoch))
+def test_any_bytes_give_a_time_or_a_reason(wire, epoch):
+    value, flaw = point("int64", Kind.STRING, epoch=epoch).decode(wire)
+    assert (value is None) == (flaw is not None)

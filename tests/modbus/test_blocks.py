@@ -2,13 +2,14 @@
 
 import struct
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fieldbus.modbus.blocks import BlockReader
 from fieldbus.modbus.planner import Block
 from fieldbus.modbus.registers import Order, RegisterPoint, RegisterType, Table
-from fieldbus.model import Group, Kind, Point
+from fieldbus.model import Group, Kind, Point, bad
 
 
 def point(address, type_="uint16", kind=Kind.INT, table=Table.HOLDING, **more):
@@ -105,6 +106,85 @@ def test_a_scan_says_what_the_points_say_one_by_one(layout, payloads):
         expected = [item.decode(payload[2 * item.address : 2 * item.end]) for item in points]
         batch = subject.read(payload, 0, 0.0)
         assert [(batch.values[index], batch.flaws.get(index)) for index in range(len(points))] == expected
+        if before is not None:
+            assert sorted(batch.changed) == [i for i, new in enumerate(expected) if new != before[i]]
+        before = expected
+
+
+def scaled(address, factor, type_="int16", **more):
+    return point(address, type_, Kind.FLOAT, factor=factor, **more)
+
+
+def test_a_value_changes_with_its_factor():
+    factor = point(2, "int16")
+    subject = reader(scaled(0, factor), point(1), factor, scaled(3, factor))
+    batch = subject.read(struct.pack(">hHhh", 3, 9, -1, 50), 0, 0.0)
+    assert (list(batch.values), sorted(batch.changed)) == ([0.3, 9, -1, 5.0], [0, 1, 2, 3])
+    batch = subject.read(struct.pack(">hHhh", 3, 9, -2, 50), 0, 0.0)
+    assert (list(batch.values), sorted(batch.changed)) == ([0.03, 9, -2, 0.5], [0, 2, 3])
+    batch = subject.read(struct.pack(">hHhh", 4, 9, -2, 50), 0, 0.0)
+    assert (list(batch.values), batch.changed) == ([0.04, 9, -2, 0.5], [0])
+
+
+def test_a_factor_and_a_value_that_make_up_for_each_other_change_nothing():
+    factor = point(1, "int16")
+    subject = reader(scaled(0, factor), factor)
+    subject.read(struct.pack(">hh", 3, -1), 0, 0.0)
+    assert subject.read(struct.pack(">hh", 30, -2), 0, 0.0).changed == [1]
+
+
+def test_while_the_factor_is_no_value_nothing_that_it_scales_is_one():
+    factor = point(1, "int16", invalid=frozenset({0x8000}))
+    subject = reader(scaled(0, factor), factor)
+    first = subject.read(struct.pack(">hh", 3, -1), 0, 0.0)
+    second = subject.read(struct.pack(">hh", 3, -32768), 0, 0.0)
+    assert (second.sample(0).reason, second.sample(1).reason) == ("not available", "not available")
+    assert first.values[0] == 0.3
+    third = subject.read(struct.pack(">hh", 3, 11), 0, 0.0)
+    assert third.sample(0).reason == "conversion"
+    fourth = subject.read(struct.pack(">hh", 3, -1), 0, 0.0)
+    assert (list(fourth.values), fourth.flaws) == ([0.3, -1], {})
+
+
+def test_a_factor_is_read_out_of_the_block_even_if_it_is_no_point_of_it():
+    factor = point(1, "int16", order=Order.BADC)
+    subject = reader(scaled(0, factor), count=2)
+    assert list(subject.read(b"\0\3\xff\xff", 0, 0.0).values) == [0.3]
+    assert subject.read(b"\0\3\xfe\xff", 0, 0.0).changed == [0]
+
+
+@pytest.mark.parametrize(
+    "factor", [point(5, "int16"), point(0, "int16", table=Table.INPUT)], ids=["address", "table"]
+)
+def test_a_factor_outside_the_block_is_an_error_at_once(factor):
+    with pytest.raises(ValueError, match="outside the block holding"):
+        reader(scaled(0, factor), count=5)
+
+
+@given(payloads=st.lists(st.lists(st.integers(-12, 12), min_size=6, max_size=6), min_size=2, max_size=8))
+def test_a_scan_of_scaled_points_says_what_the_points_say_one_by_one(payloads):
+    factors = [point(0, "int16", invalid=frozenset({5})), point(4, "int16", order=Order.BADC)]
+    points = [factors[0], scaled(1, factors[0]), scaled(2, factors[1]), point(3, "int16"), factors[1],
+              scaled(5, factors[1], invalid=frozenset({7}))]  # fmt: skip
+    subject = reader(*points)
+    before = None
+    for numbers in payloads:
+        payload = struct.pack(">6h", *numbers)
+        batch = subject.read(payload, 0, 0.0)
+        expected = []
+        for item in points:
+            data = payload[2 * item.address : 2 * item.end]
+            if item.factor is None:
+                expected.append(item.decode(data))
+                continue
+            exponent, flaw = item.factor.decode(payload[2 * item.factor.address : 2 * item.factor.end])
+            if flaw is not None:
+                expected.append((None, bad("not available")))
+            elif abs(exponent) > 10:
+                expected.append((None, bad("conversion")))
+            else:
+                expected.append(item.decode(data, exponent))
+        assert [(batch.values[index], batch.flaws.get(index)) for index in range(6)] == expected
         if before is not None:
             assert sorted(batch.changed) == [i for i, new in enumerate(expected) if new != before[i]]
         before = expected

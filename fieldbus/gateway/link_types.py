@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from fieldbus.canbus.codec import Message
@@ -27,7 +28,16 @@ from fieldbus.modbus.point_settings import PointSettings
 from fieldbus.modbus.points import build_points, point_faults
 from fieldbus.modbus.registers import RegisterPoint
 from fieldbus.modbus.server_settings import ServedDeviceSettings, ServerLinkSettings, build_server
-from fieldbus.modbus.settings import ClientLinkSettings, PolledDeviceSettings, build_client
+from fieldbus.modbus.settings import (
+    DialInLinkSettings,
+    PolledDeviceSettings,
+    RtuTcpLinkSettings,
+    SerialLinkSettings,
+    TcpLinkSettings,
+    TlsLinkSettings,
+    UdpLinkSettings,
+    build_client,
+)
 from fieldbus.model import Point
 from fieldbus.mqtt.link import MqttLink
 from fieldbus.mqtt.payload import TopicPoint
@@ -46,6 +56,9 @@ class Surroundings(Protocol):
 
     def fault(self, device: str, path: Sequence[str | int], message: str, hint: str | None = None) -> None:
         """Report a problem at a path inside the device; ``points.NAME`` may stand in a map."""
+
+    def is_serial_line(self, link: str) -> bool:
+        """Return whether all units of a link hear each other."""
 
     def secret(self, link: str, key: str, secret: Secret | None) -> str | None:
         """Return what a secret refers to."""
@@ -77,6 +90,10 @@ class Assembly:
     gateway: str
     version: str
     secret: Callable[[str, Secret | None], str | None]
+    file: Callable[[Sequence[str], str], Path | None] = lambda _, name: Path(name)
+    """Finds the file that a setting of the link (a path of keys) names."""
+    memory: Path | None = None
+    """The folder for what devices teach us."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +107,7 @@ class LinkType:
     has_topics: bool = False
     has_online: bool = False
     """Whether its devices can be lost while the link lives."""
+    has_response_time: bool = False
 
 
 def _describe_polled(device: str, settings: PolledDeviceSettings, around: Surroundings) -> Description:
@@ -97,12 +115,20 @@ def _describe_polled(device: str, settings: PolledDeviceSettings, around: Surrou
     if "scan" not in settings.model_fields_set and map_scan is not None:
         settings = settings.model_copy(update={"scan": map_scan})
     built = build_points(device, points, is_served=False, fault=_point_fault(device, around))
+    if settings.unit_id == 0 and around.is_serial_line(settings.link):
+        for item in built:
+            if item.point.access.can_read:
+                text = "unit 0 of a serial line is all units at once and answers nothing: write only"
+                around.fault(device, ("points", item.point.name), text, "access: write")
     return _described(device, settings, built, around, is_served=False)
 
 
 def _describe_served(device: str, settings: ServedDeviceSettings, around: Surroundings) -> Description:
     points, _ = around.points_of(device, settings)
     built = build_points(device, points, is_served=True, fault=_point_fault(device, around))
+    if settings.unit_id == 0 and around.is_serial_line(settings.link):
+        text = "unit 0 of a serial line is all units at once"
+        around.fault(device, ("unit_id",), text, "1 to 247")
     return _described(device, settings, built, around, is_served=True)
 
 
@@ -148,12 +174,29 @@ def _describe_topics(device: str, settings: TopicDeviceSettings, around: Surroun
 
 def _assemble_client(parts: Assembly) -> Link:
     devices, points = _modbus_parts(parts)
-    return build_client(parts.name, parts.settings, devices, points)
+    return build_client(
+        parts.name,
+        parts.settings,
+        devices,
+        points,
+        memory=parts.memory,
+        file=parts.file,
+        secret=parts.secret,
+    )
 
 
 def _assemble_server(parts: Assembly) -> Link:
     devices, points = _modbus_parts(parts)
-    return build_server(parts.name, parts.settings, devices, points)
+    return build_server(
+        parts.name,
+        parts.settings,
+        devices,
+        points,
+        gateway=parts.gateway,
+        version=parts.version,
+        file=parts.file,
+        secret=parts.secret,
+    )
 
 
 def _modbus_parts(parts: Assembly) -> tuple[dict[str, Any], dict[str, list[RegisterPoint]]]:
@@ -187,10 +230,25 @@ def _assemble_broker(parts: Assembly) -> Link:
     )
 
 
+def _polling(settings: type[LinkSettings]) -> LinkType:
+    return LinkType(
+        settings,
+        PolledDeviceSettings,
+        _describe_polled,
+        _assemble_client,
+        has_online=True,
+        has_response_time=True,
+    )
+
+
 LINK_TYPES: Mapping[str, LinkType] = {
-    "modbus-tcp": LinkType(
-        ClientLinkSettings, PolledDeviceSettings, _describe_polled, _assemble_client, has_online=True
-    ),
+    "modbus-tcp": _polling(TcpLinkSettings),
+    "modbus-tls": _polling(TlsLinkSettings),
+    "modbus-udp": _polling(UdpLinkSettings),
+    "modbus-rtu": _polling(SerialLinkSettings),
+    "modbus-ascii": _polling(SerialLinkSettings),
+    "modbus-rtu-tcp": _polling(RtuTcpLinkSettings),
+    "modbus-dial-in": _polling(DialInLinkSettings),
     "modbus-server": LinkType(ServerLinkSettings, ServedDeviceSettings, _describe_served, _assemble_server),
     "can": LinkType(CanLinkSettings, CanDeviceSettings, _describe_can, _assemble_can, has_online=True),
     "mqtt": LinkType(
@@ -199,5 +257,5 @@ LINK_TYPES: Mapping[str, LinkType] = {
 }
 """By the `type` of a link."""
 
-LATER = {"modbus-rtu", "modbus-ascii", "modbus-rtu-tcp", "modbus-udp", "modbus-tls", "store"}
+LATER = {"store"}
 """Types that the configuration will have and this version has not."""

@@ -42,6 +42,7 @@ LINK_TOTALS = (
     "reconnects", "requests", "timeouts", "exceptions", "bad_responses", "scans_missed", "writes",
     "writes_failed", "writes_dropped", "rx_frames", "rx_dropped", "tx_frames", "tx_dropped",
     "conversions_failed", "sessions", "sessions_refused", "bad_frames", "published", "received", "rx_bad",
+    "answers_dropped",
 )  # fmt: skip
 """Totals of links in the order of their places, four registers each. Append, never insert."""
 LINK_FLAGS = ("connected",)
@@ -100,7 +101,6 @@ def _block(
             Access.WRITE,
             unit=source.unit,
             lowest=source.lowest,
-            highest=None if type_ is RegisterType.FLOAT32 else 2**64 - 1,
             description=source.description,
             carries_quality=True,
         )

@@ -35,6 +35,7 @@ from fieldbus.gateway.config.schema import (
 from fieldbus.gateway.config.source import Mark, Row, Source, read_csv, read_yaml
 from fieldbus.gateway.link_types import LATER, LINK_TYPES, Assembly, Description, LinkType
 from fieldbus.gateway.plant import Plant
+from fieldbus.gateway.status_device import status_device, status_units
 from fieldbus.gateway.system import DEVICE, Status, device_status, link_status, merge
 from fieldbus.link import Link
 from fieldbus.modbus.point_settings import MapSettings, PointSettings
@@ -93,6 +94,8 @@ class _Loader:
         self._maps: dict[Path, _MapFile] = {}
         self._databases: dict[Path, Sequence[Message]] = {}
         self._map_of: dict[str, _MapFile] = {}
+        self._link_settings: Mapping[str, LinkSettings] = {}
+        self._memory: Path | None = None
         self._incomplete: set[str] = set()
         """Devices of which something could not be read: what they lack is not their fault."""
 
@@ -109,7 +112,10 @@ class _Loader:
         data = {key: value for key, value in data.items() if not str(key).startswith("x-")}
         top = self._validate(self._source, (), data, TopSettings)
         gateway = top.gateway if top else self._part(data, "gateway", GatewaySettings)
+        if gateway is not None:
+            self._memory = self._folder / gateway.data_dir / "learned"
         links, types = self._links(_mapping(data.get("links")))
+        self._link_settings = links
         devices, link_of, broken = self._devices(_mapping(data.get("devices")), types)
         routes, places = self._routes(data.get("routes"))
         built, statuses, device_statuses, edges = self._connect(
@@ -254,7 +260,6 @@ class _Loader:
                 broken |= {f"{name}.{point}" for point in self._map_of[name].broken}
             if found[name].points or name not in self._incomplete:
                 broken.discard(name)  # whole enough for routes to be checked against it
-        self._check_units(found, link_of)
         return found, link_of, broken
 
     def _check_units(self, devices: Mapping[str, Description], link_of: Mapping[str, str]) -> None:
@@ -298,21 +303,31 @@ class _Loader:
         gateway: str,
         links: Mapping[str, LinkSettings],
         types: Mapping[str, str],
-        devices: Mapping[str, Description],
-        link_of: Mapping[str, str],
+        devices: dict[str, Description],
+        link_of: dict[str, str],
         broken: set[str],
-        routes: Sequence[Route],
-        places: Sequence[tuple[Source, PathT]],
+        routes: list[Route],
+        places: list[tuple[Source, PathT]],
     ) -> tuple[dict[str, Link], dict[str, Status], dict[str, Status], list[Edge]]:
         """Expand the routes, then make the links, which must know what is written to them."""
         # System points exist for routes before their links do; the links come with the same names.
         trial = self._assemble(gateway, links, types, devices, link_of, ())
         statuses = {name: link_status(link) for name, link in trial.items()}
         device_statuses = {
-            name: device_status(name, has_response_time=types[link_of[name]] == "modbus-tcp")
+            name: device_status(name, has_response_time=LINK_TYPES[types[link_of[name]]].has_response_time)
             for name in devices
             if LINK_TYPES[types[link_of[name]]].has_online
         }
+        for link, unit_id in status_units(links).items():
+            status = status_device(link, unit_id, statuses.values(), device_statuses.values())
+            where = ("links", link, "status_unit")
+            if status.name in devices:
+                self._say(where, f"there is a device '{status.name}' already")
+                continue
+            devices[status.name], link_of[status.name] = status.description, link
+            routes += status.routes
+            places += [(self._source, where)] * len(status.routes)
+        self._check_units(devices, link_of)
         points = {point.address: point for item in devices.values() for point in item.points}
         points |= merge([*statuses.values(), *device_statuses.values()])
         directory = Directory(
@@ -368,6 +383,8 @@ class _Loader:
                 gateway=gateway,
                 version=__version__,
                 secret=lambda key, secret, link=name: self.secret(link, key, secret),  # type: ignore[misc]
+                file=lambda keys, file, link=name: self.path(file, ("links", link, *keys)),  # type: ignore[misc]
+                memory=self._memory,
             )
             built[name] = link_type.assemble(parts)
         return built
@@ -424,6 +441,10 @@ class _Loader:
                 self._problems.append(problem)
             return
         self._say(own, message, hint)
+
+    def is_serial_line(self, link: str) -> bool:
+        """Return whether all units of a link hear each other."""
+        return bool(getattr(self._link_settings.get(link), "is_serial_line", False))
 
     def secret(self, link: str, key: str, secret: Secret | None) -> str | None:
         """Return what a secret refers to."""

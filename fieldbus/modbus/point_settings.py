@@ -187,8 +187,9 @@ class PointSettings(Settings):
     def _check_scale(self, kind: RegisterType) -> None:
         if self.scale == 0:
             raise problem("scale 0 makes everything 0")
-        if not 1 / _LARGEST_SCALE <= abs(self.scale) <= _LARGEST_SCALE or abs(self.offset) > _LARGEST_SCALE:
-            raise problem("scale and offset must lie between 1e-100 and 1e100")
+        is_plausible = 1 / _LARGEST_SCALE <= abs(self.scale) <= _LARGEST_SCALE >= abs(self.offset)
+        if not is_plausible and not kind.is_float:
+            raise problem("scale and offset of a whole number must lie between 1e-100 and 1e100")
         if self.scale_from is None:
             return
         if kind.is_float:

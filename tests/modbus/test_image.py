@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from fieldbus.errors import ConversionError
 from fieldbus.modbus import pdu
 from fieldbus.modbus.image import UnitImage
 from fieldbus.modbus.point_settings import PointSettings
+from fieldbus.modbus.points import build_points, point_faults
 from fieldbus.modbus.registers import RegisterPoint
 from fieldbus.model import Quality, Reason, Sample, Value, uncertain
 
@@ -648,6 +650,146 @@ def test_a_master_reads_back_the_very_bytes_that_it_wrote(
     count = len(data) // 4
     assert panel.ask(f"10000000{count:02x}{2 * count:02x}{data}") == f"10000000{count:02x}"
     assert panel.ask(f"03000000{count:02x}") == f"03{2 * count:02x}{data}"
+
+
+# --- flags ------------------------------------------------------------------------------------------
+
+
+def built(points: dict[str, dict[str, object]]) -> list[RegisterPoint]:
+    """Return the served points of a configuration, which has no faults."""
+    faults: list[tuple[str, str, str | None]] = []
+    settings = {name: PointSettings(**item) for name, item in points.items()}
+    made = build_points("panel", settings, is_served=True, fault=lambda *fault: faults.append(fault))
+    assert [*faults, *point_faults(made, is_served=True)] == []
+    return made
+
+
+def holding(address: int, type_: str = "uint16", **more: object) -> dict[str, object]:
+    return {"table": "holding", "address": address, "type": type_, **more}
+
+
+COMMAND = {"command": holding(0, flags={0: "start", 9: "reset"}, initial=0, **OPEN)}
+
+
+def test_a_master_that_writes_a_word_writes_its_flags() -> None:
+    panel = Panel(built(COMMAND))
+    told = {"command": 0x0201, "command.start": True, "command.reset": True}
+    assert panel.write("0600000201") == told
+    assert panel.ask("0300000001") == "03020201"
+    assert panel.write("160000fffe0000") == {"command": 0x200, "command.start": False, "command.reset": True}
+
+
+def test_flags_lie_where_the_order_of_their_word_says() -> None:
+    panel = Panel(built({"w": holding(0, "uint32", order="CDAB", flags={0: "low", 31: "high"}, **OPEN)}))
+    assert panel.write("1000000002040001 8000") == {"w": 0x80000001, "w.low": True, "w.high": True}
+
+
+def test_a_flag_of_a_word_that_masters_write_is_not_written_alone() -> None:
+    panel = Panel(built(COMMAND))
+    with pytest.raises(ConversionError, match="is written with"):
+        panel.put("command.start", value=True)
+    assert panel.ask("0300000001") == "03020000"
+
+
+def test_a_word_that_masters_read_is_written_flag_by_flag() -> None:
+    panel = Panel(built({"status": holding(0, flags={0: "running", 3: "alarm"}, on_bad={"value": 8})}))
+    assert set(panel.points) == {"status.running", "status.alarm"}
+    assert panel.ask("0300000001") == "830b"
+    panel.put("status.running", value=True)
+    panel.put("status.alarm", value=False)
+    assert panel.ask("0300000001") == "03020001"
+    panel.put("status.alarm", BAD)
+    assert panel.ask("0300000001") == "03020009"
+
+
+# --- powers of ten in other registers ---------------------------------------------------------------
+
+METER = {
+    "volts": holding(0, "uint16", scale_from="sf"),
+    "amps": holding(1, "int16", scale_from="sf", on_bad="hold"),
+    "sf": holding(2, "int16"),
+    "limit": holding(3, "uint16", scale_from="sf", initial=25.0, **OPEN),
+}
+
+
+def test_a_value_is_shown_with_the_present_factor_in_whatever_order_they_come() -> None:
+    panel = Panel(built(METER))
+    panel.put("volts", 230.4)
+    assert panel.ask("0300000001") == "830b"
+    panel.put("sf", -1)
+    assert panel.ask("0300000001") == "03020900"
+    assert panel.ask("0300030001") == "030200fa"
+    panel.put("sf", -2)
+    assert panel.ask("0300000001") == "03025a00"
+    assert panel.ask("0300030001") == "030209c4"
+
+
+def test_what_does_not_fit_with_the_new_factor_is_bad_until_it_does() -> None:
+    panel = Panel(built(METER))
+    panel.put("sf", -1)
+    panel.put("volts", 700.5)
+    panel.put("sf", -2)
+    assert panel.ask("0300000001") == "830b"
+    panel.put("sf", -1)
+    assert panel.ask("0300000001") == "03021b5d"
+
+
+@pytest.mark.parametrize("factor", [BAD, 11, -32768])
+def test_without_a_factor_nothing_that_it_scales_is_shown(factor: Value | Sample) -> None:
+    panel = Panel(built(METER))
+    panel.put("sf", -1)
+    panel.put("volts", 230.4)
+    panel.put("sf", factor)
+    assert panel.ask("0300000001") == "830b"
+    assert panel.ask("0600030001") == "8604"
+    panel.put("sf", -1)
+    assert panel.ask("0300000001") == "03020900"
+
+
+def test_what_is_held_stays_while_the_factor_is_bad() -> None:
+    panel = Panel(built(METER))
+    panel.put("sf", -1)
+    panel.put("amps", 1.5)
+    panel.put("sf", BAD)
+    assert panel.ask("0300010001") == "0302000f"
+
+
+def test_a_master_writes_with_the_present_factor() -> None:
+    panel = Panel(built(METER))
+    panel.put("sf", -1)
+    assert panel.write("0600030003") == {"limit": 0.3}
+    panel.put("sf", -2)
+    assert panel.ask("0300030001") == "0302001e", "0.3 still"
+
+
+def test_a_factor_that_never_changes_needs_no_source() -> None:
+    fixed = {**METER, "sf": holding(2, "int16", initial=-1)}
+    panel = Panel(built(fixed))
+    assert panel.ask("0300020002") == "0304ffff00fa"
+    panel.put("volts", 1)
+    assert panel.ask("0300000001") == "0302000a"
+
+
+def test_a_substitute_is_scaled_too() -> None:
+    panel = Panel(built({**METER, "volts": holding(0, "uint16", scale_from="sf", on_bad={"value": 5.5})}))
+    panel.put("sf", -1)
+    panel.put("volts", BAD)
+    assert panel.ask("0300000001") == "03020037"
+    panel.put("sf", -2)
+    assert panel.ask("0300000001") == "03020226"
+
+
+def test_a_factor_in_the_same_request_is_the_one_that_counts() -> None:
+    """Only a simulated device has factors that masters write."""
+    points = built(METER)
+    factor = replace(next(item for item in points if item.point.name == "sf"), is_open_to_masters=True)
+    volts = replace(points[0], factor=factor, is_open_to_masters=True)
+    panel = Panel([volts, replace(points[1], factor=factor, is_open_to_masters=True), factor])
+    panel.put("sf", -1)
+    panel.put("volts", 1.5)
+    assert panel.write("100000000306 0003 0004 fffe") == {"volts": 0.03, "amps": 0.04, "sf": -2}
+    assert panel.write("060002ffff") == {"sf": -1}
+    assert panel.ask("0300000003") == "030600000000ffff", "the nearest step to 0.03 and 0.04"
 
 
 # --- whatever comes ---------------------------------------------------------------------------------

@@ -83,10 +83,6 @@ def demo(
 
 
 async def _demo(plant: Plant, console: Console, seconds: float | None) -> None:
-    gateway = Gateway(plant)
-    loop.on_signal(gateway.stop)
-    if seconds is not None:
-        asyncio.get_running_loop().call_later(seconds, gateway.stop)
     frames: dict[tuple[str, int], tuple[int, bytes]] = {}
 
     def saw(link: str, frame_id: int, data: bytes) -> None:
@@ -94,6 +90,10 @@ async def _demo(plant: Plant, console: Console, seconds: float | None) -> None:
         frames[link, frame_id] = (count + 1, data)
 
     simulation = Simulation(plant, on_frame=saw)
+    gateway = Gateway(plant)
+    loop.on_signal(gateway.stop)
+    if seconds is not None:
+        asyncio.get_running_loop().call_later(seconds, gateway.stop)
     showing = asyncio.create_task(_show(gateway, frames, console))
     try:
         await work(gateway, simulation)

@@ -50,20 +50,19 @@ def _requests(plant: Plant) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for name, link in plant.links.items():
         if isinstance(link, ModbusClientLink):
-            for unit in link.units:
-                found.extend(
-                    {
-                        "link": name,
-                        "device": unit.device,
-                        "unit_id": unit.unit_id,
-                        "table": str(block.table),
-                        "address": block.address,
-                        "count": block.count,
-                        "period_s": block.period_s,
-                        "points": [item.point.name for item in block.points],
-                    }
-                    for block in unit.blocks()
-                )
+            found.extend(
+                {
+                    "link": name,
+                    "device": unit.device,
+                    "unit_id": unit.unit_id,
+                    "table": str(block.table),
+                    "address": block.address,
+                    "count": block.count,
+                    "period_s": block.period_s,
+                    "points": [item.point.name for item in block.points],
+                }
+                for unit, block in link.planned
+            )
         elif isinstance(link, CanLink):
             for message in link.messages:
                 if message.request is None:

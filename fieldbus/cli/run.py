@@ -50,12 +50,12 @@ def run(
 
 
 async def _run(plant: Plant, simulate: bool) -> None:
+    simulation = Simulation(plant) if simulate else None  # it leads the links elsewhere before they are used
     gateway = Gateway(plant)
     loop.on_signal(gateway.stop)
     points = sum(len(item.points) for item in plant.devices.values())
     _LOG.info("%s: fieldbus %s, %d links, %d devices, %d points, %d routes", plant.name, __version__,
               len(plant.links), len(plant.devices), points, len(plant.edges))  # fmt: skip
-    simulation = Simulation(plant) if simulate else None
     await work(gateway, simulation)
     _LOG.info("%s: stopped", plant.name)
 

@@ -1,7 +1,8 @@
 """How loaded each link will be, before anything is opened.
 
-A Modbus TCP connection does one request at a time: its load is requests per second times the time
-that one takes, for which `ASSUMED_ROUND_TRIP_S` is taken until something was measured. A CAN bus is
+A Modbus connection does one request at a time: its load is the time that its requests take. On a serial
+line that is known from the baud rate, the frames and the silence between them; what the device and the
+network need is taken from what the gateway measured when it last ran (`data_dir`), else 5 ms. A CAN bus is
 loaded by the bits of the cyclic messages that are known, with the stuff bits of the worst case, at
 its bit rate (500 kbit/s if the configuration does not say).
 """
@@ -16,7 +17,6 @@ from fieldbus.gateway.plant import Plant
 from fieldbus.link import Link
 from fieldbus.modbus.link import ModbusClientLink
 
-ASSUMED_ROUND_TRIP_S = 0.005
 ASSUMED_BITRATE = 500_000
 
 
@@ -40,9 +40,7 @@ def predict(plant: Plant) -> list[LinkLoad]:
 
 def _predict(name: str, link: Link) -> LinkLoad:
     if isinstance(link, ModbusClientLink):
-        rate = sum(1 / block.period_s for block in link.blocks)
-        percent = rate * ASSUMED_ROUND_TRIP_S * 100
-        return LinkLoad(name, rate, percent, f"at {ASSUMED_ROUND_TRIP_S * 1000:.0f} ms a request")
+        return _predict_polling(name, link)
     if isinstance(link, CanLink):
         bitrate = link.options.get("bitrate")
         rate_is_known = isinstance(bitrate, int)
@@ -60,6 +58,22 @@ def _predict(name: str, link: Link) -> LinkLoad:
         basis = f"cyclic messages at {rate_used // 1000} kbit/s" + ("" if rate_is_known else " (assumed)")
         return LinkLoad(name, polls, bits / rate_used * 100, basis)
     return LinkLoad(name, 0.0, None, "")
+
+
+def _predict_polling(name: str, link: ModbusClientLink) -> LinkLoad:
+    rate = busy = 0.0
+    measured: list[bool] = []
+    for unit, block in link.planned:
+        cost_s, is_measured = link.cost_of(unit, block)
+        measured.append(is_measured)
+        rate += 1 / block.period_s
+        busy += cost_s / block.period_s
+    mean_ms = busy / rate * 1000 if rate else 0.0
+    how = "measured" if measured and all(measured) else "partly measured" if any(measured) else "assumed"
+    basis = f"{mean_ms:.3g} ms a request ({how})" if rate else ""
+    if link.connections > 1:
+        basis += f" on {link.connections} connections"
+    return LinkLoad(name, rate, busy * 100 / link.connections, basis)
 
 
 def frame_bits(message: Message) -> int:

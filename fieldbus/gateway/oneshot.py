@@ -17,8 +17,10 @@ from fieldbus.canbus.link import CanLink, CanMessage
 from fieldbus.errors import LinkDownError, RefusedError
 from fieldbus.gateway.plant import Plant
 from fieldbus.link import Link, WriteOutcome, WriteResult
-from fieldbus.modbus.link import ModbusClientLink, Unit
+from fieldbus.modbus.link import ModbusClientLink
+from fieldbus.modbus.places import TcpPlace
 from fieldbus.modbus.server import ModbusServerLink
+from fieldbus.modbus.units import Unit
 from fieldbus.model import Access, Batch, Group, Kind, Point, Quality, Reason, Sample, Value
 from fieldbus.mqtt.link import MqttLink
 
@@ -176,7 +178,7 @@ def _link_for(plant: Plant, name: str, points: Sequence[Point], *, is_write: boo
     wanted = set(points)
     if isinstance(link, ModbusClientLink):
         units = [_unit_for(unit, wanted, is_write=is_write) for unit in link.units]
-        return ModbusClientLink(name, link.host, link.port, [unit for unit in units if unit.points])
+        return link.aside([unit for unit in units if unit.points])
     if isinstance(link, ModbusServerLink):
         as_master = [
             Unit(
@@ -193,7 +195,7 @@ def _link_for(plant: Plant, name: str, points: Sequence[Point], *, is_write: boo
             for unit in link.units
         ]
         host = "127.0.0.1" if link.host in ("0.0.0.0", "::", "") else link.host  # noqa: S104
-        return ModbusClientLink(name, host, link.port, [unit for unit in as_master if unit.points])
+        return ModbusClientLink(name, TcpPlace(host, link.port), [unit for unit in as_master if unit.points])
     if isinstance(link, CanLink):
         messages: list[CanMessage] = [
             message for message in link.messages if wanted & set(message.points.values())

@@ -18,6 +18,7 @@ from fieldbus.canbus.link import CanLink, CanMessage
 from fieldbus.errors import LinkDownError
 from fieldbus.gateway.plant import Plant
 from fieldbus.modbus.link import ModbusClientLink
+from fieldbus.modbus.places import Framing, TcpPlace
 from fieldbus.simulate.can import SimulatedNodes
 from fieldbus.simulate.modbus import SimulatedPlc
 
@@ -84,12 +85,15 @@ class Simulation:
                 group.create_task(simulator.run(), name=f"simulated {name}")
 
     def _add_plc(self, name: str, link: ModbusClientLink) -> None:
-        if not _is_local(link.host):
+        place = link.place
+        if not (isinstance(place, TcpPlace) and _is_plain(place) and _is_local(place.host)):
             if self._is_alone:
-                text = f"{name} goes to {link.host}, which is not this machine; use `run --simulate`"
-                raise LinkDownError(text)
-            link.host, link.port = "127.0.0.1", _free_port()
-        simulator = SimulatedPlc(name, link.host, link.port, link.units)
+                text = f"{name} goes to {place.text}, which cannot be simulated for another program"
+                raise LinkDownError(f"{text}; use `run --simulate`")
+            place = TcpPlace("127.0.0.1", _free_port())
+        link.place = place
+        link.memory = None  # what a simulator teaches is not true of the device
+        simulator = SimulatedPlc(name, place.host, place.port, link.units)
         self._simulators.append((name, simulator, link.endpoint))
 
     def _add_nodes(self, name: str, link: CanLink) -> None:
@@ -117,6 +121,10 @@ class Simulation:
     def _is_sent_by_us(self, message: CanMessage) -> bool:
         targets = {edge.target.point for edge in self._plant.edges}
         return any(point in targets for point in message.points.values())
+
+
+def _is_plain(place: TcpPlace) -> bool:
+    return place.framing is Framing.MBAP and place.tls is None
 
 
 def _is_local(host: str) -> bool:

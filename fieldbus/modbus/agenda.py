@@ -4,9 +4,9 @@ Rules:
 
 * Polls have deadlines, not sleeps: a late poll does not move the next one. A period that was missed whole is
   skipped and counted.
-* The first poll of all comes at once, people wait for it; from then on each unit has a slot of its period, so
-  that a thousand devices do not fire together. Slots are the same for all links: to wake up for one poll costs
-  more than the poll.
+* The first poll of all comes at once, people wait for it; from then on each unit has a slot of its period,
+  so that a thousand devices do not fire together. Slots are the same for all links: to wake up for one poll
+  costs more than the poll.
 * Three ranks. Units that answer come first, in order of their deadlines. A unit that failed the last time
   (suspect) waits until none of them is due, and so does the question whether a demoted unit is back (probe);
   but where the line is never idle one of them goes ahead every `STARVED_S`.
@@ -127,12 +127,8 @@ class Agenda(Generic[PollT]):
         next_s = poll.due_s + period_s
         if poll.is_first:
             poll.is_first = False
-            # Into the unit's slot of the period that begins now, or of the next one.
-            base_s = poll.due_s // period_s * period_s
-            next_s = base_s + period_s * (1 + poll.turns.slot)
-            if next_s - poll.due_s > period_s:
-                next_s -= period_s
-            if next_s <= poll.due_s:
+            next_s = (poll.due_s // period_s + poll.turns.slot) * period_s
+            while next_s <= poll.due_s:
                 next_s += period_s
         missed = 0
         if next_s < now_s:

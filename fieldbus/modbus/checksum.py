@@ -1,7 +1,7 @@
 """The two checksums of the serial line: CRC-16 of RTU frames and LRC of ASCII frames.
 
-The CRC is the reflected one of polynomial 0x8005 (0xA001), start value 0xFFFF, low byte first on the wire; the
-LRC the two's complement of the sum of the bytes.
+The CRC is the reflected one of polynomial 0x8005 (0xA001), start value 0xFFFF, low byte first on the wire;
+the LRC the two's complement of the sum of the bytes.
 """
 
 from __future__ import annotations

@@ -99,6 +99,11 @@ class Line(asyncio.Protocol, asyncio.DatagramProtocol):
         """Whether a request is under way."""
         return self._ask is not None
 
+    @property
+    def is_stream(self) -> bool:
+        """Whether one wrong frame makes all behind it doubtful."""
+        return not self._is_serial and not self._is_datagram
+
     def ask(self, ask: Ask, timeout_s: float) -> None:
         """Send a request; `answered`, `failed` or `lost` will be called, never before this returns."""
         self._ask = ask

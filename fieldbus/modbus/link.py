@@ -1,242 +1,317 @@
-"""The client link: polls the units behind one connection and writes to them.
+"""The client link: polls the units behind one connection, or a few, and writes to them.
 
 Rules:
 
-* One task owns the connection: never two requests at once.
-* Writes go ahead of polls, at the next request boundary, in the order in which they were given. Of
-  several that wait for one point the last wins. What cannot be written now (no connection, unit
-  demoted) fails now; it is not kept.
-* Polls have deadlines, not sleeps: a late poll does not move the next one. A period that was missed
-  whole is skipped and counted (`scans_missed`).
-* Two failures in a row demote a unit: all its points are bad, and only one request at a time asks
-  whether it is back, after 0.5 s, then at most every 10 s. The others on the connection go on.
-* An answer that does not belong to its request costs the connection, which is opened anew before the
-  next request.
+* Never two requests at once on a connection.
+* Writes go ahead of polls, at the next request boundary, in the order in which they were given. Of several
+  that wait for one point the last wins. What cannot be written now (no connection, unit demoted) fails now;
+  it is not kept.
+* Two failures in a row demote a unit: all its points are bad, and only one request at a time asks whether it
+  is back, after 0.5 s, then at most every 10 s. Whose turn it is says `agenda.py`: the others go first.
+* Where others wait, a unit that does not answer is given up sooner than its timeout says: after several
+  times what it, or the slowest other, takes usually. That alone never demotes it, and only on connections on
+  which a late answer can be told from the next one.
+* Where it cannot (serial lines), a request that was not answered leaves its unit out of step: the next
+  request to it is one whose answer looks different, so that a late answer is never taken for the next one.
+* An answer that does not belong to its request costs an MBAP connection, which is opened anew before the
+  next request; a serial line only needs silence.
+* Exception 02 or 03 to a block: `learned.py` finds out why, between the polls of others, and the block's
+  points keep their last values meanwhile. 05 and 06 mean later: asked again soon, three times, before the
+  points are bad. 0A and 0B are another gateway's word that it cannot reach the unit. All others are the
+  device's answer: the points of that block are bad, with the code.
 
-Design: which error ends what is decided in `_failed` and nowhere else.
+Design: a machine of callbacks around `Line`, since a step of a task costs more than what it does; whatever
+has several steps (a write, a resynchronisation, an exploration) is a generator that the machine drives.
+Which error ends what is decided in `_failed` and nowhere else.
 """
 
 from __future__ import annotations
 
 import asyncio
-import heapq
-import itertools
+import logging
 import random
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from pathlib import Path
 
 from fieldbus.errors import (
     BadResponseError,
-    ConversionError,
     DeviceExceptionError,
     LinkDownError,
     RequestError,
     RequestTimeoutError,
 )
-from fieldbus.link import Delivery, DeviceHealth, Emit, Report, WriteOutcome, WriteResult
-from fieldbus.modbus import pdu
-from fieldbus.modbus.blocks import BlockReader
-from fieldbus.modbus.client import ModbusTcpConnection
-from fieldbus.modbus.planner import Block, Limits, plan
-from fieldbus.modbus.registers import RegisterPoint, Table
+from fieldbus.link import Delivery, DeviceHealth, Emit, Regrouped, Report, WriteOutcome, WriteResult
+from fieldbus.modbus import pdu, writing
+from fieldbus.modbus.agenda import NEVER, Agenda, Rank
+from fieldbus.modbus.client import Line
+from fieldbus.modbus.framing import Ask
+from fieldbus.modbus.places import DialInPlace, Place, SerialPlace
+from fieldbus.modbus.planner import Block, Cost
+from fieldbus.modbus.quirks import LineQuirks
+from fieldbus.modbus.registers import RegisterPoint
+from fieldbus.modbus.transport import dial_in_port, open_line
+from fieldbus.modbus.units import Poll, Unit, UnitState, cost_on
 from fieldbus.model import Batch, Group, Point, Reason, Value
 
 FAILURES_TO_DEMOTE = 2
+GARBLED_TO_DEMOTE = 4
+"""The same for answers that cannot be read: somebody is there."""
 FIRST_PROBE_S = 0.5
 LONGEST_PROBE_S = 10.0
+LATER_TRIES = 3
+RELEARN_S = 86400.0
+"""After so long the limits and walls of devices are forgotten and learned anew."""
+_LATER_S = 0.1
+_SHORTEST_PATIENCE_S = 0.05
 _UNREACHABLE = (pdu.GATEWAY_PATH_UNAVAILABLE, pdu.GATEWAY_TARGET_FAILED_TO_RESPOND)
-SLOTS = 20
-"""Parts of a period on which polls are spread, so that a thousand devices do not fire together. Slots are
-the same for all links: to wake up for one poll costs more than the poll."""
-TIMER_GRAIN_S = 0.001
-"""Event loops count time in milliseconds: who waits for less wakes several times in vain."""
+_LATER = (pdu.ACKNOWLEDGE, pdu.SERVER_DEVICE_BUSY)
+_ASK_DIFFERENTLY = (pdu.ILLEGAL_DATA_ADDRESS, pdu.ILLEGAL_DATA_VALUE)
+_LOG = logging.getLogger("fieldbus")
+
+Steps = Generator[tuple[UnitState, Ask], bytes, None]
+"""What has several requests: yields them and is sent the answers' PDUs, or has the error thrown into it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """One device behind the link."""
+class _Lane:
+    """One connection of the link, and what is under way on it."""
 
-    device: str
-    unit_id: int
-    points: Sequence[RegisterPoint]
-    scan_s: float
-    timeout_s: float
-    limits: Limits = field(default_factory=Limits)
-
-    def blocks(self) -> list[Block]:
-        """Return the poll plan of the unit."""
-        readable = [point for point in self.points if point.point.access.can_read]
-        return plan(readable, self.unit_id, self.scan_s, self.limits)
-
-
-@dataclass(slots=True, eq=False)
-class _UnitState:
-    unit: Unit
-    polls: list[_Poll] = field(default_factory=list)
-    is_online: bool | None = None
-    """None until the first answer or failure."""
-    failures: int = 0
-    unreachable: set[_Poll] = field(default_factory=set)
-    """Polls to which the gateway before the unit said that it cannot reach it (0A, 0B), since any other
-    answer."""
-    is_back: bool = False
-    """Whether it has just answered again."""
-    probe_at_s: float = 0.0
-    probe_after_s: float = FIRST_PROBE_S
-    response_time_ms: float = 0.0
+    def __init__(self, link: ModbusClientLink) -> None:
+        self._link = link
+        self.line: Line | None = None
+        self.is_opening = False
+        self.state: UnitState | None = None
+        self.ask: Ask | None = None
+        self.poll: Poll | None = None
+        self.steps: Steps | None = None
+        """What the request under way is a step of, if it is no poll."""
+        self.is_hurried = False
+        self.is_background = False
+        """Whether the step under way belongs to something that lets others go between its steps."""
+        self.was_background = False
+        self.asked_s = 0.0
 
     @property
-    def is_demoted(self) -> bool:
-        return self.failures >= FAILURES_TO_DEMOTE
+    def is_free(self) -> bool:
+        return self.line is not None and self.state is None and not self.is_opening
 
+    def answered(self, answer: bytes) -> None:
+        try:
+            self._link.take_answer(self, answer)
+        except Exception as error:
+            self._link.end(error)
 
-@dataclass(slots=True, eq=False)
-class _Poll:
-    """One block, its request, and when it is due."""
+    def failed(self, error: RequestError) -> None:
+        try:
+            self._link.take_failure(self, error)
+        except Exception as other:
+            self._link.end(other)
 
-    block: Block
-    state: _UnitState
-    group: Group
-    request: bytes
-    reader: BlockReader
-    due_s: float = 0.0
-    slot: int | None = None
-    """Of a poll that is still to be the first: in which slot of its period the others will be."""
-    reason: str | None = None
-    """Why the group is bad, if it is."""
+    def lost(self, error: LinkDownError) -> None:
+        try:
+            self._link.lose(self, error)
+        except Exception as other:
+            self._link.end(other)
 
-
-@dataclass(slots=True, eq=False)
-class _Write:
-    point: RegisterPoint
-    state: _UnitState
-    value: Value
-    answers: list[asyncio.Future[WriteResult]] = field(default_factory=list)
-    is_finished: bool = False
+    def close(self) -> None:
+        line, self.line = self.line, None
+        if line is not None:
+            line.close()
+        steps, self.steps = self.steps, None
+        if steps is not None:
+            steps.close()
+        self.state = self.poll = self.ask = None
 
 
 class ModbusClientLink:
-    """Polls and writes the units behind one Modbus TCP connection."""
+    """Polls and writes the units behind one place."""
 
     is_listener = False
 
     def __init__(
-        self, name: str, host: str, port: int, units: Sequence[Unit], *, connect_timeout_s: float = 3.0
+        self,
+        name: str,
+        place: Place,
+        units: Sequence[Unit],
+        *,
+        connections: int = 1,
+        memory: Path | None = None,
+        quirks: LineQuirks = LineQuirks(),  # noqa: B008 - frozen
+        connect_timeout_s: float = 3.0,
     ) -> None:
+        """Take what the link works with; nothing is opened.
+
+        Args:
+            connections: how many requests may be under way at once, each on a connection of its own.
+            memory: the folder in which is kept what devices taught us; None to forget it.
+        """
         self.name = name
-        self.host = host
-        self.port = port
-        self._connect_timeout_s = connect_timeout_s
+        self.place = place
         self.units = units
-        self._states = [_UnitState(unit) for unit in units]
-        self._place: dict[Point, tuple[RegisterPoint, _UnitState]] = {}
-        for state in self._states:
-            for point in state.unit.points:
-                self._place[point.point] = (point, state)
-            for block in state.unit.blocks():
-                group = Group(f"{state.unit.device} {block.name}", (item.point for item in block.points))
-                request = pdu.read_request(block.table, block.address, block.count)
-                state.polls.append(_Poll(block, state, group, request, BlockReader(block, group)))
-        self.groups: Sequence[Group] = [poll.group for state in self._states for poll in state.polls]
-        self._waiting: dict[Point, _Write] = {}
-        self._wake = asyncio.Event()
-        self._connection = ModbusTcpConnection(on_lost=self._wake.set)
+        self._quirks = quirks
+        self._connections = connections
+        self._connect_timeout_s = connect_timeout_s
+        self._cost = cost_on(place)
+        self._memory: Path | None
+        self._states: list[UnitState]
+        self._place_of: dict[Point, tuple[RegisterPoint, UnitState]]
+        self.groups: Sequence[Group]
+        self.memory = memory
+        self._lanes: list[_Lane] = []
+        self._agenda: Agenda[Poll] = Agenda()
+        self._waiting: dict[Point, writing.Write] = {}
+        self._background: deque[tuple[Steps, UnitState, Ask]] = deque()
+        self._is_writing = False
         self._is_connected = False
+        self._is_running = False
+        self._is_poked = False
+        self._was_silent = False
+        """Whether the last request on the link was not answered."""
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_due_s = NEVER
+        self._events: asyncio.Queue[_Lane | BaseException] = asyncio.Queue()
+        self._emit: Emit = _nowhere
         self._report: Report | None = None
         self._dropped: dict[Point, Value] = {}
+        self._busy_s = 0.0
+        self._load: tuple[float, float, int] = (time.monotonic(), 0.0, 0)
+        self._is_behind = False
         self._counters = dict.fromkeys(
             ("requests", "timeouts", "exceptions", "bad_responses", "scans_missed", "writes",
-             "writes_failed", "writes_dropped"), 0)  # fmt: skip
+             "writes_failed", "writes_dropped", "addresses_refused"), 0)  # fmt: skip
+
+    @property
+    def memory(self) -> Path | None:
+        """The folder in which is kept what devices teach us; None to forget it all."""
+        return self._memory
+
+    @memory.setter
+    def memory(self, folder: Path | None) -> None:
+        self._memory = folder
+        self._states = [UnitState(unit, self._cost, folder) for unit in self.units]
+        self._place_of = {
+            point.point: (point, state) for state in self._states for point in state.unit.points
+        }
+        self.groups = self._groups()
 
     @property
     def endpoint(self) -> str:
-        """Host and port."""
-        return f"{self.host}:{self.port}"
+        """Where the other side is."""
+        return self.place.text
 
     @property
     def counters(self) -> Mapping[str, int]:
-        """Totals since start."""
-        return self._counters
+        """Totals since start, and how busy the line was during the last second or so."""
+        now_s = time.monotonic()
+        since_s, busy_s, percent = self._load
+        if now_s - since_s >= 0.9:
+            share = (self._busy_s - busy_s) / (now_s - since_s) / max(1, len(self._lanes))
+            percent = round(100 * min(1.0, share))
+            self._load = (now_s, self._busy_s, percent)
+        return {**self._counters, "load_percent": percent}
 
     @property
     def measures(self) -> Mapping[str, Mapping[str, float]]:
         """Response time of each device."""
         return {
-            state.unit.device: {"response_time_ms": round(state.response_time_ms, 3)}
+            state.unit.device: {"response_time_ms": round(state.response_time_s * 1000, 3)}
             for state in self._states
             if state.is_online
         }
 
     @property
-    def blocks(self) -> list[Block]:
-        """The poll plan."""
-        return [poll.block for state in self._states for poll in state.polls]
+    def planned(self) -> list[tuple[Unit, Block]]:
+        """The poll plan, without what is known to be refused."""
+        return [
+            (state.unit, poll.block) for state in self._states for poll in state.polls if not poll.is_retry
+        ]
+
+    @property
+    def connections(self) -> int:
+        """How many requests may be under way at once."""
+        return self._connections
+
+    def cost_of(self, unit: Unit, block: Block) -> tuple[float, bool]:
+        """Return how long a request takes on the line, in seconds, and whether that was measured."""
+        state = next(state for state in self._states if state.unit is unit)
+        measured_s = state.knowledge.turnaround_s
+        if measured_s is None:
+            return self._cost.of(block.table, block.count), False
+        return Cost(measured_s, self._cost.byte_s).of(block.table, block.count), True
+
+    def aside(self, units: Sequence[Unit], place: Place | None = None) -> ModbusClientLink:
+        """Return a link to the same place for other units or fewer points, which remembers nothing."""
+        return ModbusClientLink(
+            self.name, place or self.place, units, quirks=self._quirks,
+            connect_timeout_s=self._connect_timeout_s,
+        )  # fmt: skip
 
     async def connect(self) -> None:
-        """Open the connection."""
-        await self._open()
+        """Open the connections; one is enough if the device allows no more."""
+        self._lanes = [_Lane(self)]
+        await self._open(self._lanes[0])
+        for _ in range(self._connections - 1):
+            lane = _Lane(self)
+            try:
+                await self._open(lane)
+            except LinkDownError as error:
+                _LOG.warning("%s: only %d connections (%s)", self.name, len(self._lanes), error)
+                break
+            self._lanes.append(lane)
         self._is_connected = True
 
     async def close(self) -> None:
-        """Close the connection and fail what waits to be written."""
-        self._is_connected = False
-        self._connection.close()
+        """Close the connections and fail what waits to be written."""
+        self._is_connected = self._is_running = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for lane in self._lanes:
+            lane.close()
+        for steps, _, _ in self._background:
+            steps.close()
+        self._background.clear()
+        self._lanes = []
+        self._is_writing = self._was_silent = False
+        if isinstance(self.place, DialInPlace):
+            dial_in_port(self.place).release(self.place.registration)
         for waiting in self._take_writes():
             self._finish(waiting, WriteOutcome.FAILED, Reason.NOT_CONNECTED)
-        self._wake.clear()
+        self._events = asyncio.Queue()
         for state in self._states:
-            # A new session is a new chance; who was online is told again only if that changes.
-            state.failures = 0
-            state.unreachable.clear()
-            state.is_back = False
-            state.probe_after_s = FIRST_PROBE_S
-            state.is_online = None
-            for poll in state.polls:
-                poll.reader.forget()
-                poll.reason = Reason.NOT_CONNECTED
+            state.forget_session()
+            state.save()
 
     async def run(self, emit: Emit, report: Report) -> None:
         """Poll and write until the connection is lost."""
-        self._report = report
+        self._emit, self._report = emit, report
+        self._agenda = Agenda()
         now_s = time.monotonic()
-        order = itertools.count()
-        queue: list[tuple[float, int, _Poll]] = []
         for state in self._states:
+            state.begin(now_s)
             for poll in state.polls:
-                poll.due_s = now_s
-                poll.slot = random.randrange(SLOTS)
-                queue.append((poll.due_s, next(order), poll))
-        heapq.heapify(queue)
-        while True:
-            if self._connection.is_lost:
-                raise LinkDownError("connection closed by the peer")
-            if self._waiting:
-                await self._write_waiting(emit, report)
-            if not queue:
-                await self._idle(None)
-                continue
-            due_s, _, poll = queue[0]
-            now_s = time.monotonic()
-            if due_s > now_s + TIMER_GRAIN_S:
-                await self._idle(due_s - now_s)
-                continue
-            heapq.heappop(queue)
-            state = poll.state
-            if state.is_demoted and now_s < state.probe_at_s:
-                poll.due_s = max(due_s + poll.block.period_s, state.probe_at_s)
-            else:
-                await self._read(poll, emit, report)
-                poll.due_s = self._next_due(poll, due_s)
-            heapq.heappush(queue, (poll.due_s, next(order), poll))
-            if state.is_back:
-                # All its points are bad, also those that are polled once an hour: read them all now.
-                state.is_back = False
-                queue = [
-                    (now_s if item.state is state and item is not poll else due_s, number, item)
-                    for due_s, number, item in queue
-                ]
-                heapq.heapify(queue)
+                self._agenda.add(poll)
+        loop = asyncio.get_running_loop()
+        relearn = loop.call_later(RELEARN_S, self._relearn)
+        self._is_running = True
+        try:
+            for lane in self._lanes:
+                if lane.line is None or lane.line.is_lost:
+                    raise LinkDownError("connection closed by the peer")
+                self._next(lane)
+            while True:
+                event = await self._events.get()
+                if isinstance(event, BaseException):
+                    raise event
+                await self._open(event)
+                self._next(event)
+        finally:
+            self._is_running = False
+            relearn.cancel()
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
 
     def send(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
         """Take routed values; they are written before the next poll."""
@@ -245,10 +320,10 @@ class ModbusClientLink:
             point, value = delivery.target.point, delivery.sample.value
             if point is None or value is None:
                 continue
-            place, state = self._place[point]
-            if self._is_connected and not state.is_demoted:
+            place, state = self._place_of[point]
+            if self._is_connected and state.turns.rank is not Rank.DEMOTED:
                 self._dropped.pop(point, None)
-                self._queue(_Write(place, state, value))
+                self._queue(writing.Write(place, value))
                 continue
             refused.append(delivery)
             if self._dropped.get(point) != value:  # offered again and again, it is one loss
@@ -263,212 +338,590 @@ class ModbusClientLink:
         for point, value in values.items():
             answer: asyncio.Future[WriteResult] = loop.create_future()
             answers.append(answer)
-            place, state = self._place[point]
-            if not self._is_connected or state.is_demoted:
+            place, state = self._place_of[point]
+            if not self._is_connected or state.turns.rank is Rank.DEMOTED:
                 reason = Reason.TIMEOUT if self._is_connected else Reason.NOT_CONNECTED
                 answer.set_result(WriteResult(point, value, WriteOutcome.FAILED, reason))
                 continue
-            self._queue(_Write(place, state, value, [answer]))
+            self._queue(writing.Write(place, value, [answer]))
         return list(await asyncio.gather(*answers))
 
-    async def _open(self) -> None:
-        await self._connection.open(self.host, self.port, self._connect_timeout_s)
+    # --- connections
 
-    def _queue(self, write: _Write) -> None:
+    async def _open(self, lane: _Lane) -> None:
+        if lane.line is not None:
+            lane.line.close()
+            lane.line = None
+        lane.is_opening = True
+        try:
+            lane.line = await open_line(self.place, lane, self._quirks, self._connect_timeout_s)
+        finally:
+            lane.is_opening = False
+
+    def _reopen(self, lane: _Lane) -> None:
+        """Have `run` open a connection anew."""
+        if lane.line is not None:
+            lane.line.close()
+            lane.line = None
+        lane.is_opening = True
+        self._events.put_nowait(lane)
+
+    def lose(self, lane: _Lane, error: LinkDownError) -> None:
+        """Learn that a connection is gone: the end of the session, unless there are others."""
+        if len(self._lanes) <= 1:
+            self.end(error)
+        elif lane.state is None:
+            self._reopen(lane)
+        else:
+            self.take_failure(lane, BadResponseError(str(error)))
+
+    def end(self, error: BaseException) -> None:
+        """Have `run` end with an error."""
+        self._events.put_nowait(error)
+
+    # --- whose turn it is
+
+    def _next(self, lane: _Lane) -> None:
+        """Give a free connection something to do."""
+        while self._is_running and lane.is_free:
+            if self._waiting and not self._is_writing:
+                self._is_writing = True
+                self._drive(lane, self._write_waiting())
+                continue
+            now_s = time.monotonic()
+            if self._background and not lane.was_background:
+                lane.was_background = True
+                steps, state, ask = self._background.popleft()
+                lane.is_background = True
+                self._send(lane, state, ask, steps)
+                return
+            lane.was_background = False
+            poll = self._agenda.pick(now_s)
+            if poll is None:
+                if self._background:
+                    continue
+                self._arm(now_s)
+                return
+            self._read(lane, poll, now_s)
+
+    def _arm(self, now_s: float) -> None:
+        """Have the free connections looked at when something is due."""
+        due_s = self._agenda.next_due_s()
+        if self._timer is not None:
+            if self._timer_due_s <= due_s:
+                return  # early enough: it will look again
+            self._timer.cancel()
+            self._timer = None
+        if due_s != NEVER:
+            self._timer_due_s = due_s
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, due_s - now_s), self._wake)
+
+    def _wake(self) -> None:
+        self._timer = None
+        self._timer_due_s = NEVER
+        self._look_around()
+
+    def _look_around(self) -> None:
+        self._is_poked = False
+        try:
+            for lane in list(self._lanes):
+                self._next(lane)
+        except Exception as error:
+            self.end(error)
+
+    def _poke(self) -> None:
+        """Have what waits looked at in the next turn of the loop: neighbours may still come in this one."""
+        if not self._is_poked and self._is_running:
+            self._is_poked = True
+            asyncio.get_running_loop().call_soon(self._look_around)
+
+    # --- requests
+
+    def _read(self, lane: _Lane, poll: Poll, now_s: float) -> None:
+        state = poll.state
+        line = lane.line
+        if line is not None and not line.framer.has_transactions and state.is_out_of_step(poll.ask, now_s):
+            poll.due_s = min(poll.due_s, now_s)
+            self._agenda.add(poll)
+            self._drive(lane, self._resynchronise(state))
+            return
+        lane.poll = poll
+        self._send(lane, state, poll.ask, None)
+
+    def _send(self, lane: _Lane, state: UnitState, ask: Ask, steps: Steps | None) -> None:
+        """Send a request on a free connection."""
+        lane.state, lane.ask, lane.steps = state, ask, steps
+        now_s = time.monotonic()
+        rest_s = state.rests_until_s - now_s
+        if rest_s > 0:
+            asyncio.get_running_loop().call_later(rest_s, self._send_rested, lane, ask)
+            return
+        self._transmit(lane, state, ask, now_s)
+
+    def _send_rested(self, lane: _Lane, ask: Ask) -> None:
+        if lane.ask is ask and lane.state is not None:
+            self._transmit(lane, lane.state, ask, time.monotonic())
+
+    def _transmit(self, lane: _Lane, state: UnitState, ask: Ask, now_s: float) -> None:
+        line = lane.line
+        if line is None:
+            return
+        self._counters["requests"] += 1
+        lane.asked_s = now_s
+        timeout_s = state.unit.timeout_s
+        lane.is_hurried = False
+        if self._was_silent or state.turns.rank is Rank.DEMOTED:
+            patience_s = self._patience(state, line)
+            if patience_s < timeout_s:
+                timeout_s, lane.is_hurried = patience_s, True
+        line.ask(ask, timeout_s)
+
+    def _patience(self, state: UnitState, line: Line) -> float:
+        """Return how long to wait for a unit while others wait for their turn."""
+        timeout_s = state.unit.timeout_s
+        if len(self._states) == 1 or not line.framer.has_transactions:
+            return timeout_s
+        rank = state.turns.rank
+        if rank is Rank.SUSPECT or (rank is Rank.DEMOTED and state.probes % 3 == 2):
+            return timeout_s  # this one decides
+        if rank is Rank.LIVE and state.was_hurried:
+            return timeout_s
+        slowest_s = state.slowest_s or max((other.slowest_s for other in self._states), default=0.0)
+        if not slowest_s:
+            return timeout_s
+        return max(_SHORTEST_PATIENCE_S, 8 * slowest_s)
+
+    def take_answer(self, lane: _Lane, answer: bytes) -> None:
+        """Take the PDU that answers the request under way."""
+        state, ask, poll, steps = lane.state, lane.ask, lane.poll, lane.steps
+        if state is None or ask is None:
+            return
+        lane.state, lane.poll, lane.steps = None, None, None
+        now_s = time.monotonic()
+        spent_s = now_s - lane.asked_s
+        self._busy_s += spent_s
+        self._was_silent = False
+        if state.unit.quirks.pause_s:
+            state.rests_until_s = now_s + state.unit.quirks.pause_s
+        line = lane.line
+        if line is not None and line.framer.late_from is not None:
+            self._heard_late(line)
+        if poll is not None and len(answer) == ask.size and answer.startswith(ask.head):
+            state.response_time_s = spent_s
+            state.note(spent_s, ask)
+            if state.failures or not state.is_online or state.unreachable:
+                self._answered(state)
+            if state.suspects:
+                state.suspects.clear()  # its answer looks different from all that may still come
+            poll.reason = None
+            poll.tries = 0
+            missed = self._agenda.reschedule(poll, now_s)
+            if missed:
+                self._missed(state, missed)
+            self._emit(poll.reader.read(answer[2:], time.time_ns(), now_s))
+            if poll.is_retry or poll.is_fresh:
+                self._was_read(poll)
+        elif poll is not None:
+            try:
+                pdu.check_read_reply(ask.pdu, answer)
+            except RequestError as error:
+                self._failed(lane, state, poll, error, now_s)
+        elif steps is not None:
+            if answer[:1] == ask.head[:1] or not answer:
+                if len(answer) == ask.size:
+                    state.note(spent_s, ask)
+                self._answered(state)
+                self._drive(lane, steps, answer)
+            else:
+                try:
+                    pdu.check_function(ask.pdu[0], answer)
+                except RequestError as error:
+                    self._failed(lane, state, None, error, now_s)
+                    self._drive(lane, steps, None, error)
+        self._next(lane)
+
+    def take_failure(self, lane: _Lane, error: RequestError) -> None:
+        """Learn that the request under way has no answer."""
+        state, ask, poll, steps = lane.state, lane.ask, lane.poll, lane.steps
+        if state is None or ask is None:
+            return
+        lane.state, lane.poll, lane.steps = None, None, None
+        now_s = time.monotonic()
+        self._busy_s += now_s - lane.asked_s
+        line = lane.line
+        if line is not None and not line.framer.has_transactions and not line.is_lost:
+            state.suspects.add(ask.shape)
+            state.suspected_s = now_s
+        self._failed(lane, state, poll, error, now_s)
+        if steps is not None:
+            self._drive(lane, steps, None, error)
+        self._next(lane)
+
+    def _drive(
+        self, lane: _Lane, steps: Steps, answer: bytes | None = None, error: RequestError | None = None
+    ) -> None:
+        """Give something that has several steps what it waits for, and send what it asks next."""
+        is_background, lane.is_background = lane.is_background, False
+        try:
+            if error is not None:
+                state, ask = steps.throw(error)
+            else:
+                state, ask = next(steps) if answer is None else steps.send(answer)
+        except StopIteration:
+            return
+        except RequestError:
+            return  # it has been accounted for, and nobody in there wanted to know
+        if is_background or lane.line is None:
+            self._background.append((steps, state, ask))
+        else:
+            self._send(lane, state, ask, steps)
+
+    def _heard_late(self, line: Line) -> None:
+        """Learn that a unit that was given up answers after all: the next question to it decides."""
+        unit_id, line.framer.late_from = line.framer.late_from, None
+        for state in self._states:
+            if state.unit.unit_id == unit_id and state.turns.rank is Rank.DEMOTED:
+                state.probes = 2
+                state.turns.probe_at_s = time.monotonic()
+
+    # --- what an answer, or none, means
+
+    def _answered(self, state: UnitState) -> None:
+        """Learn that a unit lives."""
+        if state.turns.rank is not Rank.LIVE:
+            state.probe_after_s = FIRST_PROBE_S
+            state.probes = 0
+            self._agenda.revive(state.turns, time.monotonic())
+        state.failures = 0
+        state.was_hurried = False
+        state.unreachable.clear()
+        if not state.is_online:
+            state.is_online = True
+            self._tell(DeviceHealth(state.unit.device, True))
+
+    def _failed(
+        self, lane: _Lane, state: UnitState, poll: Poll | None, error: RequestError, now_s: float
+    ) -> None:
+        """Decide what a failed request means for its group, its unit and the connection."""
+        is_silence = isinstance(error, RequestTimeoutError)
+        if isinstance(error, DeviceExceptionError):
+            self._counters["exceptions"] += 1
+            if self._refused(state, poll, error.exception_code, now_s):
+                return
+        else:
+            self._counters["timeouts" if is_silence else "bad_responses"] += 1
+            self._was_silent = is_silence
+            was_live = state.turns.rank is Rank.LIVE
+            if was_live:
+                state.turns.rank = Rank.SUSPECT
+            if is_silence and lane.is_hurried and state.turns.rank is Rank.SUSPECT:
+                # Given up before its time: it is asked again when nobody else waits, and that decides.
+                state.was_hurried = True
+                if poll is not None:
+                    poll.due_s = min(poll.due_s, now_s)
+                    self._agenda.add(poll)
+                return
+            state.failures += 1
+        reason = reason_of(error)
+        if poll is not None:
+            self._spoil(poll, reason)
+        if state.failures >= (FAILURES_TO_DEMOTE if is_silence or state.unreachable else GARBLED_TO_DEMOTE):
+            self._demote(state, poll, reason, error, now_s)
+        elif poll is not None:
+            self._ask_again(poll, error, now_s)
+        self._mend(lane, error)
+
+    def _refused(self, state: UnitState, poll: Poll | None, code: int, now_s: float) -> bool:
+        """Decide what an exception means; return whether nothing else is to be done about it."""
+        if code in _UNREACHABLE:
+            # Another gateway's word for a dead unit, or for one bad point: only when nothing else of the unit
+            # can be read it is the unit.
+            if poll is not None and poll in state.unreachable and state.is_unreachable:
+                state.failures = FAILURES_TO_DEMOTE
+            elif poll is not None:
+                state.unreachable.add(poll)
+            return False
+        self._answered(state)  # it lives: it said no
+        if poll is None:
+            return False
+        if code in _LATER and poll.tries < LATER_TRIES:
+            poll.tries += 1
+            poll.due_s = now_s + min(_LATER_S * 2**poll.tries, poll.period_s)
+            self._agenda.add(poll)
+            return True
+        if (
+            code in _ASK_DIFFERENTLY
+            and poll.is_divisible
+            and not state.suspects
+            and now_s >= poll.explore_at_s
+        ):
+            poll.explore_at_s = NEVER
+            self._drive_aside(self._explore(state, poll, code))
+            return True
+        return False
+
+    def _ask_again(self, poll: Poll, error: RequestError, now_s: float) -> None:
+        """Plan the next read of a block that could not be read."""
+        if isinstance(error, BadResponseError) and poll.tries < 1:
+            poll.tries += 1  # what was garbled once is asked again at once
+            poll.due_s = now_s
+            self._agenda.add(poll)
+            return
+        poll.tries = 0
+        missed = self._agenda.reschedule(poll, now_s)
+        if missed and not isinstance(error, RequestTimeoutError):
+            self._missed(poll.state, missed)
+
+    def _demote(
+        self, state: UnitState, poll: Poll | None, reason: str, error: RequestError, now_s: float
+    ) -> None:
+        for other in state.polls:
+            self._spoil(other, reason)
+        state.probes += 1
+        state.turns.probe_at_s = now_s + state.probe_after_s * random.uniform(0.9, 1.0)
+        state.probe_after_s = min(state.probe_after_s * 2, LONGEST_PROBE_S)
+        self._agenda.demote(state.turns)
+        if poll is not None:
+            self._agenda.add(poll)
+        if state.is_online is not False:
+            state.is_online = False
+            self._tell(DeviceHealth(state.unit.device, False, f"{reason} ({error})"))
+
+    def _mend(self, lane: _Lane, error: RequestError) -> None:
+        """Open a connection anew that cannot be trusted, or that may be dead without a sign."""
+        line = lane.line
+        if line is None:
+            return
+        is_silence = isinstance(error, RequestTimeoutError)
+        must = isinstance(error, BadResponseError) and (line.is_stream or line.is_lost)
+        if is_silence and (self._quirks.reconnect_on_timeout or self._quirks.zero_transaction_id):
+            must = True
+        everybody_is_lost = all(other.turns.rank is Rank.DEMOTED for other in self._states)
+        if everybody_is_lost and is_silence and not isinstance(self.place, SerialPlace):
+            must = True
+        if must:
+            self._reopen(lane)
+
+    def _missed(self, state: UnitState, missed: int) -> None:
+        """Count periods that passed without a read, and say so once."""
+        self._counters["scans_missed"] += missed
+        if not self._is_behind and state.turns.rank is Rank.LIVE:
+            self._is_behind = True
+            _LOG.warning(
+                "%s: cannot keep the scan periods; %s is read later than every %g s (see `plan`)",
+                self.name, state.unit.device, state.unit.scan_s,
+            )  # fmt: skip
+
+    def _spoil(self, poll: Poll, reason: str) -> None:
+        batch = poll.group.without_value(reason, time.time_ns(), time.monotonic())
+        if poll.reason == reason:
+            batch = Batch(*batch[:5], ())
+        else:
+            poll.reader.forget()
+            poll.reason = reason
+        self._emit(batch)
+
+    def _tell(self, event: DeviceHealth | WriteResult | Regrouped) -> None:
+        if self._report is not None:
+            self._report(event)
+
+    # --- in step again
+
+    def _resynchronise(self, state: UnitState) -> Steps:
+        """Ask a unit something whose answer cannot be mistaken for one that is late."""
+        ask = state.different_ask()
+        if ask is None:
+            return
+        try:
+            yield state, ask
+        except DeviceExceptionError:
+            # An answer, but perhaps to the request before: what was asked now may still be answered.
+            state.suspects = {ask.shape}
+        except RequestError:
+            return
+        else:
+            state.suspects.clear()
+
+    # --- learning
+
+    def _drive_aside(self, steps: Steps) -> None:
+        """Begin something whose steps let polls go between them."""
+        try:
+            state, ask = next(steps)
+        except StopIteration:
+            return
+        self._background.append((steps, state, ask))
+
+    def _explore(self, state: UnitState, poll: Poll, code: int) -> Steps:
+        """Find out why a block is refused, and plan anew."""
+        before = state.knowledge.to_json("")
+        search = state.explorer.explore(poll.block)
+        try:
+            trial = next(search)
+            while True:
+                table, address, count = trial
+                is_taken = False
+                ask = Ask(state.unit.unit_id, pdu.read_request(table, address, count))
+                for attempt in range(LATER_TRIES + 1):
+                    try:
+                        answer = yield state, ask
+                        pdu.check_read_reply(ask.pdu, answer)
+                        is_taken = True
+                    except DeviceExceptionError as error:
+                        if error.exception_code in _LATER and attempt < LATER_TRIES:
+                            continue
+                        if error.exception_code not in _ASK_DIFFERENTLY:
+                            raise
+                    break
+                trial = search.send(is_taken)
+        except StopIteration:
+            pass
+        except RequestError as error:
+            # Not now. What was found out so far is kept.
+            if poll.reason is None:
+                self._spoil(poll, reason_of(error))
+        if poll.is_gone:
+            return
+        now_s = time.monotonic()
+        if state.knowledge.to_json("") == before:
+            poll.explore_at_s = now_s + 60.0
+            self._spoil(poll, f"{Reason.DEVICE_EXCEPTION} {code:02X}")
+            self._agenda.reschedule(poll, now_s)
+        else:
+            poll.explore_at_s = 0.0
+            self._agenda.add(poll)
+            self._plan_anew(state, f"{Reason.DEVICE_EXCEPTION} {code:02X}")
+
+    def _plan_anew(self, state: UnitState, reason: str | None = None) -> None:
+        """Plan with what is known now, and say which points live in which groups from now on."""
+        now_s = time.monotonic()
+        gone, added = state.replan(now_s)
+        self._agenda.drop(gone)
+        for poll in added:
+            self._agenda.add(poll)
+        self._counters["addresses_refused"] = sum(len(item.refused_points) for item in self._states)
+        state.save()
+        self.groups = self._groups()
+        if added or gone:
+            self._tell(Regrouped([poll.group for poll in gone], [poll.group for poll in added]))
+        for poll in added:
+            if poll.is_retry and reason is not None:
+                self._spoil(poll, reason)
+                poll.due_s = now_s + poll.period_s
+        if added:
+            names = ", ".join(sorted(item.point.name for item in state.refused_points))
+            _LOG.warning("%s: learned from its refusals: %s", state.unit.device, state.summary(names))
+
+    def _groups(self) -> list[Group]:
+        return [poll.group for state in self._states for poll in state.polls]
+
+    def _was_read(self, poll: Poll) -> None:
+        """Learn from a read that went well."""
+        state = poll.state
+        poll.is_fresh = False
+        state.explorer.took(poll.block.table, poll.block.count)
+        if poll.is_retry:
+            for point in poll.block.points:
+                state.knowledge.forgive(point)
+            _LOG.info("%s: takes %s again", state.unit.device, poll.block.name)
+            self._plan_anew(state)
+
+    def _relearn(self) -> None:
+        """Forget limits and walls: a device may have been exchanged or updated."""
+        for state in self._states:
+            if state.forget_limits():
+                self._plan_anew(state)
+        asyncio.get_running_loop().call_later(RELEARN_S, self._relearn)
+
+    # --- writes
+
+    def _queue(self, write: writing.Write) -> None:
         point = write.point.point
         earlier = self._waiting.pop(point, None)
         if earlier is not None:
             write.answers.extend(earlier.answers)
         self._waiting[point] = write
-        self._wake.set()
+        self._poke()
 
-    def _take_writes(self) -> list[_Write]:
+    def _take_writes(self) -> list[writing.Write]:
         waiting = list(self._waiting.values())
         self._waiting.clear()
         return waiting
 
-    async def _idle(self, seconds: float | None) -> None:
-        """Wait until something is to be written, at most `seconds`."""
-        self._wake.clear()
-        if self._waiting or self._connection.is_lost:
-            return
+    def _write_waiting(self) -> Steps:
+        waiting = self._take_writes()
         try:
-            async with asyncio.timeout(seconds):
-                await self._wake.wait()
-        except TimeoutError:
-            pass
-
-    def _next_due(self, poll: _Poll, due_s: float) -> float:
-        period_s, now_s = poll.block.period_s, time.monotonic()
-        next_s = due_s + period_s
-        if poll.slot is not None:
-            # The first value comes at once, people wait for it; from then on each poll has its slot.
-            slot_s = period_s / SLOTS
-            next_s = (due_s // slot_s + 1 + poll.slot) * slot_s
-            poll.slot = None
-        if next_s < now_s:
-            missed = int((now_s - next_s) // period_s) + 1
-            self._counters["scans_missed"] += missed
-            next_s += missed * period_s
-        return next_s
-
-    async def _read(self, poll: _Poll, emit: Emit, report: Report) -> None:
-        state = poll.state
-        unit = state.unit
-        started_s = time.monotonic()
-        self._counters["requests"] += 1
-        try:
-            reply = await self._connection.request(unit.unit_id, poll.request, unit.timeout_s)
-            payload = pdu.check_read_reply(poll.request, reply)
-        except RequestError as error:
-            await self._failed(state, poll, error, emit, report)
-            return
-        now_s = time.monotonic()
-        state.response_time_ms = (now_s - started_s) * 1000
-        self._answered(state, report)
-        poll.reason = None
-        emit(poll.reader.read(payload, time.time_ns(), now_s))
-
-    def _answered(self, state: _UnitState, report: Report) -> None:
-        if state.is_demoted:
-            state.probe_after_s = FIRST_PROBE_S
-            state.is_back = True
-        state.failures = 0
-        state.unreachable.clear()
-        if not state.is_online:
-            state.is_online = True
-            report(DeviceHealth(state.unit.device, True))
-
-    async def _failed(
-        self, state: _UnitState, poll: _Poll | None, error: RequestError, emit: Emit, report: Report
-    ) -> None:
-        """Decide what a failed request means for its group, its unit and the connection."""
-        reason = _reason(error)
-        if isinstance(error, DeviceExceptionError):
-            self._counters["exceptions"] += 1
-            if error.exception_code in _UNREACHABLE:
-                # Another gateway's word for a dead unit, or for one bad point: only when nothing else of
-                # the unit can be read it is the unit.
-                if (
-                    poll is not None
-                    and poll in state.unreachable
-                    and len(state.unreachable) == len(state.polls)
-                ):
-                    state.failures = FAILURES_TO_DEMOTE
-                elif poll is not None:
-                    state.unreachable.add(poll)
-            else:
-                self._answered(state, report)  # it lives: it said no
-        else:
-            name = "timeouts" if isinstance(error, RequestTimeoutError) else "bad_responses"
-            self._counters[name] += 1
-            state.failures += 1
-        if poll is not None:
-            _spoil(poll, reason, emit)
-        if state.is_demoted:
-            for other in state.polls:
-                _spoil(other, reason, emit)
-            state.probe_at_s = time.monotonic() + state.probe_after_s * random.uniform(0.9, 1.0)
-            state.probe_after_s = min(state.probe_after_s * 2, LONGEST_PROBE_S)
-            if state.is_online is not False:
-                state.is_online = False
-                report(DeviceHealth(state.unit.device, False, f"{reason} ({error})"))
-        # A stream that gave one wrong answer may give another; and when nobody answers any more, the
-        # connection itself may be dead without a sign.
-        everybody_is_lost = all(other.is_demoted for other in self._states)
-        is_silence = isinstance(error, RequestTimeoutError)
-        if isinstance(error, BadResponseError) or (everybody_is_lost and is_silence):
-            self._connection.close()
-            await self._open()
-
-    async def _write_waiting(self, emit: Emit, report: Report) -> None:
-        requests = self._write_requests()
-        try:
-            for members, request in requests:
-                state = members[0].state
-                if state.is_demoted:  # by the request before: the others wait long enough for it
-                    for member in members:
-                        self._finish(member, WriteOutcome.FAILED, Reason.TIMEOUT)
-                    continue
-                self._counters["requests"] += 1
-                try:
-                    reply = await self._connection.request(state.unit.unit_id, request, state.unit.timeout_s)
-                    pdu.check_write_reply(request, reply)
-                except RequestError as error:
-                    for member in members:
-                        self._finish(member, WriteOutcome.FAILED, _reason(error))
-                    await self._failed(state, None, error, emit, report)
-                else:
-                    self._answered(state, report)
-                    for member in members:
-                        self._finish(member, WriteOutcome.WRITTEN, None)
+            for state, writes in self._by_unit(waiting):
+                for run in writing.gather(writes, self._finish):
+                    if state.turns.rank is Rank.DEMOTED:  # by the request before: others wait long enough
+                        for write in run.writes:
+                            self._finish(write, WriteOutcome.FAILED, Reason.TIMEOUT)
+                        continue
+                    yield from self._perform(state, run)
         finally:
-            for members, _ in requests:
-                for member in members:
-                    self._finish(member, WriteOutcome.FAILED, Reason.NOT_CONNECTED)
+            self._is_writing = False
+            for write in waiting:
+                self._finish(write, WriteOutcome.FAILED, Reason.NOT_CONNECTED)
 
-    def _write_requests(self) -> list[tuple[list[_Write], bytes]]:
-        """Turn what waits into requests, in order; neighbours that follow each other share one."""
-        encoded: list[tuple[_Write, bytes]] = []
-        for write in self._take_writes():
-            refusal = write.point.point.refusal(write.value)
-            if refusal is not None:
-                self._finish(write, WriteOutcome.REFUSED, refusal)
-                continue
+    def _perform(self, state: UnitState, run: writing.Run) -> Steps:
+        """Send the requests of a run to its unit."""
+        steps = writing.perform(run, state.unit.quirks, self._finish, reason_of)
+        resend: Callable[[], bytes] = lambda: next(steps)  # noqa: E731
+        while True:
             try:
-                if write.point.table.is_bits:
-                    encoded.append((write, bytes((write.point.encode_bit(write.value),))))
-                else:
-                    encoded.append((write, write.point.encode(write.value)))
-            except ConversionError as error:
-                self._finish(write, WriteOutcome.REFUSED, str(error))
-        runs: list[tuple[list[_Write], list[bytes]]] = []
-        for write, piece in encoded:
-            if runs and _is_neighbour(write, *runs[-1]):
-                run, data = runs[-1]
-                at = 0 if write.point.end == run[0].point.address else len(run)
-                run.insert(at, write)
-                data.insert(at, piece)
+                request = resend()
+            except StopIteration:
+                return
+            if state.suspects:
+                yield from self._resynchronise(state)
+            try:
+                answer = yield state, Ask(state.unit.unit_id, request)
+            except RequestError as error:
+                resend = _thrower(steps, error)
             else:
-                runs.append(([write], [piece]))
-        return [(run, _write_request(run[0].point, b"".join(data))) for run, data in runs]
+                resend = _sender(steps, answer)
 
-    def _finish(self, write: _Write, outcome: WriteOutcome, reason: str | None) -> None:
+    def _by_unit(self, writes: Iterable[writing.Write]) -> list[tuple[UnitState, list[writing.Write]]]:
+        """Return writes in their order, those to one unit that follow each other together."""
+        found: list[tuple[UnitState, list[writing.Write]]] = []
+        for write in writes:
+            state = self._place_of[write.point.point][1]
+            if found and found[-1][0] is state:
+                found[-1][1].append(write)
+            else:
+                found.append((state, [write]))
+        return found
+
+    def _finish(self, write: writing.Write, outcome: WriteOutcome, reason: str | None) -> None:
         """Answer a write, the first time that this is called for it."""
         if write.is_finished:
             return
         write.is_finished = True
-        self._counters["writes" if outcome is WriteOutcome.WRITTEN else "writes_failed"] += 1
+        is_done = outcome in (WriteOutcome.WRITTEN, WriteOutcome.VERIFIED)
+        self._counters["writes" if is_done else "writes_failed"] += 1
         value = write.value
-        if outcome is WriteOutcome.WRITTEN and not write.point.table.is_bits:
+        if is_done and not write.point.table.is_bits and write.point.factor is None:
             # What the registers hold now: the nearest step of the scale.
-            value = write.point.decode(write.point.encode(value))[0] or value
+            decoded = write.point.decode(write.point.encode(value))[0]
+            value = value if decoded is None else decoded
         result = WriteResult(write.point.point, value, outcome, reason)
-        if not write.answers and self._report is not None:
-            self._report(result)
+        if not write.answers:
+            self._tell(result)
         for answer in write.answers:
             if not answer.done():
                 answer.set_result(result)
 
 
-def _is_neighbour(write: _Write, run: Sequence[_Write], data: Sequence[bytes]) -> bool:
-    """Return whether a write can join a request, in front of it or behind it."""
-    place = write.point
-    return (
-        run[0].state is write.state
-        and run[0].point.table is place.table
-        and (run[-1].point.end == place.address or place.end == run[0].point.address)
-        and sum(map(len, data)) + 2 * place.count <= 2 * pdu.MAX_WRITE_REGISTERS
-    )
+def _thrower(steps: writing.Steps, error: RequestError) -> Callable[[], bytes]:
+    return lambda: steps.throw(error)
 
 
-def _write_request(first: RegisterPoint, data: bytes) -> bytes:
-    if first.table is Table.COIL:
-        return pdu.write_coils_request(first.address, [bool(state) for state in data])
-    return pdu.write_registers_request(first.address, data)
+def _sender(steps: writing.Steps, answer: bytes) -> Callable[[], bytes]:
+    return lambda: steps.send(answer)
 
 
-def _reason(error: RequestError) -> str:
+def reason_of(error: RequestError) -> str:
+    """Return the reason that the points of a failed request get."""
     if isinstance(error, RequestTimeoutError):
         return Reason.TIMEOUT
     if isinstance(error, DeviceExceptionError):
@@ -476,11 +929,5 @@ def _reason(error: RequestError) -> str:
     return Reason.BAD_RESPONSE
 
 
-def _spoil(poll: _Poll, reason: str, emit: Emit) -> None:
-    batch = poll.group.without_value(reason, time.time_ns(), time.monotonic())
-    if poll.reason == reason:
-        batch = Batch(*batch[:5], ())
-    else:
-        poll.reader.forget()
-        poll.reason = reason
-    emit(batch)
+def _nowhere(_batch: Batch) -> None:
+    """Take a batch that nobody wants."""

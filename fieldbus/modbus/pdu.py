@@ -312,7 +312,7 @@ def check_read_reply(request: bytes, reply: bytes) -> bytes:
         BadResponseError: the reply does not belong to the request.
     """
     function_code, _, count = _READ.unpack(request)
-    _check_function(function_code, reply)
+    check_function(function_code, reply)
     expected = count * 2 if function_code >= READ_HOLDING_REGISTERS else (count + 7) // 8
     if len(reply) != expected + 2 or reply[1] != expected:
         said = reply[1] if len(reply) > 1 else 0
@@ -329,13 +329,19 @@ def check_write_reply(request: bytes, reply: bytes) -> None:
         DeviceExceptionError: the device refused.
         BadResponseError: the reply does not belong to the request.
     """
-    _check_function(request[0], reply)
+    check_function(request[0], reply)
     echo, _ = answer_shape(request)
     if reply != echo:
         raise BadResponseError(f"the reply {reply[:8].hex(' ')} does not echo {echo.hex(' ')}")
 
 
-def _check_function(function_code: int, reply: bytes) -> None:
+def check_function(function_code: int, reply: bytes) -> None:
+    """Check that a reply is one to a function.
+
+    Raises:
+        DeviceExceptionError: the device refused.
+        BadResponseError: the reply does not belong to the request.
+    """
     if not reply:
         raise BadResponseError("the reply is empty")
     if reply[0] == function_code | 0x80:

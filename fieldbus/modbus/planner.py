@@ -110,23 +110,34 @@ def plan(
     for point in points:
         period = period_s if point.scan_s is None else point.scan_s
         classes.setdefault((period, point.table), []).append(point)
+    return [
+        block
+        for (period, _), members in sorted(classes.items())
+        for block in plan_together(members, unit_id, period, limits, cost, barriers)
+    ]
+
+
+def plan_together(
+    members: Sequence[RegisterPoint],
+    unit_id: int,
+    period_s: float,
+    limits: Limits,
+    cost: Cost = Cost(),
+    barriers: Mapping[Table, Barriers] | None = None,
+) -> list[Block]:
+    """Return the cheapest blocks that read points of one table, all at one period."""
+    table = members[0].table
+    size = limits.max_bits if table.is_bits else limits.max_registers
+    gap = limits.max_gap
+    if gap is not None and table.is_bits:
+        gap *= 16
+    address_s = cost.byte_s / 8 if table.is_bits else cost.byte_s * 2
+    walls = () if barriers is None else barriers.get(table, ())
     blocks = []
-    for (period, table), members in sorted(classes.items()):
-        size = limits.max_bits if table.is_bits else limits.max_registers
-        gap = limits.max_gap
-        if gap is not None and table.is_bits:
-            gap *= 16
-        address_s = cost.byte_s / 8 if table.is_bits else cost.byte_s * 2
-        walls = () if barriers is None else barriers.get(table, ())
-        for start, end, group in _cover(_atoms(members, size), size, gap, cost.request_s, address_s, walls):
-            group.sort(key=lambda member: (member.address, member.end))
-            blocks.append(Block(unit_id, table, start, end - start, period, tuple(group)))
+    for start, end, group in _cover(_atoms(members, size), size, gap, cost.request_s, address_s, walls):
+        group.sort(key=lambda member: (member.address, member.end))
+        blocks.append(Block(unit_id, table, start, end - start, period_s, tuple(group)))
     return blocks
-
-
-def is_legal(start: int, end: int, barriers: Barriers) -> bool:
-    """Return whether a request from `start` up to before `end` keeps clear of all barriers."""
-    return not any(start < last and first < end for first, last in barriers)
 
 
 def _atoms(members: Sequence[RegisterPoint], size: int) -> list[_Atom]:

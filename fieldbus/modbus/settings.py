@@ -2,26 +2,259 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Literal
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
-from fieldbus.modbus.link import ModbusClientLink, Unit
+from fieldbus.modbus.link import ModbusClientLink
+from fieldbus.modbus.places import DialInPlace, Framing, Place, SerialPlace, TcpPlace, TlsFiles, UdpPlace
 from fieldbus.modbus.planner import Limits
 from fieldbus.modbus.point_settings import PointSettings
+from fieldbus.modbus.quirks import LineQuirks, UnitQuirks
 from fieldbus.modbus.registers import RegisterPoint
-from fieldbus.settings import DeviceSettings, Duration, LinkSettings, Port
+from fieldbus.modbus.units import Unit
+from fieldbus.settings import DeviceSettings, Duration, LinkSettings, Port, Secret, Settings, problem
+
+FileOf = Callable[[Sequence[str], str], Path | None]
+"""Returns the file that a setting of the link names, None if it cannot be used, which has then been said."""
+SecretOf = Callable[[str, Secret | None], str | None]
 
 
-class ClientLinkSettings(LinkSettings):
+class LineQuirkSettings(Settings):
+    """Habits of what is at the other end of the connection, see README."""
+
+    zero_transaction_id: bool = Field(False, description="Answers carry transaction id 0.")
+    any_unit_id: bool = Field(False, description="Answers carry another unit id than was asked.")
+    echo: bool = Field(False, description="The adapter hears what it sends.")
+    reconnect_on_timeout: bool = Field(False, description="Nobody is served any more after a timeout.")
+
+    def build(self) -> LineQuirks:
+        """Return what the link works with."""
+        return LineQuirks(self.zero_transaction_id, self.any_unit_id, self.echo, self.reconnect_on_timeout)
+
+
+class UnitQuirkSettings(Settings):
+    """Habits of one device, see README."""
+
+    pause: Duration | None = Field(None, description="A rest that it needs between two requests.")
+    single_writes: bool = Field(False, description="It has no FC 15 and 16.")
+    multiple_writes: bool = Field(False, description="It has no FC 5 and 6.")
+    mask_write: bool = Field(False, description="It has FC 22.")
+
+    @model_validator(mode="after")
+    def _check(self) -> UnitQuirkSettings:
+        if self.single_writes and self.multiple_writes:
+            raise problem("`single_writes` and `multiple_writes` exclude each other")
+        return self
+
+    def build(self) -> UnitQuirks:
+        """Return what the link works with."""
+        return UnitQuirks(self.pause or 0.0, self.single_writes, self.multiple_writes, self.mask_write)
+
+
+class PollingLinkSettings(LinkSettings):
+    """What every link has that polls."""
+
+    timeout: Duration = Field(1.0, description="For one answer.")
+    quirks: LineQuirkSettings = LineQuirkSettings()
+
+    @property
+    def is_serial_line(self) -> bool:
+        """Whether all units hear each other, and unit 0 means all of them."""
+        return False
+
+    def place(self, file: FileOf, secret: SecretOf) -> Place | None:
+        """Return where the other side is; None if a file of it cannot be used."""
+        raise NotImplementedError
+
+
+class _HostSettings(PollingLinkSettings):
+    host: str
+    connect_timeout: Duration = 3.0
+    connections: Annotated[int, Field(ge=1, le=32)] = Field(
+        1, description="How many requests may be under way at once, if the device allows it."
+    )
+    backup: str | None = Field(None, description="HOST or HOST:PORT, tried when the first is away.")
+
+    @field_validator("backup")
+    @classmethod
+    def _check_backup(cls, backup: str | None) -> str | None:
+        if backup is not None:
+            _host_and_port(backup, 502)
+        return backup
+
+    def _backup(self, port: int) -> tuple[str, int] | None:
+        return None if self.backup is None else _host_and_port(self.backup, port)
+
+
+class TcpLinkSettings(_HostSettings):
     """A connection to a Modbus TCP server, which may have several units behind it."""
 
     type: Literal["modbus-tcp"]
+    port: Port = 502
+
+    def place(self, file: FileOf, secret: SecretOf) -> Place | None:
+        """Return where the server is."""
+        return TcpPlace(self.host, self.port, backup=self._backup(self.port))
+
+
+class RtuTcpLinkSettings(_HostSettings):
+    """RTU frames over TCP, as transparent serial device servers have it."""
+
+    type: Literal["modbus-rtu-tcp"]
+    port: Port = 502
+
+    def place(self, file: FileOf, secret: SecretOf) -> Place | None:
+        """Return where the device server is."""
+        return TcpPlace(self.host, self.port, Framing.RTU, backup=self._backup(self.port))
+
+
+class TlsClientSettings(Settings):
+    """Files in PEM format; relative paths start at the config's folder."""
+
+    ca: str = Field(description="Who signs the server's certificate.")
+    certificate: str | None = Field(None, description="Ours, with its chain.")
+    key: str | None = None
+    key_password: Secret | None = None
+    server_name: str | None = Field(
+        None, description="The name in the server's certificate, if not the host."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> TlsClientSettings:
+        if self.key is not None and self.certificate is None:
+            raise problem("a `key` without a `certificate` proves nothing")
+        return self
+
+
+class TlsLinkSettings(_HostSettings):
+    """Modbus/TCP Security: Modbus TCP inside TLS, with certificates on both sides."""
+
+    type: Literal["modbus-tls"]
+    port: Port = 802
+    tls: TlsClientSettings
+
+    def place(self, file: FileOf, secret: SecretOf) -> Place | None:
+        """Return where the server is."""
+        ca = file(("tls", "ca"), self.tls.ca)
+        certificate = (
+            None if self.tls.certificate is None else file(("tls", "certificate"), self.tls.certificate)
+        )
+        key = None if self.tls.key is None else file(("tls", "key"), self.tls.key)
+        if ca is None:
+            return None
+        password = secret("tls.key_password", self.tls.key_password)
+        files = TlsFiles(ca, certificate, key, password, self.tls.server_name)
+        return TcpPlace(self.host, self.port, tls=files, backup=self._backup(self.port))
+
+
+class UdpLinkSettings(PollingLinkSettings):
+    """Modbus TCP frames in UDP datagrams."""
+
+    type: Literal["modbus-udp"]
     host: str
     port: Port = 502
-    timeout: Duration = Field(1.0, description="For one answer.")
     connect_timeout: Duration = 3.0
+
+    def place(self, file: FileOf, secret: SecretOf) -> Place | None:
+        """Return where the server is."""
+        return UdpPlace(self.host, self.port)
+
+
+class Rs485Settings(Settings):
+    """How the kernel's driver switches the direction of an RS-485 adapter by RTS."""
+
+    rts_on_send: bool = True
+    delay: Duration | None = Field(None, description="Between RTS and the first bit, and after the last one.")
+
+
+class SerialLinkSettings(PollingLinkSettings):
+    """A serial line: RS-485 or RS-232."""
+
+    type: Literal["modbus-rtu", "modbus-ascii"]
+    port: str = Field(description="/dev/serial/by-id/…, /dev/ttyUSB0, COM3")
+    baudrate: Annotated[int, Field(ge=110, le=4_000_000)] = 9600
+    bytesize: Literal[7, 8] | None = Field(None, description="8; 7 by default for ASCII.")
+    parity: Literal["none", "even", "odd"] = Field(
+        "even", description="The specification's default is even; many devices have none."
+    )
+    stopbits: Literal[1, 2] | None = Field(None, description="1; 2 by default without parity.")
+    rs485: bool | Rs485Settings = False
+    turnaround: Duration | None = Field(
+        None, description="Silence before each request beyond what frames need."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> SerialLinkSettings:
+        if self.type == "modbus-rtu" and self.bytesize == 7:
+            raise problem("RTU frames need 8 bits a character")
+        return self
+
+    @property
+    def is_serial_line(self) -> bool:
+        """It is one."""
+        return True
+
+    def place(self, file: FileOf, secret: SecretOf) -> Place | None:
+        """Return the line."""
+        is_ascii = self.type == "modbus-ascii"
+        rs485 = self.rs485 if isinstance(self.rs485, Rs485Settings) else Rs485Settings()
+        return SerialPlace(
+            port=self.port,
+            baudrate=self.baudrate,
+            bytesize=self.bytesize or (7 if is_ascii else 8),
+            parity=self.parity[0].upper(),
+            stopbits=self.stopbits or (2 if self.parity == "none" else 1),
+            framing=Framing.ASCII if is_ascii else Framing.RTU,
+            rs485=self.rs485 is not False,
+            rts_level_for_tx=rs485.rts_on_send,
+            rts_delay_s=rs485.delay or 0.0,
+            turnaround_s=self.turnaround or 0.0,
+        )
+
+
+class BytesSettings(Settings):
+    """Bytes as hex digits."""
+
+    hex: str
+
+    @field_validator("hex")
+    @classmethod
+    def _check(cls, text: str) -> str:
+        try:
+            bytes.fromhex(text)
+        except ValueError:
+            raise problem(f"{text!r} is not made of hex digits such as 4D 31") from None
+        return text
+
+
+class DialInLinkSettings(PollingLinkSettings):
+    """A device, often behind a cellular modem, that connects to us and is then polled."""
+
+    type: Literal["modbus-dial-in"]
+    host: str = Field("127.0.0.1", description="The address of ours on which it is awaited.")
+    port: Port
+    registration: str | BytesSettings = Field(description="What it sends first, and names itself by.")
+    framing: Literal["tcp", "rtu"] = "tcp"
+    heartbeat: str | BytesSettings | None = Field(None, description="What it sends between frames.")
+
+    @model_validator(mode="after")
+    def _check(self) -> DialInLinkSettings:
+        if not 1 <= len(_bytes(self.registration)) <= 256:
+            raise problem("a registration has 1 to 256 bytes")
+        return self
+
+    def place(self, file: FileOf, secret: SecretOf) -> Place | None:
+        """Return where we listen for it."""
+        return DialInPlace(
+            self.host,
+            self.port,
+            _bytes(self.registration),
+            Framing.MBAP if self.framing == "tcp" else Framing.RTU,
+            _bytes(self.heartbeat),
+        )
 
 
 class PolledDeviceSettings(DeviceSettings):
@@ -34,18 +267,30 @@ class PolledDeviceSettings(DeviceSettings):
     points: Mapping[str, PointSettings] = {}
     max_registers: Annotated[int, Field(ge=1, le=125)] = 125
     max_bits: Annotated[int, Field(ge=1, le=2000)] = 2000
-    max_gap: Annotated[int, Field(ge=0, le=124)] = Field(
-        16, description="Unused registers that are read over rather than asked around."
+    max_gap: Annotated[int, Field(ge=0, le=124)] | None = Field(
+        None, description="Unused registers that may be read over; by default whatever is cheapest."
     )
+    quirks: UnitQuirkSettings = UnitQuirkSettings()
 
 
 def build_client(
     name: str,
-    settings: ClientLinkSettings,
+    settings: Any,
     devices: Mapping[str, PolledDeviceSettings],
     points: Mapping[str, list[RegisterPoint]],
+    *,
+    memory: Path | None = None,
+    file: FileOf = lambda _, name: Path(name),
+    secret: SecretOf = lambda _, __: None,
 ) -> ModbusClientLink:
-    """Return the link that polls `devices`."""
+    """Return the link that polls `devices`.
+
+    Args:
+        settings: any `PollingLinkSettings`.
+        memory: the folder for what devices teach us.
+        file: finds the files that the settings name.
+        secret: finds the secrets that they refer to.
+    """
     units = [
         Unit(
             device=device,
@@ -54,9 +299,34 @@ def build_client(
             scan_s=item.scan,
             timeout_s=item.timeout or settings.timeout,
             limits=Limits(item.max_registers, item.max_bits, item.max_gap),
+            quirks=item.quirks.build(),
         )
         for device, item in devices.items()
     ]
+    place = settings.place(file, secret)
+    if place is None:  # a file is missing, for which the configuration is refused
+        place = TcpPlace("127.0.0.1", 802)
     return ModbusClientLink(
-        name, settings.host, settings.port, units, connect_timeout_s=settings.connect_timeout
+        name,
+        place,
+        units,
+        connections=getattr(settings, "connections", 1),
+        memory=memory,
+        quirks=settings.quirks.build(),
+        connect_timeout_s=getattr(settings, "connect_timeout", 3.0),
     )
+
+
+def _host_and_port(text: str, port: int) -> tuple[str, int]:
+    host, colon, number = text.rpartition(":")
+    if not colon or "]" in number or (text.count(":") > 1 and not text.startswith("[")):
+        return text.strip("[]"), port
+    if not number.isdecimal() or not 1 <= int(number) <= 65535:
+        raise problem(f"{text!r} is neither HOST nor HOST:PORT")
+    return host.strip("[]"), int(number)
+
+
+def _bytes(text: str | BytesSettings | None) -> bytes:
+    if text is None:
+        return b""
+    return bytes.fromhex(text.hex) if isinstance(text, BytesSettings) else text.encode()

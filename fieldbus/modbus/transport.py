@@ -30,6 +30,10 @@ logging.getLogger("pymodbus").setLevel(logging.CRITICAL)
 
 _NAMES_ITSELF_S = 30.0
 """How long a device that dialled in may take to say who it is."""
+_DIALS_IN_S = 30.0
+"""How long a device is waited for before it is said that it is away."""
+_KEPT_OPEN_S = 15.0
+"""How long the port stays open for a device after its link was closed: longer than a link waits to reopen."""
 _MOST_CALLERS = 1000
 """Connections that have not named themselves, at most."""
 
@@ -233,6 +237,7 @@ class DialInPort:
         self._known: set[bytes] = set()
         self._callers: set[_Caller] = set()
         self._parked: dict[bytes, _Caller] = {}
+        self._releases: dict[bytes, asyncio.TimerHandle] = {}
 
     async def listen(self, registration: bytes) -> None:
         """Listen, if that is not so yet, for a device among others.
@@ -241,6 +246,9 @@ class DialInPort:
             LinkDownError: the port is taken.
         """
         self._known.add(registration)
+        timer = self._releases.pop(registration, None)
+        if timer is not None:
+            timer.cancel()
         if self._server is not None:
             return
         loop = asyncio.get_running_loop()
@@ -249,6 +257,14 @@ class DialInPort:
         except OSError as error:
             reason = (error.strerror or str(error)).rsplit(": ", 1)[-1].lower()
             raise LinkDownError(f"cannot listen: {reason}") from error
+
+    def release(self, registration: bytes) -> None:
+        """Let a device go for now: it may dial in again, and the port stays open for a while."""
+        timer = self._releases.pop(registration, None)
+        if timer is not None:
+            timer.cancel()
+        loop = asyncio.get_running_loop()
+        self._releases[registration] = loop.call_later(_KEPT_OPEN_S, self.leave, registration)
 
     def leave(self, registration: bytes) -> None:
         """Stop listening for a device; the last one closes the port."""
@@ -373,7 +389,11 @@ def dial_in_port(place: DialInPlace) -> DialInPort:
 async def _await_caller(place: DialInPlace, owner: Owner, quirks: LineQuirks) -> Line:
     port = dial_in_port(place)
     await port.listen(place.registration)
-    transport, rest = await port.caller(place.registration)
+    try:
+        async with asyncio.timeout(_DIALS_IN_S):
+            transport, rest = await port.caller(place.registration)
+    except TimeoutError:
+        raise LinkDownError("the device has not dialled in") from None
     line = _stream_line(place.framing, owner, quirks, place.heartbeat)
     transport.set_protocol(line)
     line.connection_made(transport)

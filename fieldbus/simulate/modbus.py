@@ -9,10 +9,10 @@ from dataclasses import replace
 
 from fieldbus.link import Delivery, Target
 from fieldbus.modbus.converters import Epoch, time_text
-from fieldbus.modbus.link import Unit
 from fieldbus.modbus.register_types import integer_range
 from fieldbus.modbus.registers import RegisterPoint
 from fieldbus.modbus.server import ModbusServerLink, ServedUnit
+from fieldbus.modbus.units import Unit
 from fieldbus.model import Batch, Point, Quality, Sample, Value
 from fieldbus.simulate.motion import resting_value, value_at
 

@@ -11,9 +11,11 @@ from fieldbus.canbus.codec import Message, Signal
 from fieldbus.canbus.link import CanLink, CanMessage
 from fieldbus.errors import LinkDownError
 from fieldbus.link import Delivery, Target, WriteOutcome
-from fieldbus.modbus.link import ModbusClientLink, Unit
+from fieldbus.modbus.link import ModbusClientLink
+from fieldbus.modbus.places import TcpPlace
 from fieldbus.modbus.registers import RegisterPoint, RegisterType, Table
 from fieldbus.modbus.server import ModbusServerLink, ServedUnit
+from fieldbus.modbus.units import Unit
 from fieldbus.model import Access, Kind, Point, Quality, Sample
 from fieldbus.mqtt.link import MqttLink
 from fieldbus.mqtt.payload import TopicPoint
@@ -29,7 +31,7 @@ def client_without_peer():
     own = point()
     place = RegisterPoint(own, Table.HOLDING, 0, RegisterType.UINT16)
     unit = Unit("d", 1, [place], scan_s=1.0, timeout_s=0.2)
-    return ModbusClientLink("plc", "127.0.0.1", free_port(), [unit]), own
+    return ModbusClientLink("plc", TcpPlace("127.0.0.1", free_port()), [unit]), own
 
 
 def server():

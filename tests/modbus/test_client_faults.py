@@ -19,10 +19,15 @@ from fault_server import POISON, Connection, Fault, FaultServer, Good, fault_ser
 from fieldbus.errors import BadResponseError, LinkDownError, RequestTimeoutError
 from fieldbus.link import Delivery, DeviceHealth, Target, WriteOutcome, WriteResult
 from fieldbus.modbus import link as link_module
-from fieldbus.modbus.client import ModbusTcpConnection
-from fieldbus.modbus.link import ModbusClientLink, Unit
+from fieldbus.modbus.client import Line
+from fieldbus.modbus.framing import Ask
+from fieldbus.modbus.link import ModbusClientLink
+from fieldbus.modbus.places import TcpPlace
 from fieldbus.modbus.point_settings import PointSettings
+from fieldbus.modbus.quirks import LineQuirks
 from fieldbus.modbus.registers import RegisterPoint
+from fieldbus.modbus.transport import open_line
+from fieldbus.modbus.units import Unit
 from fieldbus.model import Batch, Flaw, Point, Quality, Reason, Sample, Value
 
 # What the server's registers hold, in engineering values: holding registers and inputs their own
@@ -154,7 +159,7 @@ def client(
     """Return a link with one unit."""
     port = server if isinstance(server, int) else server.port
     unit = Unit("plc", unit_id, holding() if points is None else points, scan_s, timeout_s)
-    return ModbusClientLink("plc_net", "127.0.0.1", port, [unit])
+    return ModbusClientLink("plc_net", TcpPlace("127.0.0.1", port), [unit])
 
 
 @pytest.fixture
@@ -486,14 +491,36 @@ async def test_a_server_that_says_goodbye_behind_each_answer_is_noticed_at_once(
 # --- bytes that are read as a frame although they are none ------------------------------------------
 
 
+class Asker:
+    """Asks on a line and waits for the answer."""
+
+    def __init__(self) -> None:
+        self.line: Line | None = None
+        self._waiting: asyncio.Future[bytes] | None = None
+
+    async def request(self, unit_id: int, pdu: bytes, timeout_s: float) -> bytes:
+        assert self.line is not None
+        self._waiting = asyncio.get_running_loop().create_future()
+        self.line.ask(Ask(unit_id, pdu), timeout_s)
+        return await self._waiting
+
+    def answered(self, answer: bytes) -> None:
+        self._waiting.set_result(answer)
+
+    def failed(self, error: Exception) -> None:
+        self._waiting.set_exception(error)
+
+    lost = failed
+
+
 @asynccontextmanager
-async def connected(server: FaultServer) -> AsyncIterator[ModbusTcpConnection]:
-    connection = ModbusTcpConnection()
-    await connection.open("127.0.0.1", server.port, 1.0)
+async def connected(server: FaultServer) -> AsyncIterator[Asker]:
+    asker = Asker()
+    asker.line = await open_line(TcpPlace("127.0.0.1", server.port), asker, LineQuirks(), 1.0)
     try:
-        yield connection
+        yield asker
     finally:
-        connection.close()
+        asker.line.close()
         await asyncio.sleep(0.01)
 
 
@@ -507,7 +534,7 @@ def trap(next_transaction_id: int) -> bytes:
     return frame(next_transaction_id, 1, bytes((3, 2)) + POISON)
 
 
-async def answer_to_the_next(connection: ModbusTcpConnection) -> bytes | None:
+async def answer_to_the_next(connection: Asker) -> bytes | None:
     """Ask for one register and return what is taken for its answer; None if it is known to be none."""
     try:
         return await connection.request(1, READ_1, 0.3)
@@ -643,7 +670,7 @@ def three_units(server: FaultServer, scan_s: float = 0.05, timeout_s: float = 0.
         Unit(f"plc{n}", n, [point(f"level.{n}", "holding 7", device=f"plc{n}")], scan_s, timeout_s)
         for n in (1, 2, 3)
     ]
-    return ModbusClientLink("plc_net", "127.0.0.1", server.port, units)
+    return ModbusClientLink("plc_net", TcpPlace("127.0.0.1", server.port), units)
 
 
 async def test_a_dead_unit_costs_the_others_less_than_a_tenth_of_their_scans(server: FaultServer) -> None:
@@ -1117,7 +1144,7 @@ def two_units(server: FaultServer, timeout_s: float) -> tuple[ModbusClientLink, 
         Unit("plc", 1, [point("level", "holding 7")], 0.02, timeout_s),
         Unit("drive", 2, [*apart, alive], 0.02, timeout_s),
     ]
-    return ModbusClientLink("net", "127.0.0.1", server.port, units), [item.point for item in apart]
+    return ModbusClientLink("net", TcpPlace("127.0.0.1", server.port), units), [item.point for item in apart]
 
 
 async def test_a_write_to_a_unit_that_is_lost_fails_at_once_and_is_not_done_later(

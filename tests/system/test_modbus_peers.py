@@ -15,10 +15,12 @@ from conftest import MUST_NOT_SKIP, eventually, free_port, program
 
 from fieldbus.errors import LinkDownError
 from fieldbus.link import Delivery, Target, WriteOutcome
-from fieldbus.modbus.link import ModbusClientLink, Unit
+from fieldbus.modbus.link import ModbusClientLink
+from fieldbus.modbus.places import TcpPlace
 from fieldbus.modbus.point_settings import PointSettings
 from fieldbus.modbus.registers import RegisterPoint
 from fieldbus.modbus.server import ModbusServerLink, ServedUnit
+from fieldbus.modbus.units import Unit
 from fieldbus.model import Batch, Quality, Reason, Sample, Value
 
 pytestmark = pytest.mark.system
@@ -305,7 +307,7 @@ class Poller:
 @asynccontextmanager
 async def polled(plc: Plc, points: list[RegisterPoint]) -> AsyncIterator[Poller]:
     unit = Unit("plc", 1, points, scan_s=0.05, timeout_s=1.0)
-    poller = Poller(ModbusClientLink("plc_net", "127.0.0.1", plc.port, [unit]))
+    poller = Poller(ModbusClientLink("plc_net", TcpPlace("127.0.0.1", plc.port), [unit]))
     running = asyncio.create_task(poller.keep())
     try:
         async with asyncio.timeout(5):

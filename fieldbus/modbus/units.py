@@ -1,0 +1,288 @@
+"""The units behind a link: what is polled of each, and what is known of it while the link runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fieldbus.modbus import pdu
+from fieldbus.modbus.agenda import Turns
+from fieldbus.modbus.blocks import BlockReader
+from fieldbus.modbus.framing import Ask
+from fieldbus.modbus.learned import Explorer, Knowledge, fingerprint
+from fieldbus.modbus.places import Framing, Place, SerialPlace
+from fieldbus.modbus.planner import MAX_BITS, MAX_REGISTERS, Block, Cost, Limits, plan, plan_together
+from fieldbus.modbus.quirks import UnitQuirks
+from fieldbus.modbus.registers import RegisterPoint
+from fieldbus.model import Group
+
+RETRY_S = 300.0
+"""How often a point that the device refuses is asked for again."""
+_DEVICE_S = 0.005
+"""What a device is taken to need for an answer until it was measured."""
+_LATE_S = 30.0
+"""After so long nobody expects a late answer any more."""
+_SMOOTHING = 0.1
+
+
+def cost_on(place: Place) -> Cost:
+    """Return what asking costs at a place, before anything was measured."""
+    if not isinstance(place, SerialPlace):
+        return Cost(_DEVICE_S)
+    # A request has 8 characters, an answer 5 and its data; each is followed by silence. ASCII needs two
+    # characters a byte and five for colon, LRC and line end.
+    characters, per_byte = (8 + 5, 1) if place.framing is Framing.RTU else (17 + 11, 2)
+    fixed_s = characters * place.character_s + 2 * place.silence_s + place.turnaround_s + _DEVICE_S
+    return Cost(fixed_s, per_byte * place.character_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One device behind the link."""
+
+    device: str
+    unit_id: int
+    points: Sequence[RegisterPoint]
+    scan_s: float
+    timeout_s: float
+    limits: Limits = field(default_factory=Limits)
+    quirks: UnitQuirks = field(default_factory=UnitQuirks)
+
+    @property
+    def readable(self) -> list[RegisterPoint]:
+        """The points that are polled; what is needed to know others is among them."""
+        found = dict.fromkeys(point for point in self.points if point.point.access.can_read)
+        found |= dict.fromkeys(point.factor for point in found if point.factor is not None)
+        return list(found)
+
+
+class Poll:
+    """One block, its request, and when it is due."""
+
+    __slots__ = (
+        "ask", "block", "due_s", "explore_at_s", "group", "is_divisible", "is_first", "is_fresh", "is_gone",
+        "is_retry", "period_s", "reader", "reason", "state", "tries", "turns",
+    )  # fmt: skip
+
+    def __init__(self, block: Block, state: UnitState, due_s: float, *, is_retry: bool = False) -> None:
+        self.block = block
+        self.state = state
+        self.turns = state.turns
+        self.group = Group(f"{state.unit.device} {block.name}", (item.point for item in block.points))
+        self.reader = BlockReader(block, self.group)
+        self.ask = Ask(block.unit_id, pdu.read_request(block.table, block.address, block.count))
+        self.period_s = block.period_s
+        self.due_s = due_s
+        self.is_first = not is_retry
+        self.is_fresh = True
+        """Whether it was never read."""
+        self.is_gone = False
+        self.is_retry = is_retry
+        """Whether it asks for what the device is known to refuse."""
+        self.is_divisible = not is_retry and len(block.points) > 1
+        self.explore_at_s = 0.0
+        """Not explored before."""
+        self.tries = 0
+        self.reason: str | None = None
+        """Why the group is bad, if it is."""
+
+
+class UnitState:
+    """A unit while the link runs."""
+
+    def __init__(self, unit: Unit, cost: Cost, memory: Path | None) -> None:
+        self.unit = unit
+        self._cost = cost
+        self._memory = memory
+        self._mark = fingerprint(unit.points, unit.unit_id)
+        self._saved = ""
+        self.knowledge = self._load()
+        self.explorer = Explorer(self.knowledge)
+        self.turns = Turns()
+        self.refused_points: list[RegisterPoint] = []
+        self.polls: list[Poll] = []
+        self.is_online: bool | None = None
+        """None until the first answer or failure."""
+        self.failures = 0
+        self.was_hurried = False
+        """Whether the last request was given up before its timeout."""
+        self.unreachable: set[Poll] = set()
+        """Polls to which the gateway before the unit said that it cannot reach it (0A, 0B), since any other
+        answer."""
+        self.probes = 0
+        self.probe_after_s = 0.5
+        self.response_time_s = 0.0
+        self.slowest_s = 0.0
+        """The slowest answer of late; 0 if there was none yet."""
+        self.rests_until_s = 0.0
+        self.suspects: set[tuple[int, int]] = set()
+        """Shapes of answers that may still come late."""
+        self.suspected_s = 0.0
+        self.replan(0.0)
+
+    def begin(self, now_s: float) -> None:
+        """Be due at once: a new session."""
+        self.turns = Turns(slot=self.turns.slot)
+        for poll in self.polls:
+            poll.turns = self.turns
+            poll.due_s = now_s
+            poll.is_first = not poll.is_retry
+            poll.tries = 0
+            poll.explore_at_s = 0.0
+
+    def forget_session(self) -> None:
+        """A new session is a new chance; who was online is told again only if that changes."""
+        self.failures = self.probes = 0
+        self.was_hurried = False
+        self.unreachable.clear()
+        self.suspects.clear()
+        self.probe_after_s = 0.5
+        self.is_online = None
+        self.rests_until_s = 0.0
+        for poll in self.polls:
+            poll.reader.forget()
+            poll.reason = "not connected"
+
+    def note(self, spent_s: float, ask: Ask) -> None:
+        """Learn how long a request took on the line."""
+        data = max(0, ask.size - 2) if ask.pdu[0] <= pdu.READ_INPUT_REGISTERS else 0
+        own_s = max(0.0, spent_s - data * self._cost.byte_s)
+        known_s = self.knowledge.turnaround_s
+        self.knowledge.turnaround_s = own_s if known_s is None else known_s + _SMOOTHING * (own_s - known_s)
+        self.slowest_s = max(spent_s, self.slowest_s * 0.99)
+
+    # --- the plan
+
+    def replan(self, now_s: float) -> tuple[list[Poll], list[Poll]]:
+        """Plan with what is known; return the polls that are gone and those that are new."""
+        unit, knowledge = self.unit, self.knowledge
+        readable = unit.readable
+        self.refused_points = [
+            point
+            for point in readable
+            if knowledge.is_refused(point)
+            or (point.factor is not None and knowledge.is_refused(point.factor))
+        ]
+        refused = set(self.refused_points)
+        kept = [point for point in readable if point not in refused]
+        limits = knowledge.limits(unit.limits)
+        blocks = plan(kept, unit.unit_id, unit.scan_s, limits, self._cost, knowledge.barriers())
+        retries = [
+            block
+            for members in _clusters(self.refused_points)
+            for block in plan_together(members, unit.unit_id, RETRY_S, Limits(max_gap=0), self._cost)
+        ]
+        known = {poll.block.key: poll for poll in self.polls}
+        planned: list[Poll] = []
+        added: list[Poll] = []
+        for block, is_retry in [*((item, False) for item in blocks), *((item, True) for item in retries)]:
+            poll = known.pop(block.key, None)
+            if poll is None:
+                poll = Poll(block, self, now_s + (RETRY_S if is_retry else 0.0), is_retry=is_retry)
+                added.append(poll)
+            planned.append(poll)
+        self.polls = planned
+        self.unreachable.clear()
+        return list(known.values()), added
+
+    def forget_limits(self) -> bool:
+        """Forget how much may be asked at once and where not across; return whether anything was known."""
+        knowledge = self.knowledge
+        had = any(knowledge.walls.values()) or (knowledge.max_registers, knowledge.max_bits) != (
+            MAX_REGISTERS,
+            MAX_BITS,
+        )
+        knowledge.walls.clear()
+        knowledge.max_registers, knowledge.max_bits = MAX_REGISTERS, MAX_BITS
+        self.explorer = Explorer(knowledge)
+        return had
+
+    def summary(self, names: str) -> str:
+        """Return what was learned, for the log."""
+        parts = []
+        if names:
+            shown = names if len(names) < 200 else names[:200] + " …"
+            parts.append(f"it has not {shown}")
+        if self.knowledge.max_registers < MAX_REGISTERS:
+            parts.append(f"at most {self.knowledge.max_registers} registers a request")
+        if self.knowledge.max_bits < MAX_BITS:
+            parts.append(f"at most {self.knowledge.max_bits} bits a request")
+        walls = sum(map(len, self.knowledge.walls.values()))
+        if walls:
+            parts.append(f"{walls} gaps that cannot be read over")
+        return "; ".join(parts) or "nothing stands against it any more"
+
+    @property
+    def is_unreachable(self) -> bool:
+        """Whether the gateway before the unit could reach nothing of it."""
+        return all(poll in self.unreachable for poll in self.polls if not poll.is_retry)
+
+    # --- in step
+
+    def is_out_of_step(self, ask: Ask, now_s: float) -> bool:
+        """Return whether a late answer to an earlier request could be taken for the answer to this one."""
+        if self.suspects and now_s - self.suspected_s > max(_LATE_S, 10 * self.unit.timeout_s):
+            self.suspects.clear()
+        return ask.shape in self.suspects
+
+    def different_ask(self) -> Ask | None:
+        """Return a read whose answer looks like none of those that may still come; None if there is none."""
+        best: Ask | None = None
+        for poll in self.polls:
+            block = poll.block
+            # Shorter than the block if possible; one more than it if it is a single register.
+            for count in (*range(1, min(block.count, 64) + 1), block.count + 1):
+                if block.address + count > 0x10000 or count > (
+                    MAX_BITS if block.table.is_bits else MAX_REGISTERS
+                ):
+                    continue
+                ask = Ask(block.unit_id, pdu.read_request(block.table, block.address, count))
+                if ask.shape not in self.suspects:
+                    if best is None or ask.size < best.size:
+                        best = ask
+                    break
+        if best is None:
+            self.suspects.clear()  # nothing else can be asked
+        return best
+
+    # --- on disk
+
+    def _file(self) -> Path | None:
+        return None if self._memory is None else self._memory / f"{self.unit.device}.json"
+
+    def _load(self) -> Knowledge:
+        file = self._file()
+        if file is None:
+            return Knowledge()
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            return Knowledge()
+        self._saved = text
+        return Knowledge.from_json(text, self._mark)
+
+    def save(self) -> None:
+        """Keep what was learned, if there is a place for it; a disk that is full costs only that."""
+        file = self._file()
+        if file is None:
+            return
+        text = self.knowledge.to_json(self._mark)
+        if text == self._saved or (not self._saved and self.knowledge.turnaround_s is None):
+            return
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            fresh = file.with_suffix(".new")
+            fresh.write_text(text, encoding="utf-8")
+            fresh.replace(file)
+        except OSError:
+            return
+        self._saved = text
+
+
+def _clusters(points: Iterable[RegisterPoint]) -> list[list[RegisterPoint]]:
+    """Return points that can only be read together, together."""
+    found: dict[RegisterPoint, list[RegisterPoint]] = {}
+    for point in points:
+        found.setdefault(point.factor or point, []).append(point)
+    return list(found.values())

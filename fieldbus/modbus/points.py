@@ -148,7 +148,7 @@ def _factor(
         text = f"'{wanted}' of `scale_from` is a {found.point.kind}: a power of ten is a whole number"
         fault(name, text, "its type is int16 as a rule, without `scale`")
     elif found.table is not table:
-        text = f"'{wanted}' of `scale_from` is a {found.table} register and this a {table} register"
+        text = f"'{wanted}' of `scale_from` is in the table `{found.table}` and this in `{table}`"
         fault(name, text, "both must be read with one request")
     elif found.scan_s != settings.scan:
         text = f"'{wanted}' of `scale_from` has another `scan`"
@@ -176,8 +176,8 @@ def _own_faults(points: Sequence[RegisterPoint], *, is_served: bool) -> Iterator
         name = _declared(point)
         writable = point.is_open_to_masters if is_served else point.point.access.can_write
         if writable and point.table in (Table.DISCRETE, Table.INPUT):
-            yield name, f"masters cannot write a {point.table}" if is_served else (
-                f"a {point.table} cannot be written")  # fmt: skip
+            who = " by masters" if is_served else ""
+            yield name, f"the table `{point.table}` cannot be written{who}"
         if not is_served:
             continue
         try:

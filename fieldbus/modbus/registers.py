@@ -184,6 +184,8 @@ class RegisterPoint:
         if exponent is None:
             name = self.factor.point.address
             raise ConversionError(f"{self.point.address} has no scale while {name} has no value")
+        if power_of_ten(exponent) is None:
+            raise ConversionError(f"{exponent} is not a power of ten from -10 to 10")
         return self.linear.times_power_of_ten(exponent)
 
     def _decoder_of_bytes(self, linear: Linear) -> Convert:
@@ -388,8 +390,8 @@ class RegisterPoint:
             data: the registers.
             exponent: the present power of ten of a point that has a `factor`; without it there is no value.
         """
-        if self.factor is not None and exponent is None:
-            return NOT_AVAILABLE
+        if self.factor is not None and power_of_ten(exponent) is None:
+            return NOT_AVAILABLE if exponent is None else NOT_A_NUMBER
         token = struct.unpack(">" + self.struct_code, data)[0]
         convert = self.decoder(exponent)
         return (token, None) if convert is None else convert(token)

@@ -407,6 +407,13 @@ def test_without_its_factor_a_scaled_point_is_neither_read_nor_written():
         scaled().encode(1.0)
 
 
+@pytest.mark.parametrize("exponent", [-11, 11, -32768, 32767])
+def test_no_other_power_of_ten_is_used(exponent):
+    assert scaled().decode(b"\0\1", exponent)[1].reason == "conversion"
+    with pytest.raises(ConversionError, match="is not a power of ten"):
+        scaled().encode(1.0, exponent)
+
+
 def test_what_a_power_of_ten_has_no_room_for_is_refused():
     with pytest.raises(ConversionError, match="does not fit"):
         scaled().encode(5000, -1)

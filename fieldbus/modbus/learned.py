@@ -79,14 +79,15 @@ class Knowledge:
         self.refused.get(point.table, set()).discard((point.address, point.end))
 
     @property
-    def has_facts(self) -> bool:
-        """Whether anything is known that a plan depends on."""
-        return (
-            any(self.refused.values())
-            or any(self.walls.values())
-            or self.max_registers < MAX_REGISTERS
-            or self.max_bits < MAX_BITS
-        )
+    def facts(self) -> tuple[object, ...]:
+        """Everything that a plan depends on, to compare."""
+        places = [
+            (kind, table, places)
+            for kind, found in (("refused", self.refused), ("walls", self.walls))
+            for table, items in sorted(found.items())
+            if (places := tuple(sorted(items)))
+        ]
+        return (*places, self.max_registers, self.max_bits)
 
     def to_json(self, mark: str) -> str:
         """Return it as the text of a file."""
@@ -140,6 +141,8 @@ class Explorer:
         self._knowledge = knowledge
         self._longest: dict[bool, int] = {}
         """The longest read that was ever taken, of bits and of registers."""
+        self.was_passing = False
+        """Whether the last block that was explored was taken when it was asked for once more."""
 
     def took(self, table: Table, count: int) -> None:
         """Learn that a read of so many was taken."""
@@ -149,7 +152,9 @@ class Explorer:
     def explore(self, block: Block) -> Exploration:
         """Find out why a block was refused; yields reads and is sent whether they were taken."""
         groups = _inseparable(block.points)
-        yield from self._halve(block.table, groups)
+        self.was_passing = yield from self._try(block.table, groups)
+        if not self.was_passing:
+            yield from self._halve(block.table, groups)
 
     def _halve(self, table: Table, groups: Sequence[Sequence[RegisterPoint]]) -> Generator[Trial, bool, bool]:
         """Take a refused stretch apart; return whether all of its points can be read."""

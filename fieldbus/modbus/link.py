@@ -754,7 +754,7 @@ class ModbusClientLink:
 
     def _explore(self, state: UnitState, poll: Poll, code: int) -> Steps:
         """Find out why a block is refused, and plan anew."""
-        before = state.knowledge.to_json("")
+        before = state.knowledge.facts
         search = state.explorer.explore(poll.block)
         try:
             trial = next(search)
@@ -783,7 +783,10 @@ class ModbusClientLink:
         if poll.is_gone:
             return
         now_s = time.monotonic()
-        if state.knowledge.to_json("") == before:
+        if state.explorer.was_passing:
+            poll.explore_at_s = 0.0
+            self._agenda.add(poll)
+        elif state.knowledge.facts == before:
             poll.explore_at_s = now_s + 60.0
             self._spoil(poll, f"{Reason.DEVICE_EXCEPTION} {code:02X}")
             self._agenda.reschedule(poll, now_s)

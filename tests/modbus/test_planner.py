@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fieldbus.modbus.planner import MAX_BITS, MAX_REGISTERS, Limits, plan
+from fieldbus.modbus.planner import MAX_BITS, MAX_REGISTERS, Cost, Limits, plan
 from fieldbus.modbus.registers import RegisterPoint, RegisterType, Table
 from fieldbus.model import Kind, Point
 
@@ -30,16 +30,21 @@ def test_gaps_are_read_over_up_to_the_limit():
 
 def test_a_request_has_at_most_125_registers_and_tears_no_point():
     points = [point(address, "float32") for address in range(0, 250, 2)]
-    assert spans(points) == [(0, 124), (124, 124), (248, 2)]
+    found = spans(points)
+    assert len(found) == 3
+    assert all(count <= 125 and count % 2 == 0 and address % 2 == 0 for address, count in found)
+    assert sum(count for _, count in found) == 250
 
 
 def test_a_device_can_have_smaller_limits():
-    assert spans([point(address) for address in range(25)], max_registers=10) == [(0, 10), (10, 10), (20, 5)]
+    found = spans([point(address) for address in range(25)], max_registers=10)
+    assert len(found) == 3
+    assert all(count <= 10 for _, count in found)
 
 
 def test_bits_are_read_2000_at_a_time():
     coils = [point(address, "bool", Table.COIL) for address in range(2001)]
-    assert spans(coils) == [(0, 2000), (2000, 1)]
+    assert sorted(count for _, count in spans(coils)) == [1, 2000]
 
 
 def test_tables_and_periods_do_not_mix():
@@ -92,3 +97,59 @@ def test_every_point_is_whole_in_exactly_one_legal_request(places, max_registers
         for before, address in zip([None, *unused], unused, strict=False):
             run = run + 1 if before == address - 1 else 1
             assert run <= limit
+
+
+def cost_of(cover, request_s, address_s):
+    return sum(request_s + address_s * (end - start) for start, end in cover)
+
+
+def covers(points, size, walls):
+    """All ways to read points, in order of address, by legal requests."""
+    if not points:
+        yield []
+        return
+    for taken in range(1, len(points) + 1):
+        start, end = points[0].address, max(item.end for item in points[:taken])
+        if end - start > size or any(start < last and first < end for first, last in walls):
+            continue
+        for rest in covers(points[taken:], size, walls):
+            yield [(start, end), *rest]
+
+
+@given(
+    addresses=st.sets(st.integers(0, 60), min_size=1, max_size=9),
+    size=st.integers(2, 40),
+    request_ms=st.integers(1, 30),
+    walls=st.lists(st.integers(0, 60), max_size=3),
+)
+def test_no_other_cover_is_cheaper(addresses, size, request_ms, walls):
+    points = [point(address * 2, "uint16") for address in sorted(addresses)]
+    barriers = sorted((wall * 2 + 1, wall * 2 + 1 + wall % 2) for wall in walls)
+    cost = Cost(request_ms / 1000, 0.0005)
+    blocks = plan(points, 1, 1.0, Limits(max_registers=size), cost, {Table.HOLDING: barriers})
+    mine = [(block.address, block.address + block.count) for block in blocks]
+    best = min(cost_of(cover, cost.request_s, 0.001) for cover in covers(points, size, barriers))
+    assert cost_of(mine, cost.request_s, 0.001) == pytest.approx(best)
+    assert not any(start < last and first < end for start, end in mine for first, last in barriers)
+
+
+def test_a_value_is_never_parted_from_its_factor():
+    factor = point(100, "int16")
+    values = [RegisterPoint(Point("d", f"v{n}", Kind.FLOAT), Table.HOLDING, n, RegisterType.INT16, factor=factor)
+              for n in (0, 40, 90)]  # fmt: skip
+    blocks = plan([*values, factor, point(130)], 1, 1.0, Limits(max_registers=110), Cost(0.0001, 0.1))
+    assert [(block.address, block.count) for block in blocks] == [(0, 101), (130, 1)]
+
+
+def test_where_bytes_are_dear_gaps_are_asked_around():
+    points = [point(0), point(10)]
+    serial = Cost(request_s=0.03, byte_s=0.001)
+    assert [(block.address, block.count) for block in plan(points, 1, 1.0, Limits(), serial)] == [(0, 11)]
+    slow = Cost(request_s=0.01, byte_s=0.001)
+    assert len(plan(points, 1, 1.0, Limits(), slow)) == 2
+
+
+def test_a_seam_parts_what_is_beside_each_other():
+    points = [point(address) for address in range(10)]
+    blocks = plan(points, 1, 1.0, Limits(), barriers={Table.HOLDING: [(4, 4)]})
+    assert [(block.address, block.count) for block in blocks] == [(0, 4), (4, 6)]

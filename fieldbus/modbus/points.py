@@ -22,6 +22,7 @@ from dataclasses import replace
 from fieldbus.errors import ConversionError, closest
 from fieldbus.modbus.converters import power_of_ten
 from fieldbus.modbus.image import nan_bytes
+from fieldbus.modbus.planner import MAX_REGISTERS
 from fieldbus.modbus.point_settings import PointSettings
 from fieldbus.modbus.register_types import Table
 from fieldbus.modbus.registers import OnBad, RegisterPoint
@@ -53,6 +54,8 @@ def build_points(
         if settings.scale_from is not None:
             factor = _factor(name, settings, points, by_name, is_served=is_served, fault=fault)
             made[name] = list(_family(device, name, settings, is_served=is_served, factor=factor))
+            if factor is not None and not is_served:
+                _check_reach(name, made[name], factor, fault)
     first: dict[str, str] = {}
     built = []
     for name in points:
@@ -162,6 +165,18 @@ def _factor(
     else:
         return found
     return None
+
+
+def _check_reach(name: str, made: Sequence[RegisterPoint], factor: RegisterPoint, fault: Fault) -> None:
+    """Say so when one request cannot read a point and its factor."""
+    for item in made:
+        span = max(item.end, factor.end) - min(item.address, factor.address)
+        if span > MAX_REGISTERS:
+            text = (
+                f"{item.table} {item.address} and '{factor.point.name}' of `scale_from` are {span} registers"
+            )
+            fault(name, text, f"one request reads at most {MAX_REGISTERS}: scale it by `scale` instead")
+            return
 
 
 def point_faults(points: Sequence[RegisterPoint], *, is_served: bool) -> list[tuple[str, str]]:

@@ -224,6 +224,8 @@ def test_a_scale_factor_may_be_one_of_an_array():
         (holding(0, "int16", scan="5s"), {}, "has another `scan`"),
         (holding(0, "int16"), {"scan": "5s"}, "has another `scan`"),
         (holding(0, "int16", access="write"), {}, "cannot be read"),
+        (holding(129, "int16"), {"count": 9}, "holding 4 and 'sf' of `scale_from` are 126 registers"),
+        (holding(0, "int16"), {"address": 123, "type": "uint32", "count": 9}, "holding 125 and 'sf' of `scale_from` are 127"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_a_scale_factor_is_said(factor, value, words):

@@ -54,8 +54,8 @@ def build_points(
         if settings.scale_from is not None:
             factor = _factor(name, settings, points, by_name, is_served=is_served, fault=fault)
             made[name] = list(_family(device, name, settings, is_served=is_served, factor=factor))
-            if factor is not None and not is_served:
-                _check_reach(name, made[name], factor, fault)
+            if factor is not None and not is_served and not _is_in_reach(name, made[name], factor, fault):
+                made[name] = list(_family(device, name, settings, is_served=is_served))
     first: dict[str, str] = {}
     built = []
     for name in points:
@@ -167,8 +167,8 @@ def _factor(
     return None
 
 
-def _check_reach(name: str, made: Sequence[RegisterPoint], factor: RegisterPoint, fault: Fault) -> None:
-    """Say so when one request cannot read a point and its factor."""
+def _is_in_reach(name: str, made: Sequence[RegisterPoint], factor: RegisterPoint, fault: Fault) -> bool:
+    """Return whether one request can read points and their factor, else say so."""
     for item in made:
         span = max(item.end, factor.end) - min(item.address, factor.address)
         if span > MAX_REGISTERS:
@@ -176,7 +176,8 @@ def _check_reach(name: str, made: Sequence[RegisterPoint], factor: RegisterPoint
                 f"{item.table} {item.address} and '{factor.point.name}' of `scale_from` are {span} registers"
             )
             fault(name, text, f"one request reads at most {MAX_REGISTERS}: scale it by `scale` instead")
-            return
+            return False
+    return True
 
 
 def point_faults(points: Sequence[RegisterPoint], *, is_served: bool) -> list[tuple[str, str]]:

@@ -1,0 +1,365 @@
+"""Proxies between a client and a good server that spoil the answers: on TCP, and on a serial line.
+
+Requests pass untouched. What becomes of an answer is chosen by a function of it (`Choose`); `Storm` is the
+usual one: seeded, and never failing a unit twice in a row, since a unit that fails twice is rightly taken for
+dead and then hardly asked any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import socket
+import struct
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+
+from mutations import FIN, RST, Answer, Change, Choice, Kind, Mutation, Step, rtu_unfair, tcp_unfair
+from rtu_peer import Pty, ptys
+
+Choose = Callable[[Answer], Mutation | None]
+"""What becomes of an answer; None if nothing."""
+
+
+class Storm:
+    """Chooses what happens to each answer, until there was enough of it."""
+
+    def __init__(
+        self,
+        table: Mapping[str, tuple[int, Change]],
+        seed: object,
+        most: int,
+        *,
+        is_unfair: Callable[[bytes, Answer], bool] = tcp_unfair,
+        may_fail_twice: bool = False,
+    ) -> None:
+        self._rng = random.Random(repr(seed))
+        self._choice = Choice(table, self._rng)
+        self._most = most
+        self._is_unfair = is_unfair
+        self._may_fail_twice = may_fail_twice
+        self._has_failed: set[int] = set()
+        self.counts: Counter[str] = Counter()
+        self.passed = 0
+        """Answers that went through as they were."""
+
+    @property
+    def total(self) -> int:
+        """How many answers were spoilt."""
+        return self.counts.total()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there was enough of it."""
+        return self.total >= self._most
+
+    def __call__(self, answer: Answer) -> Mutation | None:
+        """Choose."""
+        if self.is_over:
+            return None
+        while True:
+            mutation = self._choice(answer)
+            stream = mutation.stream
+            if len(stream) < 2000 and self._is_unfair(stream, answer):
+                continue
+            if answer.unit_id in self._has_failed and mutation.kind is not Kind.HARMLESS:
+                self._has_failed.discard(answer.unit_id)
+                self.passed += 1
+                return None
+            break
+        if mutation.kind.fails and not self._may_fail_twice:
+            self._has_failed.add(answer.unit_id)
+        else:
+            self._has_failed.discard(answer.unit_id)
+        self.counts[mutation.name] += 1
+        return mutation
+
+
+class _Upstream(asyncio.Protocol):
+    """The proxy's own connection to the server, for one client."""
+
+    def __init__(self, client: _Client) -> None:
+        self._client = client
+        self._buffer = b""
+        self.transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
+        _no_delay(transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        while len(self._buffer) >= 6:
+            end = 6 + (self._buffer[4] << 8 | self._buffer[5])
+            if len(self._buffer) < end:
+                return
+            frame, self._buffer = self._buffer[:end], self._buffer[end:]
+            self._client.answer(frame)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._client.hang_up()
+
+
+class _Client(asyncio.Protocol):
+    """A connection of the client under test."""
+
+    def __init__(self, proxy: TcpProxy) -> None:
+        self._proxy = proxy
+        self._buffer = b""
+        self._early = b""
+        self._asked: dict[int, bytes] = {}
+        self._held: bytes | None = None
+        self._upstream: _Upstream | None = None
+        self._transport: asyncio.Transport | None = None
+        self._timers: set[asyncio.TimerHandle] = set()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]
+        _no_delay(transport)
+        self._proxy.clients.add(self)
+        self._proxy.open_upstream(self)
+
+    def upstream_made(self, upstream: _Upstream | None) -> None:
+        if upstream is None or self._transport is None:
+            self.hang_up()
+            if upstream is not None and upstream.transport is not None:
+                upstream.transport.abort()
+            return
+        self._upstream = upstream
+        if self._early and upstream.transport is not None:
+            upstream.transport.write(self._early)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.hang_up()
+        self._proxy.clients.discard(self)
+
+    def hang_up(self) -> None:
+        """End both sides."""
+        for timer in self._timers:
+            timer.cancel()
+        self._timers.clear()
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.close()
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None and upstream.transport is not None:
+            upstream.transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        while len(self._buffer) >= 8:
+            end = 6 + (self._buffer[4] << 8 | self._buffer[5])
+            if len(self._buffer) < end:
+                break
+            self._asked[self._buffer[0] << 8 | self._buffer[1]] = self._buffer[7:end]
+            self._buffer = self._buffer[end:]
+        if self._upstream is not None and self._upstream.transport is not None:
+            self._upstream.transport.write(data)
+        else:
+            self._early += data
+
+    def answer(self, frame: bytes) -> None:
+        """Take an answer of the server and do to it what is chosen."""
+        asked = self._asked.pop(frame[0] << 8 | frame[1])
+        answer = Answer(frame[6], frame[7:], asked, frame, self._proxy.timeout_s)
+        # What is no answer to a read with data cannot be spoilt in most of the ways that there are.
+        mutation = None if frame[7] & 0x80 else self._proxy.choose(answer)
+        held, self._held = self._held, None
+        if mutation is not None and mutation.name == "swapped":
+            self._held = frame
+        self._play((Step(0.0, frame),) if mutation is None else mutation.steps)
+        if held is not None:
+            self._play((Step(0.0, held),))
+        if mutation is not None:
+            self._proxy.spoilt(mutation)
+
+    def _play(self, steps: Sequence[Step]) -> None:
+        """Do one step after the other, each in a segment of its own if there are several."""
+        loop = asyncio.get_running_loop()
+        for place, step in enumerate(steps):
+            if step.wait_s or place:
+                if self._transport is not None:
+                    self._later(loop, steps[place:])
+                return
+            self._do(step)
+
+    def _later(self, loop: asyncio.AbstractEventLoop, steps: Sequence[Step]) -> None:
+        def go_on() -> None:
+            self._timers.discard(timer)
+            self._do(steps[0])
+            if len(steps) > 1 and self._transport is not None:
+                self._later(loop, steps[1:])
+
+        timer = loop.call_later(steps[0].wait_s, go_on)
+        self._timers.add(timer)
+
+    def _do(self, step: Step) -> None:
+        transport = self._transport
+        if transport is None:
+            return
+        if isinstance(step.what, bytes):
+            transport.write(step.what)
+        elif step.what == FIN:
+            self.hang_up()
+        elif step.what == RST:
+            sock = transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            transport.abort()
+            self.hang_up()
+
+
+class TcpProxy:
+    """Stands between clients and a Modbus TCP server."""
+
+    def __init__(self, server_port: int, choose: Choose, timeout_s: float) -> None:
+        self.choose = choose
+        self.timeout_s = timeout_s
+        self.port = 0
+        self.clients: set[_Client] = set()
+        self.spoilt: Callable[[Mutation], None] = lambda _: None
+        """Called when an answer has been spoilt."""
+        self._server_port = server_port
+        self._server: asyncio.Server | None = None
+        self._opening: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Listen."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: _Client(self), "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        """Hang up on everybody."""
+        if self._server is not None:
+            self._server.close()
+        for client in list(self.clients):
+            client.hang_up()
+        for task in list(self._opening):
+            task.cancel()
+        await asyncio.gather(*self._opening, return_exceptions=True)
+        await asyncio.sleep(0.01)
+
+    def open_upstream(self, client: _Client) -> None:
+        """Connect to the server for a client."""
+        task = asyncio.get_running_loop().create_task(self._open(client))
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+
+    async def _open(self, client: _Client) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            _, upstream = await loop.create_connection(
+                lambda: _Upstream(client), "127.0.0.1", self._server_port
+            )
+        except OSError:
+            client.upstream_made(None)
+        else:
+            client.upstream_made(upstream)
+
+
+@asynccontextmanager
+async def tcp_proxy(server_port: int, choose: Choose, timeout_s: float) -> AsyncIterator[TcpProxy]:
+    """Run a proxy for as long as the block lasts."""
+    proxy = TcpProxy(server_port, choose, timeout_s)
+    await proxy.start()
+    try:
+        yield proxy
+    finally:
+        await proxy.stop()
+
+
+class RtuProxy:
+    """Stands between two serial ports: `client_name` is for the client, `device_name` for the devices."""
+
+    def __init__(self, client: Pty, device: Pty, choose: Choose, timeout_s: float) -> None:
+        self.choose = choose
+        self.timeout_s = timeout_s
+        self.client_name = client.name
+        self.device_name = device.name
+        self.spoilt: Callable[[Mutation], None] = lambda _: None
+        self._client = client
+        self._device = device
+        self._asked = b""
+        self._buffer = b""
+        self._timers: set[asyncio.TimerHandle] = set()
+        loop = asyncio.get_running_loop()
+        loop.add_reader(client.master, self._request)
+        loop.add_reader(device.master, self._answer)
+
+    def stop(self) -> None:
+        """Let nothing through any more."""
+        for timer in self._timers:
+            timer.cancel()
+        self._timers.clear()
+
+    def _request(self) -> None:
+        data = _read(self._client)
+        # A new request begins where the one before had its answer or will have none.
+        self._asked = data if len(self._asked) >= 8 else self._asked + data
+        self._buffer = b""
+        self._device.write(data)
+
+    def _answer(self) -> None:
+        self._buffer += _read(self._device)
+        frame, asked = self._buffer, self._asked
+        if len(asked) < 8 or len(frame) < 5:
+            return
+        size = 5 if frame[1] & 0x80 else frame[2] + 5
+        if len(frame) < size:
+            return
+        frame, self._buffer = frame[:size], frame[size:]
+        mutation = None
+        if not frame[1] & 0x80:
+            mutation = self.choose(Answer(frame[0], frame[1:-2], asked[1:-2], frame, self.timeout_s))
+        self._play((Step(0.0, frame),) if mutation is None else mutation.steps)
+        if mutation is not None:
+            self.spoilt(mutation)
+
+    def _play(self, steps: Sequence[Step]) -> None:
+        if not steps:
+            return
+        step, rest = steps[0], steps[1:]
+        if step.wait_s:
+            loop = asyncio.get_running_loop()
+
+            def go_on() -> None:
+                self._timers.discard(timer)
+                self._play((Step(0.0, step.what), *rest))
+
+            timer = loop.call_later(step.wait_s, go_on)
+            self._timers.add(timer)
+            return
+        if isinstance(step.what, bytes):
+            self._client.write(step.what)
+        self._play(rest)
+
+
+def storm_on_rtu(
+    table: Mapping[str, tuple[int, Change]], seed: object, most: int, *, may_fail_twice: bool = False
+) -> Storm:
+    """Return a storm for a serial line."""
+    return Storm(table, seed, most, is_unfair=rtu_unfair, may_fail_twice=may_fail_twice)
+
+
+@asynccontextmanager
+async def rtu_proxy(choose: Choose, timeout_s: float) -> AsyncIterator[RtuProxy]:
+    """Run a proxy on a serial line of its own for as long as the block lasts."""
+    async with ptys(2) as (client, device):
+        proxy = RtuProxy(client, device, choose, timeout_s)
+        try:
+            yield proxy
+        finally:
+            proxy.stop()
+
+
+def _read(end: Pty) -> bytes:
+    try:
+        return os.read(end.master, 4096)
+    except BlockingIOError:
+        return b""
+
+
+def _no_delay(transport: asyncio.BaseTransport) -> None:
+    transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

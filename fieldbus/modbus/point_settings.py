@@ -1,6 +1,10 @@
 """The configuration of the points of Modbus devices.
 
 What several points share (names, overlaps, scale factors) is looked at in `points.py`.
+
+How types that manuals name are written: SunSpec's ``sunssf`` is an `int16` that others name in
+`scale_from`; its ``enum16`` and ``bitfield16`` are a `uint16` with `enum` or `flags`; all of them have
+``invalid: sunspec``. An accumulator (``acc32``, ``acc64``) is a `uint32` or `uint64` with ``invalid: [0]``.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, WithJsonSchema, model_validator
 
 from fieldbus.modbus.converters import Chars, Epoch, Pad
 from fieldbus.modbus.register_types import Order, RegisterType, Table, integer_range
@@ -35,6 +39,16 @@ _LARGEST_SCALE = 1e100
 """Beyond it, or below its inverse, arithmetic would leave the floating-point numbers."""
 
 _TIME_TYPES = {RegisterType(sign + bits) for sign in ("int", "uint") for bits in ("32", "48", "64")}
+
+_RAW_VALUES = WithJsonSchema(
+    {
+        "anyOf": [
+            {"type": ["integer", "string"]},
+            {"type": "array", "items": {"type": ["integer", "string"]}},
+        ]
+    }
+)
+"""What `invalid` may be in a file: one needs no list."""
 
 
 class PointSettings(Settings):
@@ -79,9 +93,10 @@ class PointSettings(Settings):
     min: Number | None = None
     max: Number | None = None
     enum: Mapping[int, str] | None = None
-    invalid: list[int | str] = Field(
+    invalid: Annotated[list[int | str], _RAW_VALUES] = Field(
         default=[],
-        description="Raw values that mean: no value. `sunspec` is the one that SunSpec has for the type.",
+        description="Raw values that mean: no value. `sunspec` is the one that SunSpec has for the type; an "
+        "accumulator has 0.",
     )
     access: AccessName = "read"
     verify: bool = Field(default=False, description="Read back what was written, and compare.")

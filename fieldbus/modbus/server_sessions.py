@@ -297,7 +297,7 @@ class LineSession(asyncio.Protocol):
         """End."""
         self._transport = None
         self._stop()
-        self._on_lost("the serial port is gone" if exc is None else str(exc))
+        self._on_lost("the serial port is gone")
 
     def data_received(self, data: bytes) -> None:
         """Take what came."""

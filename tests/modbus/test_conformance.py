@@ -72,14 +72,18 @@ def reads() -> list[tuple[str, ...]]:
         (1, "coils", 2000, bits), (2, "discrete inputs", 2000, bits),
         (3, "holding registers", 125, words), (4, "input registers", 125, words),
     ):  # fmt: skip
-        for count in (1, 2, 7, 8, 9, 15, 16, 17, most - 1, most):
-            rows.append((f"read {count} {name}", f"{read(function, 0, count)} > {make(function, 0, count)}"))
+        rows += [
+            (f"read {count} {name}", f"{read(function, 0, count)} > {make(function, 0, count)}")
+            for count in (1, 2, 7, 8, 9, 15, 16, 17, most - 1, most)
+        ]
         end = 2010 if function <= 2 else 200
         for address, count in ((5, 3), (end - 1, 1), (LAST, 1)):
             rows.append((f"read {count} {name} at {address}",
                          f"{read(function, address, count)} > {make(function, address, count)}"))  # fmt: skip
-        for count in (0, most + 1, 0x7FFF, 0x8000, 0xFFFF):
-            rows.append((f"read {count} {name} is no quantity", f"{read(function, 0, count)} > !03"))
+        rows += [
+            (f"read {count} {name} is no quantity", f"{read(function, 0, count)} > !03")
+            for count in (0, most + 1, 0x7FFF, 0x8000, 0xFFFF)
+        ]
         for address, count in ((end, 1), (end - 1, 2), (LAST - 1, 1), (LAST - 1, 2), (LAST, 2), (LAST, most)):
             rows.append((f"read {count} {name} at {address} is no address",
                          f"{read(function, address, count)} > !02"))  # fmt: skip
@@ -199,8 +203,8 @@ TABLE: list[tuple[str, ...]] = [
     # §6.21 read device identification
     ("basic identification", "2b 0e 01 00 > 2b0e01 82 00 00 03 00 06 41636d652021 01 02 5331 02 05 76312e3233"),
     ("basic identification from object 1", "2b 0e 01 01 > 2b0e01 82 00 00 02 01 02 5331 02 05 76312e3233"),
-    ("basic identification from an object that there is not", "2b 0e 01 7f > "
-     "2b0e01 82 00 00 03 00 06 41636d652021 01 02 5331 02 05 76312e3233"),
+    ("basic identification from no object",
+     "2b 0e 01 7f > 2b0e01 82 00 00 03 00 06 41636d652021 01 02 5331 02 05 76312e3233"),
     ("regular identification from object 2", "2b 0e 02 02 > 2b0e02 82 00 00 03 02 05 76312e3233 03 03 783a79 05 01 4d"),
     ("extended identification is what there is", "2b 0e 03 03 > 2b0e03 82 00 00 02 03 03 783a79 05 01 4d"),
     ("object 0 alone", "2b 0e 04 00 > 2b0e04 82 00 00 01 00 06 41636d652021"),

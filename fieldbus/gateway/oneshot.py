@@ -16,7 +16,7 @@ from dataclasses import replace
 from fieldbus.canbus.link import CanLink, CanMessage
 from fieldbus.errors import LinkDownError, RefusedError
 from fieldbus.gateway.plant import Plant
-from fieldbus.link import Link, WriteOutcome, WriteResult
+from fieldbus.link import Link, Regrouped, WriteOutcome, WriteResult
 from fieldbus.modbus.link import ModbusClientLink
 from fieldbus.modbus.places import TcpPlace
 from fieldbus.modbus.server import ModbusServerLink
@@ -45,9 +45,15 @@ async def read(plant: Plant, points: Sequence[Point], timeout_s: float) -> dict[
 async def _read_link(
     link: Link, points: Sequence[Point], timeout_s: float, found: dict[Point, Sample]
 ) -> None:
-    place: dict[Point, tuple[Group, int]] = {
-        point: (group, index) for group in link.groups for index, point in enumerate(group.points)
-    }
+    place: dict[Point, tuple[Group, int]] = {}
+
+    def regroup(event: object) -> None:
+        if event is None or isinstance(event, Regrouped):
+            place.update(
+                {point: (group, index) for group in link.groups for index, point in enumerate(group.points)}
+            )
+
+    regroup(None)
     by_address = {point.address: point for point in place}
     waiting = {point: by_address[point.address] for point in points if point.address in by_address}
     done = asyncio.Event()
@@ -66,7 +72,7 @@ async def _read_link(
     reason: str = Reason.WAITING
     try:
         await link.connect()
-        running = asyncio.create_task(link.run(emit, lambda _: None))
+        running = asyncio.create_task(link.run(emit, regroup))
         ended = asyncio.create_task(done.wait())
         try:
             await asyncio.wait({running, ended}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)

@@ -82,6 +82,8 @@ class Agenda(Generic[PollT]):
 
     def add(self, poll: PollT) -> None:
         """Take a poll that is due at its `due_s`."""
+        if poll.is_gone:
+            return
         rank = poll.turns.rank
         if rank is Rank.DEMOTED:
             poll.turns.parked.append(poll)
@@ -101,8 +103,7 @@ class Agenda(Generic[PollT]):
                 first = poll
                 break
             heapq.heappop(live)
-            if not poll.is_gone:
-                self.add(poll)
+            self.add(poll)
         if self._suspect or self._demoted:
             doubtful = self._pick_doubtful(now_s, is_urgent=first is not None)
             if doubtful is not None:
@@ -191,8 +192,7 @@ class Agenda(Generic[PollT]):
             heapq.heappop(suspect)
             if is_suspect:
                 return poll
-            if not poll.is_gone:
-                self.add(poll)
+            self.add(poll)
         late_s = STARVED_S if is_urgent else -GRAIN_S
         waiting = [turns for turns in self._demoted if turns.probe_at_s + late_s <= now_s]
         if not waiting:

@@ -179,7 +179,7 @@ class ModbusClientLink:
         self._is_behind = False
         self._counters = dict.fromkeys(
             ("requests", "timeouts", "exceptions", "bad_responses", "scans_missed", "writes",
-             "writes_failed", "writes_dropped", "addresses_refused"), 0)  # fmt: skip
+             "writes_failed", "writes_dropped"), 0)  # fmt: skip
 
     @property
     def memory(self) -> Path | None:
@@ -209,7 +209,8 @@ class ModbusClientLink:
             share = (self._busy_s - busy_s) / (now_s - since_s) / max(1, len(self._lanes))
             percent = round(100 * min(1.0, share))
             self._load = (now_s, self._busy_s, percent)
-        return {**self._counters, "load_percent": percent}
+        refused = sum(len(state.refused_points) for state in self._states)
+        return {**self._counters, "points_refused": refused, "load_percent": percent}
 
     @property
     def measures(self) -> Mapping[str, Mapping[str, float]]:
@@ -518,9 +519,10 @@ class ModbusClientLink:
             missed = self._agenda.reschedule(poll, now_s)
             if missed:
                 self._missed(state, missed)
-            self._emit(poll.reader.read(answer[2:], time.time_ns(), now_s))
-            if poll.is_retry or poll.is_fresh:
-                self._was_read(poll)
+            if not poll.is_gone:
+                self._emit(poll.reader.read(answer[2:], time.time_ns(), now_s))
+                if poll.is_fresh or poll.is_retry:
+                    self._was_read(poll)
         elif poll is not None:
             try:
                 pdu.check_read_reply(ask.pdu, answer)
@@ -713,6 +715,9 @@ class ModbusClientLink:
             )  # fmt: skip
 
     def _spoil(self, poll: Poll, reason: str) -> None:
+        """Say that the points of a block have no value, and why."""
+        if poll.is_gone:
+            return
         batch = poll.group.without_value(reason, time.time_ns(), time.monotonic())
         if poll.reason == reason:
             batch = Batch(*batch[:5], ())
@@ -793,24 +798,19 @@ class ModbusClientLink:
         else:
             poll.explore_at_s = 0.0
             self._agenda.add(poll)
-            self._plan_anew(state, f"{Reason.DEVICE_EXCEPTION} {code:02X}")
+            self._plan_anew(state)
 
-    def _plan_anew(self, state: UnitState, reason: str | None = None) -> None:
+    def _plan_anew(self, state: UnitState) -> None:
         """Plan with what is known now, and say which points live in which groups from now on."""
         now_s = time.monotonic()
         gone, added = state.replan(now_s)
         self._agenda.drop(gone)
         for poll in added:
             self._agenda.add(poll)
-        self._counters["addresses_refused"] = sum(len(item.refused_points) for item in self._states)
         state.save()
         self.groups = self._groups()
         if added or gone:
             self._tell(Regrouped([poll.group for poll in gone], [poll.group for poll in added]))
-        for poll in added:
-            if poll.is_retry and reason is not None:
-                self._spoil(poll, reason)
-                poll.due_s = now_s + poll.period_s
         if added:
             names = ", ".join(sorted(item.point.name for item in state.refused_points))
             _LOG.warning("%s: learned from its refusals: %s", state.unit.device, state.summary(names))

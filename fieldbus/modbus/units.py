@@ -179,7 +179,7 @@ class UnitState:
         for block, is_retry in [*((item, False) for item in blocks), *((item, True) for item in retries)]:
             poll = known.pop(block.key, None)
             if poll is None:
-                poll = Poll(block, self, now_s + (RETRY_S if is_retry else 0.0), is_retry=is_retry)
+                poll = Poll(block, self, now_s, is_retry=is_retry)
                 added.append(poll)
             planned.append(poll)
         self.polls = planned

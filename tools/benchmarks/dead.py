@@ -75,7 +75,8 @@ def _shared(peers: Peers, span: Span) -> Row:
         f"{own:.1%}",
         [yardstick],
         f"scan {PERIOD_S:.0f} s, timeout {TIMEOUT}; {_percentiles(late_s)} from the second; "
-        f"all live ones were first asked after {first_s:.1f} s; {probes / window_s:.1f} requests/s to the silent ones",
+        f"all live ones were first asked after {first_s:.1f} s; "
+        f"{probes / window_s:.1f} requests/s to the silent ones",
     )
 
 

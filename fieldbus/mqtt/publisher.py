@@ -6,15 +6,20 @@ Rules:
   queue outlives the connection.
 * A message is done when the broker has acknowledged it (QoS 1 and 2) or when it was written (QoS 0).
   What was under way when the connection broke is sent again, first and in order.
-* At most as many messages are under way as the broker's Receive Maximum allows, and `WINDOW`. Once there
-  are so many, nothing is sent until half of them are acknowledged: brokers acknowledge one by one, and
-  to answer each acknowledgement with one message would cost a system call for each.
+* At most as many messages are under way as the broker's Receive Maximum allows, and `WINDOW`.
 * While the socket takes no more, nothing is taken from the queue.
 * What the broker does not take (an acknowledgement with an error, a message longer than it accepts) is
   dropped, counted, and said once for each topic until one is taken again.
 * A broker from which nothing is heard for the keep-alive time, though it was asked, is lost.
 
-Design: aiomqtt serves subscriptions and the rare writes; a message costs it about 80 µs, since paho writes
+Design: brokers acknowledge message by message, and each acknowledgement that is read at once wakes this
+process for a few bytes. So nothing is read while a few messages are under way, less than half of the window:
+what has arrived is looked at when the next messages are sent, or after `LOOK_S`.
+And once the window is full nothing is sent until half of it is free. That needs TCP_QUICKACK, which makes
+the kernel confirm at once what arrived: brokers leave Nagle's algorithm on, so they hold the second
+acknowledgement back until the first is confirmed, which else takes 40 ms or until we send something.
+
+aiomqtt serves subscriptions and the rare writes; a message costs it about 80 µs, since paho writes
 each and reads its acknowledgement byte by byte. Here all messages of one turn of the event loop are one
 write, and what arrives is handled in one pass. The connection is a second one, because two programs
 cannot read one stream; the link treats both as one: whichever is lost, the link is.
@@ -26,6 +31,7 @@ import asyncio
 import itertools
 import logging
 import os
+import socket
 from collections import deque
 from collections.abc import Mapping
 from typing import NamedTuple, cast
@@ -38,7 +44,10 @@ WINDOW = 200
 CONNECT_TIMEOUT_S = 5.0
 MAX_INCOMING = 65536
 """Longest packet that a broker may send us."""
+LOOK_S = 0.25
+"""How long acknowledgements may lie unread while nothing is sent."""
 _HIGH_WATER = 256 * 1024
+_QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)
 _LOG = logging.getLogger("fieldbus")
 
 
@@ -82,6 +91,8 @@ class Publisher:
             password=password,
             maximum_packet_size=MAX_INCOMING,
         )
+        self.is_draining = False
+        """Whether somebody waits for acknowledgements."""
         self._session: _Session | None = None
         self._is_filled = asyncio.Event()
         self._is_done = asyncio.Event()
@@ -164,9 +175,14 @@ class Publisher:
 
     async def drain(self) -> None:
         """Wait until nothing waits and nothing is under way, or the connection is lost."""
-        while self._session is not None and self.is_connected and (self.waiting or self._session.under_way):
-            self._is_done.clear()
-            await self._is_done.wait()
+        self.is_draining = True
+        try:
+            while self._session is not None and self.is_connected and self.counters["queued"]:
+                self._session.look()
+                self._is_done.clear()
+                await self._is_done.wait()
+        finally:
+            self.is_draining = False
 
     def close(self) -> None:
         """Close the connection; what was under way waits again, first and in order."""
@@ -217,8 +233,12 @@ class _Session(asyncio.Protocol):
         self._window = 0
         self._is_full = False
         """Whether half of the window has to be acknowledged before anything is sent."""
+        self._is_reading = True
+        self._looker: asyncio.TimerHandle | None = None
+        self._socket: socket.socket | None = None
         self._is_paused = False
         self._is_awake = False
+        self._is_looking = False
         self._max_bytes = packets.MAX_REMAINING
         self._first = 0
         self._keeper: asyncio.TimerHandle | None = None
@@ -232,6 +252,8 @@ class _Session(asyncio.Protocol):
         """Begin."""
         self.transport = cast("asyncio.Transport", transport)
         self.transport.set_write_buffer_limits(high=_HIGH_WATER)
+        if _QUICKACK is not None:
+            self._socket = transport.get_extra_info("socket")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
@@ -249,6 +271,8 @@ class _Session(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Handle what arrived."""
         self._is_heard = True
+        if self._is_full and self._socket is not None and _QUICKACK is not None:
+            self._socket.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
         try:
             for first, rest in self._splitter.split(data):
                 self._handle(first, rest)
@@ -273,7 +297,7 @@ class _Session(asyncio.Protocol):
         self._is_awake = False
         room = self._window - len(self.under_way)
         if self._is_full:
-            if room < self._window / 2:
+            if _QUICKACK is not None and room < self._window / 2:
                 return
             self._is_full = False
         waiting = self._owner.waiting
@@ -311,8 +335,29 @@ class _Session(asyncio.Protocol):
             size += len(packet)
         if out:
             self.transport.write(b"".join(out))
+            self.look()
         if not under_way and not waiting:
             self._owner.done()
+
+    def look(self) -> None:
+        """Read what has arrived by now; go on reading only if that is needed soon."""
+        if not self._is_reading:
+            self._is_reading = True
+            self.transport.resume_reading()
+        if not self._is_looking:
+            self._is_looking = True
+            # Twice, since after a timer uvloop calls what is to come soon before it looks at sockets.
+            self._loop.call_soon(self._loop.call_soon, self._rest)
+
+    def _rest(self) -> None:
+        self._is_looking = False
+        if self.lost.done() or not self._is_reading or self._owner.is_draining:
+            return
+        if 0 < 2 * len(self.under_way) < self._window:
+            self._is_reading = False
+            self.transport.pause_reading()
+            if self._looker is None:
+                self._looker = self._loop.call_later(LOOK_S, self._look)
 
     def say_goodbye(self) -> None:
         """Close the connection, politely if that costs no waiting."""
@@ -388,6 +433,10 @@ class _Session(asyncio.Protocol):
             self.transport.write(packets.PINGREQ_PACKET)
         self._keeper = self._loop.call_later(self._tick_s, self._keep)
 
+    def _look(self) -> None:
+        self._looker = None
+        self.look()
+
     def _end(self, reason: str) -> None:
         self._stop()
         self._owner.done()
@@ -397,9 +446,9 @@ class _Session(asyncio.Protocol):
         self.transport.abort()
 
     def _stop(self) -> None:
-        if self._keeper is not None:
-            self._keeper.cancel()
-            self._keeper = None
+        for timer in (self._keeper, self._looker):
+            if timer is not None:
+                timer.cancel()
 
 
 def _look(future: asyncio.Future[None]) -> None:

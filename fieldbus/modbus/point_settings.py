@@ -34,7 +34,8 @@ _REFERENCE_TABLES = {"0": "coil", "1": "discrete", "3": "input", "4": "holding"}
 _BITS = re.compile(r"\s*(\d+)\s*-\s*(\d+)\s*")
 _RAW = re.compile(r"0[xX][0-9a-fA-F]+|-?[0-9]+")
 _FLAG_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
-_LABEL = re.compile(r"(-?\d+)\s*[=:]\s*(.*?)\s*(?=$|[;,]\s*$|[;,\s]\s*-?\d+\s*[=:])")
+_LABEL_KEY = re.compile(r"(?:^|(?<=[;,\s]))(-?\d{1,9})\s{0,3}[=:]")
+_BETWEEN = " \t,;"
 _LARGEST_SCALE = 1e100
 """Beyond it, or below its inverse, arithmetic would leave the floating-point numbers."""
 
@@ -195,7 +196,7 @@ class PointSettings(Settings):
             raise problem("what has `flags` is no number and cannot be scaled")
         for name in self.flags.values():
             if not _FLAG_NAME.fullmatch(name):
-                raise problem(f"'{name}' is not a name for a flag: letters, digits, _ and -")
+                raise problem(f"'{name[:60]}' is not a name for a flag: letters, digits, _ and -")
         if len(set(self.flags.values())) < len(self.flags):
             raise problem("two of the `flags` have the same name")
 
@@ -388,15 +389,14 @@ class MapSettings(Settings):
 
 def _labels(key: str, text: str) -> dict[int, str]:
     """Return what a text such as ``0=off 1=on`` says."""
+    keys = list(_LABEL_KEY.finditer(text))
+    ends = [item.start() for item in keys[1:]] + [len(text)]
+    if not keys or text[: keys[0].start()].strip(_BETWEEN):
+        raise problem(f"'{text[:60]}' is not `{key}` such as 0=NAME 3=NAME")
     found: dict[int, str] = {}
-    position = 0
-    for match in _LABEL.finditer(text):
-        if text[position : match.start()].strip(" \t,;"):
-            break
-        if int(match[1]) in found:
-            raise problem(f"`{key}` names {match[1]} twice")
-        found[int(match[1])] = match[2]
-        position = match.end()
-    if text[position:].strip(" \t,;") or not found:
-        raise problem(f"{text!r} is not `{key}` such as 0=NAME 3=NAME")
+    for match, end in zip(keys, ends, strict=True):
+        number = int(match[1])
+        if number in found:
+            raise problem(f"`{key}` names {number} twice")
+        found[number] = text[match.end() : end].strip(_BETWEEN)
     return found

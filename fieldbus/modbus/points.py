@@ -105,7 +105,7 @@ def _flag(word: RegisterPoint, bit: int, name: str, origin: str, *, is_served: b
         description=word.point.description,
         carries_quality=is_served,
     )
-    on_bad = word.on_bad
+    on_bad, initial = word.on_bad, word.initial
     if isinstance(on_bad.value, int):
         on_bad = OnBad(on_bad.action, bool(on_bad.value >> bit & 1))
     return replace(
@@ -116,7 +116,7 @@ def _flag(word: RegisterPoint, bit: int, name: str, origin: str, *, is_served: b
         linear=Linear(),
         word=None if access is Access.WRITE and is_served else word,
         on_bad=on_bad,
-        initial=None,
+        initial=bool(initial >> bit & 1) if isinstance(initial, int) else initial,
         origin=origin,
     )
 

@@ -160,6 +160,8 @@ def test_the_sentinel_of_a_word_is_that_of_its_flags():
         ({"table": "coil", "address": 0, "flags": {0: "a"}}, "is one bit"),
         (holding(0, flags="0=a 0=b"), "names 0 twice"),
         (holding(0, flags="pump"), "is not `flags` such as"),
+        (holding(0, flags="0=a" + " " * 100_000 + "x"), "is not a name for a flag"),
+        (holding(0, flags="x 0=a"), "is not `flags` such as"),
     ],
 )
 def test_flags_that_make_no_sense_are_refused(settings, words):
@@ -190,6 +192,12 @@ def test_who_writes_a_served_word_decides_what_its_flags_are():
     assert all(item.is_open_to_masters for item in written.values())
     read = sound({"s": holding(0, flags={0: "on"})}, is_served=True)
     assert {name: item.point.access for name, item in read.items()} == {"s.on": "write"}
+
+
+def test_flags_begin_with_what_their_word_begins_with():
+    made = sound({"c": holding(0, flags={0: "a", 3: "b"}, access="readwrite", initial=8)}, is_served=True)
+    assert {name: item.initial for name, item in made.items()} == {"c": 8, "c.a": False, "c.b": True}
+    assert "`initial` is for" in faults({"s": holding(0, flags={0: "a"}, initial=1)}, is_served=True)[0]
 
 
 # --- scale factors

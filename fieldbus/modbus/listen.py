@@ -11,6 +11,7 @@ opened by the same function as for polling.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Collection
 from typing import Protocol
 
@@ -26,6 +27,10 @@ BACKLOG = 128
 """Connections that wait to be accepted; asyncio accepts so many in one turn of the loop."""
 STREAM_SILENCE_S = 1.0
 """What divides RTU frames on a stream, where the silence of the line does not arrive as it was."""
+
+
+_OTHER_FILES = 256
+"""Files and sockets that are not sessions of ours, with room to spare."""
 
 
 class Listener(Protocol):
@@ -75,6 +80,23 @@ async def listen(
     except OSError as error:
         reason = (error.strerror or str(error)).rsplit(": ", 1)[-1].lower()  # asyncio says it at length
         raise LinkDownError(f"cannot listen: {reason}") from error
+
+
+def make_room(sessions: int) -> None:
+    """Let this process have so many connections, as far as the system allows.
+
+    Without a file descriptor to spare nobody can be accepted, and so nobody can be made to give way.
+    """
+    if sys.platform == "win32":
+        return
+    import resource  # noqa: PLC0415 - there is none on Windows
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = sessions + _OTHER_FILES
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _listen_on_tcp(place: TcpPlace, service: Service, framer: Callable[[], RequestFramer]) -> Listener:

@@ -34,7 +34,7 @@ from fieldbus.link import Delivery, Emit, Report, WriteOutcome, WriteResult
 from fieldbus.modbus import pdu
 from fieldbus.modbus.identification import Identification, diagnose, identify
 from fieldbus.modbus.image import UnitImage, Written
-from fieldbus.modbus.listen import Listener, ServerPlace, listen
+from fieldbus.modbus.listen import Listener, ServerPlace, listen, make_room
 from fieldbus.modbus.places import SerialPlace, TcpPlace
 from fieldbus.modbus.registers import RegisterPoint
 from fieldbus.modbus.server_access import Guard, Right, role_in
@@ -158,6 +158,7 @@ class ModbusServerLink:
         place = self.place
         if not isinstance(place, SerialPlace):
             place = replace(place, host=self.host, port=self.port)
+            make_room(self._max_sessions)
         self._listener = await listen(place, self, tuple(self._images), self._lose, has_echo=self._has_echo)
         self.port = self.port or self._listener.port
 

@@ -131,7 +131,8 @@ class Gatherer:
         if message is None:
             message = self._messages[topic, device] = _Message(topic)
         if gathering is not None and message.gathering is not gathering:
-            self._send(message)  # its groups are no more
+            if message.gathering is not None:
+                self._send(message)  # its groups are no more
             message.gathering = gathering
             message.formats = {}
         return message

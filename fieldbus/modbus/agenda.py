@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Generic, Protocol, TypeVar
 
-SLOTS = 20
+SLOTS = 5
 """Parts of a period on which polls are spread."""
 GRAIN_S = 0.001
 """Event loops count time in milliseconds: who waits for less wakes several times in vain."""
@@ -94,24 +94,22 @@ class Agenda(Generic[PollT]):
     def pick(self, now_s: float) -> PollT | None:
         """Return the poll whose turn it is, and take it out; None if none is due."""
         live = self._live
-        first: PollT | None = None
-        while live:
-            due_s, _, poll = live[0]
-            if due_s > now_s + GRAIN_S:
-                break
+        first: tuple[float, int, PollT] | None = None
+        while live and live[0][0] <= now_s + GRAIN_S:
+            entry = heapq.heappop(live)
+            poll = entry[2]
             if not poll.is_gone and poll.turns.rank is Rank.LIVE:
-                first = poll
+                first = entry
                 break
-            heapq.heappop(live)
             self.add(poll)
         if self._suspect or self._demoted:
             doubtful = self._pick_doubtful(now_s, is_urgent=first is not None)
             if doubtful is not None:
                 self._doubtful_at_s = now_s
+                if first is not None:
+                    heapq.heappush(live, first)
                 return doubtful
-        if first is not None:
-            heapq.heappop(live)
-        return first
+        return None if first is None else first[2]
 
     def next_due_s(self) -> float:
         """Return when `pick` may have something; `NEVER` if nothing is planned."""

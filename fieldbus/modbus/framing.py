@@ -156,22 +156,26 @@ class MbapFramer:
             if not 3 <= length <= 254:
                 self.fault = f"length {length}"
                 break
-            end = used + 6 + length
-            if end > size:
-                break
             transaction_id = buffer[used] << 8 | buffer[used + 1]
             if transaction_id == 0 and self._takes_zero:
                 transaction_id = self._transaction_id
+            is_awaited = transaction_id == self._transaction_id and self._unit_id >= 0
             if transaction_id not in self._issued:
                 self.fault = f"transaction id {transaction_id} for {self._transaction_id}"
-            elif transaction_id == self._transaction_id and self._unit_id >= 0:
-                if buffer[used + 6] == self._unit_id or self._takes_any_unit:
-                    answer = buffer[used + 7 : end]
-                    self._unit_id = -1
-                else:
-                    self.fault = f"unit id {buffer[used + 6]} for {self._unit_id}"
-            else:
+                break
+            if is_awaited and length > max(3, self._expected[4] << 8 | self._expected[5]):
+                self.fault = f"length {length}"  # no answer to the request is so long: it is not waited for
+                break
+            end = used + 6 + length
+            if end > size:
+                break
+            if not is_awaited:
                 self.late_from = buffer[used + 6]
+            elif buffer[used + 6] == self._unit_id or self._takes_any_unit:
+                answer = buffer[used + 7 : end]
+                self._unit_id = -1
+            else:
+                self.fault = f"unit id {buffer[used + 6]} for {self._unit_id}"
             used = end
         self._buffer = b"" if self.fault is not None else buffer[used:]
         return answer

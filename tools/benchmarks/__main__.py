@@ -52,7 +52,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", metavar="NAME", nargs="*", help="only these (default: all)")
-    parser.add_argument("--quick", action="store_true", help="shorter and rougher: half a minute")
+    parser.add_argument("--quick", action="store_true", help="shorter and rougher: four minutes")
     options = parser.parse_args()
     for name in options.names:
         if name not in BENCHMARKS:

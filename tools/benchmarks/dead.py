@@ -43,7 +43,7 @@ def measure(peers: Peers, span: Span) -> list[Row]:
 
 
 def _shared(peers: Peers, span: Span) -> Row:
-    settling_s, window_s = span.choose(30.0, 20.0), span.choose(30.0, 8.0)
+    settling_s, window_s = span.choose(30.0, 16.0), span.choose(30.0, 6.0)
     silent = range(1, 1 + DEAD_UNITS)
     log = peers.folder / "requests.txt"
     with peers.plc(silent, log) as plc:
@@ -109,7 +109,7 @@ def _separate(peers: Peers, span: Span) -> Row:
 
 def _interval_errors(peers: Peers, span: Span, dead: int) -> tuple[Series, str]:
     """Return how far the time between two requests to a live device was from its period, each time."""
-    warm_up_s, window_s = span.choose(5.0, 4.0), span.choose(20.0, 6.0)
+    warm_up_s, window_s = span.choose(5.0, 3.0), span.choose(20.0, 5.0)
     log = peers.folder / "requests.txt"
     with ExitStack() as stack:
         plc = stack.enter_context(peers.plc(log=log))

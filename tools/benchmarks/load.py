@@ -8,17 +8,17 @@ TCP device that takes its time.
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from contextlib import ExitStack
+from typing import Any, NamedTuple
 
 from .measure import Row, Span, Yardstick
 from .peers import Peers, plan
 
 REGISTERS = 20
-_SCANS_MS = (250, 500, 1000)
-"""Of the units of a line."""
 
 
 class _Case(NamedTuple):
@@ -27,80 +27,106 @@ class _Case(NamedTuple):
     """What `line.py` is told."""
     link: Mapping[str, object]
     """The link's configuration without its port."""
-    scans_ms: tuple[int, ...] = _SCANS_MS
+    scans_ms: tuple[int, ...] = (250, 500, 1000)
+    """Of its units."""
 
 
-_CASES = (
-    _Case(
+_CASES = {
+    "slow": _Case(
         "RS-485 at 9600 8N2, units that take 10 ms to answer",
         ("serial", 9600, 11, 10),
         {"type": "modbus-rtu", "baudrate": 9600, "parity": "none", "stopbits": 2},
     ),
-    _Case(
+    "fast": _Case(
         "RS-485 at 19200 8N1, units that take 30 ms to answer",
         ("serial", 19200, 10, 30),
         {"type": "modbus-rtu", "baudrate": 19200, "parity": "none"},
     ),
-    _Case(
+    "net": _Case(
         "TCP, units that take 12 ms to answer",
         ("tcp", 12),
         {"type": "modbus-tcp", "host": "127.0.0.1"},
         (50, 100, 200),
     ),
-)
+}
+"""By the name of the link; one gateway has them all."""
+
+
+class _Books(NamedTuple):
+    """What a line says of the time since it was last asked."""
+
+    busy_s: float
+    window_s: float
+    requests: float
+    shortest_gap_s: float
 
 
 def measure(peers: Peers, span: Span) -> list[Row]:
     """Return a row for each line."""
-    return [_measure(peers, span, case) for case in _CASES]
+    learn_s, window_s = span.choose(10.0, 4.0), span.choose(25.0, 7.0)
+    with ExitStack() as stack:
+        lines = {
+            name: stack.enter_context(peers.running([sys.executable, "-m", "benchmarks.line", *case.line]))
+            for name, case in _CASES.items()
+        }
+        config = _config({name: line.stdout.readline().strip() for name, line in lines.items()})
 
-
-def _measure(peers: Peers, span: Span, case: _Case) -> Row:
-    learn_s, window_s = span.choose(8.0, 4.0), span.choose(20.0, 6.0)
-    with peers.running([sys.executable, "-m", "benchmarks.line", *case.line]) as line:
-        port = line.stdout.readline().strip()
-        config = _config(case, int(port) if port.isdecimal() else port)
-
-        def look() -> list[float]:
-            line.stdin.write("\n")
-            line.stdin.flush()
-            return [float(word) for word in line.stdout.readline().split()]
+        def look() -> dict[str, _Books]:
+            return {name: _ask(line) for name, line in lines.items()}
 
         with peers.gateway(config):
             _wait_until_busy(look)
             time.sleep(learn_s)
-        (load,) = plan(peers.folder, config)["loads"]
+        predicted = {load["link"]: load for load in plan(peers.folder, config)["loads"]}
         with peers.gateway(config):
             _wait_until_busy(look)
             time.sleep(2.0)  # the first polls of all come at once
             look()
             time.sleep(window_s)
-            busy_s, took_s, requests, gap_s = look()
-    measured, predicted = busy_s / took_s * 100, load["percent"]
+            measured = look()
+    return [_row(case, predicted[name], measured[name]) for name, case in _CASES.items()]
+
+
+def _row(case: _Case, predicted: Mapping[str, Any], books: _Books) -> Row:
+    percent = books.busy_s / books.window_s * 100
     return Row(
         f"predicted load: {case.text}",
-        f"{predicted:.1f} %",
-        [Yardstick(f"measured by the line {measured:.1f} %")],
-        f"off by {predicted / measured - 1:+.1%}; {requests / took_s:.1f} requests/s, "
-        f"at least {gap_s * 1000:.1f} ms between two; {load['basis']}",
+        f"{predicted['percent']:.1f} %",
+        [Yardstick(f"measured by the line {percent:.1f} %")],
+        f"off by {predicted['percent'] / percent - 1:+.1%}; "
+        f"{books.requests / books.window_s:.1f} requests/s, "
+        f"at least {books.shortest_gap_s * 1000:.1f} ms between two; {predicted['basis']}",
     )
 
 
-def _wait_until_busy(look: Callable[[], list[float]]) -> None:
+def _ask(line: subprocess.Popen[str]) -> _Books:
+    line.stdin.write("\n")
+    line.stdin.flush()
+    return _Books(*map(float, line.stdout.readline().split()))
+
+
+def _wait_until_busy(look: Callable[[], Mapping[str, _Books]]) -> None:
+    """Wait until every line has been asked something."""
     deadline_s = time.monotonic() + 30
     look()
-    while not look()[2]:
+    busy: set[str] = set()
+    while len(busy) < len(_CASES):
         if time.monotonic() > deadline_s:
-            raise RuntimeError("the gateway asked nothing in 30 s")
+            raise RuntimeError(f"the gateway asked nothing in 30 s on {', '.join(_CASES.keys() - busy)}")
         time.sleep(0.1)
+        busy.update(name for name, books in look().items() if books.requests)
 
 
-def _config(case: _Case, port: object) -> dict[str, object]:
+def _config(ports: Mapping[str, str]) -> dict[str, object]:
     points = {f"r{address}": {"table": "holding", "address": address} for address in range(REGISTERS)}
     return {
-        "links": {"line": {**case.link, "port": port}},
+        "links": {
+            name: {**_CASES[name].link, "port": int(port) if port.isdecimal() else port}
+            for name, port in ports.items()
+        },
         "devices": {
-            f"unit{unit_id}": {"link": "line", "unit_id": unit_id, "scan": f"{scan_ms}ms", "points": points}
+            f"{name}_{unit_id}": {"link": name, "unit_id": unit_id, "scan": f"{scan_ms}ms", "points": points}
+            for name, case in _CASES.items()
             for unit_id, scan_ms in enumerate(case.scans_ms, 1)
         },
     }

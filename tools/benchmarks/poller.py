@@ -22,7 +22,9 @@ from pymodbus.client import AsyncModbusTcpClient
 
 from fieldbus.gateway import loop
 from fieldbus.link import DeviceHealth, WriteResult
-from fieldbus.modbus.link import ModbusClientLink, Unit
+from fieldbus.modbus.link import ModbusClientLink
+from fieldbus.modbus.places import TcpPlace
+from fieldbus.modbus.units import Unit
 from fieldbus.model import Batch
 
 from .blocks import uint16_points
@@ -107,7 +109,7 @@ def _in_loop(poll: Callable[[int, int, float], Coroutine[None, None, MasterResul
 
 async def _poll_with_fieldbus(port: int, unit_id: int, seconds: float) -> MasterResult:
     unit = Unit("plc", unit_id, uint16_points("plc", REGISTERS), scan_s=_AT_ONCE_S, timeout_s=5.0)
-    link = ModbusClientLink("plc_net", "127.0.0.1", port, [unit])
+    link = ModbusClientLink("plc_net", TcpPlace("127.0.0.1", port), [unit])
     batches = changes = 0
 
     def emit(batch: Batch) -> None:

@@ -12,7 +12,9 @@ from fieldbus.cli.check import load_table
 from fieldbus.cli.common import ConfigArgument, JsonOption, load_or_exit, out, print_json
 from fieldbus.gateway.load import predict
 from fieldbus.gateway.plant import Plant
+from fieldbus.gateway.system import DEVICE
 from fieldbus.modbus.link import ModbusClientLink
+from fieldbus.modbus.server import ModbusServerLink
 
 
 def plan(config: ConfigArgument, as_json: JsonOption = False) -> None:
@@ -21,7 +23,10 @@ def plan(config: ConfigArgument, as_json: JsonOption = False) -> None:
     requests = _requests(plant)
     loads = predict(plant)
     if as_json:
-        print_json({"requests": requests, "loads": [asdict(load) for load in loads]})
+        document: dict[str, Any] = {"requests": requests, "loads": [asdict(load) for load in loads]}
+        if status := _status_map(plant):
+            document["status_map"] = status
+        print_json(document)
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name, justify in (
@@ -40,6 +45,39 @@ def plan(config: ConfigArgument, as_json: JsonOption = False) -> None:
     console.print(table)
     console.print()
     console.print(load_table(plant, loads))
+    if status := _status_map(plant):
+        console.print()
+        console.print(_status_table(status))
+
+
+def _status_map(plant: Plant) -> list[dict[str, Any]]:
+    """Return where masters find the gateway's own state."""
+    return [
+        {
+            "link": name,
+            "unit_id": unit.unit_id,
+            "table": str(item.table),
+            "address": item.address,
+            "count": item.count,
+            "type": str(item.type),
+            "point": f"{DEVICE}.{item.point.name}",
+        }
+        for name, link in plant.links.items()
+        if isinstance(link, ModbusServerLink)
+        for unit in link.units
+        if unit.is_status
+        for item in unit.points
+    ]
+
+
+def _status_table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", title="Status map", title_justify="left")
+    for name in rows[0]:
+        is_number = name in ("unit_id", "address", "count")
+        table.add_column(name.replace("_", " "), justify="right" if is_number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    return table
 
 
 def _text(value: object) -> str:

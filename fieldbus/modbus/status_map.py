@@ -8,8 +8,9 @@ Layout, in discrete inputs (what is true or false) and in input registers (numbe
 ==================  ========================================================================
 
 In a link's block: discrete input 0 is ``connected``; a total takes four registers (uint64, most significant
-word first) at the place that `LINK_TOTALS` gives its name, the same for every type of link. In a device's
-block: discrete input 0 is ``online``; ``response_time_ms`` is a float32 in the registers 0 and 1.
+word first) at the place that `LINK_TOTALS` gives its name, the same for every type of link; what is measured
+takes the first two of such a place (float32). In a device's block: discrete input 0 is ``online``;
+``response_time_ms`` is a float32 in the registers 0 and 1.
 
 Rules:
 
@@ -42,7 +43,7 @@ LINK_TOTALS = (
     "reconnects", "requests", "timeouts", "exceptions", "bad_responses", "scans_missed", "writes",
     "writes_failed", "writes_dropped", "rx_frames", "rx_dropped", "tx_frames", "tx_dropped",
     "conversions_failed", "sessions", "sessions_refused", "bad_frames", "published", "received", "rx_bad",
-    "answers_dropped",
+    "answers_dropped", "points_refused", "load_percent",
 )  # fmt: skip
 """Totals of links in the order of their places, four registers each. Append, never insert."""
 LINK_FLAGS = ("connected",)
@@ -68,9 +69,10 @@ def status_rows(device: str, links: Sequence[Group], devices: Sequence[Group]) -
     """
     rows: list[StatusRow] = []
     for index, group in enumerate(links[:MOST_LINKS]):
-        rows += _block(device, group, index * LINK_BLOCK, LINK_FLAGS, LINK_TOTALS)
+        rows += _block(device, group, index * LINK_BLOCK, LINK_FLAGS, LINK_TOTALS, 4)
     for index, group in enumerate(devices[:MOST_DEVICES]):
-        rows += _block(device, group, DEVICES_FROM + index * DEVICE_BLOCK, DEVICE_FLAGS, DEVICE_MEASURES)
+        base = DEVICES_FROM + index * DEVICE_BLOCK
+        rows += _block(device, group, base, DEVICE_FLAGS, DEVICE_MEASURES, 2)
     return rows
 
 
@@ -81,7 +83,7 @@ def status_routes(rows: Iterable[StatusRow]) -> list[Route]:
 
 
 def _block(
-    device: str, group: Group, base: int, flags: Sequence[str], numbers: Sequence[str]
+    device: str, group: Group, base: int, flags: Sequence[str], numbers: Sequence[str], size: int
 ) -> list[StatusRow]:
     rows = []
     for source in group.points:
@@ -90,8 +92,9 @@ def _block(
             address, table, type_ = base + flags.index(name), Table.DISCRETE, RegisterType.BOOL
         elif source.kind.is_number and name in numbers:
             table = Table.INPUT
-            type_ = RegisterType.FLOAT32 if source.kind is Kind.FLOAT else RegisterType.UINT64
-            address = base + numbers.index(name) * type_.bits // 16
+            is_measure = source.kind is Kind.FLOAT or size < RegisterType.UINT64.bits // 16
+            type_ = RegisterType.FLOAT32 if is_measure else RegisterType.UINT64
+            address = base + numbers.index(name) * size
         else:
             continue  # it has no place yet
         point = Point(

@@ -93,8 +93,6 @@ class _Atom:
     start: int
     end: int
     members: list[RegisterPoint] = field(default_factory=list)
-    is_tied: bool = False
-    """Whether something but overlap holds it together."""
 
 
 def plan(
@@ -156,7 +154,6 @@ def _atoms(members: Sequence[RegisterPoint], size: int) -> list[_Atom]:
         if last is not None and (member.address < last.end or member.address < tied_to):
             last.members.append(member)
             last.end = max(last.end, member.end)
-            last.is_tied = last.is_tied or member.address < tied_to
         else:
             found.append(_Atom(member.address, member.end, [member]))
         tied_to = max(tied_to, reach.get(member, -1))
@@ -164,19 +161,22 @@ def _atoms(members: Sequence[RegisterPoint], size: int) -> list[_Atom]:
 
 
 def _fitting(atom: _Atom, size: int) -> Iterable[_Atom]:
-    """Part what only overlap holds together and what is too long for one request."""
-    if atom.end - atom.start <= size or atom.is_tied:
+    """Part what is too long for one request: each point with its own factor, as many as fit."""
+    if atom.end - atom.start <= size:
         yield atom
         return
     part: _Atom | None = None
     for member in atom.members:
-        if part is None or max(part.end, member.end) - part.start > size:
+        start, end = member.address, member.end
+        if member.factor is not None:
+            start, end = min(start, member.factor.address), max(end, member.factor.end)
+        if part is None or max(part.end, end) - min(part.start, start) > size:
             if part is not None:
                 yield part
-            part = _Atom(member.address, member.end, [member])
+            part = _Atom(start, end, [member])
         else:
             part.members.append(member)
-            part.end = max(part.end, member.end)
+            part.start, part.end = min(part.start, start), max(part.end, end)
     if part is not None:
         yield part
 

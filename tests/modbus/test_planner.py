@@ -141,6 +141,15 @@ def test_a_value_is_never_parted_from_its_factor():
     assert [(block.address, block.count) for block in blocks] == [(0, 101), (130, 1)]
 
 
+def test_a_factor_that_many_share_is_read_with_each_of_them() -> None:
+    factor = point(100, "int16")
+    values = [RegisterPoint(Point("d", f"v{n}", Kind.FLOAT), Table.HOLDING, n, RegisterType.INT16, factor=factor)
+              for n in (0, 200)]  # fmt: skip
+    blocks = plan([*values, factor], 1, 1.0, Limits())
+    assert sorted((block.address, block.count) for block in blocks) == [(0, 101), (100, 101)]
+    assert sum(len(block.points) for block in blocks) == 3
+
+
 def test_where_bytes_are_dear_gaps_are_asked_around():
     points = [point(0), point(10)]
     serial = Cost(request_s=0.03, byte_s=0.001)

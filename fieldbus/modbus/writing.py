@@ -3,7 +3,8 @@
 Rules:
 
 * In the order in which they were given. Neighbours that follow each other share one request; if the device
-  refuses that, each is written by itself, so that one bad value does not cost the others.
+  refuses that, each is written by itself, so that one bad value does not cost the others. What may have been
+  done is not repeated: after a silence, or an answer that is none, the rest has failed.
 * FC 5 and 6 for one coil or register, FC 15 and 16 for more, or what the device's quirks leave.
 * Single bits of a register by FC 22 if the device has it; else the register is read, the bits are changed,
   and it is written back and read again. Bits of one register that wait together are written together.
@@ -18,7 +19,7 @@ several steps read like one; it knows nothing of connections and clocks.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from fieldbus.errors import ConversionError, DeviceExceptionError, RequestError
@@ -27,6 +28,13 @@ from fieldbus.modbus import pdu
 from fieldbus.modbus.quirks import UnitQuirks
 from fieldbus.modbus.registers import RegisterPoint, Table
 from fieldbus.model import Value
+
+_NO_REFUSAL = (
+    pdu.ACKNOWLEDGE,
+    pdu.GATEWAY_PATH_UNAVAILABLE,
+    pdu.GATEWAY_TARGET_FAILED_TO_RESPOND,
+)
+"""Exceptions after which nothing is tried otherwise: it may be done already, or nobody is there."""
 
 Steps = Generator[bytes, bytes, None]
 """Yields request PDUs and is sent the answers' PDUs."""
@@ -40,16 +48,18 @@ class Write:
     value: Value
     answers: list[asyncio.Future[WriteResult]] = field(default_factory=list)
     is_finished: bool = False
-    outcome: WriteOutcome = WriteOutcome.WRITTEN
 
 
 @dataclass(slots=True)
 class Run:
-    """Writes that go together, in order of address."""
+    """Writes that go together."""
 
     writes: list[Write]
+    """In order of address."""
     data: list[bytes]
-    """Registers as on the wire, or one byte per coil."""
+    """Of each, registers as on the wire, or one byte per coil."""
+    given: list[Write]
+    """The same writes in the order in which they were given."""
     bits: bool = False
     """Whether only some bits of one place are written."""
 
@@ -90,8 +100,9 @@ def gather(writes: Sequence[Write], finish: Finish) -> list[Run]:
             at = 0 if place.end == last.first.address else len(last.writes)
             last.writes.insert(at, write)
             last.data.insert(at, piece)
+            last.given.append(write)
         else:
-            runs.append(Run([write], [piece], place.low_bit is not None))
+            runs.append(Run([write], [piece], [write], place.low_bit is not None))
     return runs
 
 
@@ -111,6 +122,37 @@ def _joins(write: Write, run: Run) -> bool:
 
 def perform(run: Run, quirks: UnitQuirks, finish: Finish, why: Why) -> Steps:
     """Write a run and answer each of its writes."""
+    is_alone = len(run.writes) == 1 or run.bits
+    if quirks.single_writes and not is_alone:
+        # Together they would be as many requests, and some done twice if one is refused.
+        yield from _perform_singly(run, quirks, finish, why)
+        return
+    error = yield from _try(run, quirks)
+    if error is None:
+        yield from _read_back(run, quirks, finish, why)
+    elif is_alone or not _is_refusal(error):
+        _give_up(run.writes, error, finish, why)
+    else:
+        yield from _perform_singly(run, quirks, finish, why)
+
+
+def _perform_singly(run: Run, quirks: UnitQuirks, finish: Finish, why: Why) -> Steps:
+    """Write each by itself; after one that has no answer the others are not tried."""
+    pieces = dict(zip(run.writes, run.data, strict=True))
+    for index, write in enumerate(run.given):
+        alone = Run([write], [pieces[write]], [write])
+        error = yield from _try(alone, quirks)
+        if error is None:
+            yield from _read_back(alone, quirks, finish, why)
+        elif _is_refusal(error):
+            _give_up([write], error, finish, why)
+        else:
+            _give_up(run.given[index:], error, finish, why)
+            return
+
+
+def _try(run: Run, quirks: UnitQuirks) -> Generator[bytes, bytes, RequestError | ConversionError | None]:
+    """Send what writes a run; return why it was not written."""
     try:
         if run.bits:
             yield from _write_bits(run, quirks)
@@ -118,32 +160,50 @@ def perform(run: Run, quirks: UnitQuirks, finish: Finish, why: Why) -> Steps:
             yield from _write_scaled(run.writes[0], quirks)
         else:
             yield from _write_data(run, quirks)
-    except ConversionError as error:
-        for write in run.writes:
+    except (RequestError, ConversionError) as error:
+        return error
+    return None
+
+
+def _is_refusal(error: RequestError | ConversionError) -> bool:
+    """Return whether a device said no to what was asked, and may say yes to another request."""
+    if isinstance(error, DeviceExceptionError):
+        return error.exception_code not in _NO_REFUSAL
+    return isinstance(error, ConversionError)
+
+
+def _give_up(
+    writes: Iterable[Write], error: RequestError | ConversionError, finish: Finish, why: Why
+) -> None:
+    for write in writes:
+        if isinstance(error, ConversionError):
             finish(write, WriteOutcome.REFUSED, str(error))
-        return
-    except DeviceExceptionError as error:
-        if len(run.writes) == 1 or run.bits:
-            for write in run.writes:
-                finish(write, WriteOutcome.FAILED, why(error))
-            return
-        for write, data in zip(run.writes, run.data, strict=True):
-            yield from perform(Run([write], [data]), quirks, finish, why)
-        return
-    except RequestError as error:
-        for write in run.writes:
+        else:
             finish(write, WriteOutcome.FAILED, why(error))
-        return
+
+
+def _read_back(run: Run, quirks: UnitQuirks, finish: Finish, why: Why) -> Steps:
+    """Answer writes that the device took, and read back before that where it is wanted."""
+    is_merged = run.bits and not _takes_mask(run.first, quirks)
+    data = b""
+    error: RequestError | None = None
     for write in run.writes:
-        if not write.point.verify:
-            finish(write, write.outcome, None)
+        place = write.point
+        if not (place.verify or is_merged):
+            finish(write, WriteOutcome.WRITTEN, None)
             continue
-        try:
-            is_there = yield from _is_there(write)
-        except RequestError as error:
+        if error is None or (isinstance(error, DeviceExceptionError) and not run.bits):
+            try:
+                if not (run.bits and data):  # bits are all of one place
+                    data = yield from _read(place.table, place.address, place.count)
+                is_there = yield from _is_there(write, data)
+            except RequestError as failure:
+                error = failure
+            else:
+                error = None
+        if error is not None:
             finish(write, WriteOutcome.FAILED, f"written, but reading back failed: {why(error)}")
-            continue
-        if is_there:
+        elif is_there:
             finish(write, WriteOutcome.VERIFIED, None)
         else:
             finish(write, WriteOutcome.FAILED, "read back, the device has another value")
@@ -156,7 +216,11 @@ def _write_data(run: Run, quirks: UnitQuirks) -> Steps:
 
 
 def requests(table: Table, address: int, data: bytes, quirks: UnitQuirks) -> list[bytes]:
-    """Return the requests that write registers as on the wire, or coils as one byte each."""
+    """Return the requests that write registers as on the wire, or coils as one byte each.
+
+    Raises:
+        ConversionError: it is more than one request can write.
+    """
     if table is Table.COIL:
         states = [bool(state) for state in data]
         if quirks.single_writes:
@@ -165,6 +229,8 @@ def requests(table: Table, address: int, data: bytes, quirks: UnitQuirks) -> lis
     if quirks.single_writes:
         words = [data[n : n + 2] for n in range(0, len(data), 2)]
         return [pdu.write_registers_request(address + n, word) for n, word in enumerate(words)]
+    if len(data) > 2 * pdu.MAX_WRITE_REGISTERS:
+        raise ConversionError(f"one request writes at most {pdu.MAX_WRITE_REGISTERS} registers")
     return [pdu.write_registers_request(address, data, multiple=quirks.multiple_writes)]
 
 
@@ -180,6 +246,10 @@ def _read(table: Table, address: int, count: int) -> Generator[bytes, bytes, byt
     return pdu.check_read_reply(request, answer)
 
 
+def _takes_mask(place: RegisterPoint, quirks: UnitQuirks) -> bool:
+    return place.count == 1 and quirks.mask_write
+
+
 def _write_bits(run: Run, quirks: UnitQuirks) -> Steps:
     place = run.first
     size = place.count * 2
@@ -188,18 +258,13 @@ def _write_bits(run: Run, quirks: UnitQuirks) -> Steps:
         own = write.point.bit_mask
         mask |= own
         value = value & ~own | int.from_bytes(data, "big") & own
-    if place.count == 1 and quirks.mask_write:
+    if _takes_mask(place, quirks):
         yield from _ask(pdu.mask_write_request(place.address, ~mask & 0xFFFF, value))
         return
     before = yield from _read(place.table, place.address, place.count)
     after = (int.from_bytes(before, "big") & ~mask | value).to_bytes(size, "big")
     for request in requests(place.table, place.address, after, quirks):
         yield from _ask(request)
-    found = yield from _read(place.table, place.address, place.count)
-    if int.from_bytes(found, "big") & mask != value:
-        raise ConversionError("the device did not take the bits: read back, they are others")
-    for write in run.writes:
-        write.outcome = WriteOutcome.VERIFIED
 
 
 def _write_scaled(write: Write, quirks: UnitQuirks) -> Steps:
@@ -216,18 +281,19 @@ def _write_scaled(write: Write, quirks: UnitQuirks) -> Steps:
         yield from _ask(request)
 
 
-def _is_there(write: Write) -> Generator[bytes, bytes, bool]:
+def _is_there(write: Write, data: bytes) -> Generator[bytes, bytes, bool]:
+    """Return whether what was read from a point's place is what was written."""
     place = write.point
-    data = yield from _read(place.table, place.address, place.count)
     if place.table.is_bits:
         return bool(data[0] & 1) == place.encode_bit(write.value)
-    exponent = 0
+    exponent: int | None = None
     if place.factor is not None:
         factor = yield from _read(place.factor.table, place.factor.address, place.factor.count)
         found = place.factor.decode(factor)[0]
-        exponent = found if isinstance(found, int) else 0
+        exponent = found if isinstance(found, int) else None
+    try:
         wanted = place.encode(write.value, exponent)
-    else:
-        wanted = place.encode(write.value)
+    except ConversionError:
+        return False  # the factor is another by now
     mask = place.bit_mask
     return int.from_bytes(data, "big") & mask == int.from_bytes(wanted, "big") & mask

@@ -121,6 +121,8 @@ class FaultServer:
         self.silent: set[int] = set()
         """Unit ids that do not answer."""
         self.words: dict[tuple[int, str, int], int] = {}
+        self.illegal: set[tuple[int, str, int]] = set()
+        """Addresses that no request may touch (exception 02): unit id, table, address."""
         self.greet: Callable[[Connection], None] = lambda _: None
         """What is done with each new connection."""
         self._server: asyncio.Server | None = None
@@ -146,7 +148,7 @@ class FaultServer:
         self.asked.append(Asked(now_s, connection.number, transaction_id, unit_id, pdu))
         if unit_id in self.silent:
             return
-        good = Good(transaction_id, unit_id, self._answer(unit_id, pdu))
+        good = Good(transaction_id, unit_id, self.answer(unit_id, pdu))
         rule = self.rules.get((unit_id, pdu[0]))
         if rule is not None:
             rule(connection, good)
@@ -172,8 +174,14 @@ class FaultServer:
         """Return how many requests came for a unit."""
         return sum(asked.unit_id == unit_id and asked.at_s >= since_s for asked in self.asked)
 
-    def _answer(self, unit_id: int, pdu: bytes) -> bytes:
+    def answer(self, unit_id: int, pdu: bytes) -> bytes:
+        """Do what a request says and return what a good server answers."""
         function, address, count = struct.unpack_from(">BHH", pdu)
+        if self.illegal:
+            table = {1: "coil", 2: "discrete", 4: "input", 5: "coil", 15: "coil"}.get(function, "holding")
+            touched = range(address, address + (1 if function in (5, 6, 22) else count))
+            if any((unit_id, table, place) in self.illegal for place in touched):
+                return bytes((function | 0x80, 2))
         if function in (1, 2):
             table = ("coil", "discrete")[function - 1]
             bits = sum(self.word(unit_id, table, address + n) << n for n in range(count))
@@ -193,6 +201,11 @@ class FaultServer:
         elif function == 16:
             for n, word in enumerate(struct.unpack_from(f">{count}H", pdu, 6)):
                 self.words[unit_id, "holding", address + n] = word
+        elif function == 22:
+            and_mask, or_mask = struct.unpack_from(">HH", pdu, 3)
+            old = self.word(unit_id, "holding", address)
+            self.words[unit_id, "holding", address] = old & and_mask | or_mask & ~and_mask
+            return pdu
         else:
             return bytes((function | 0x80, 1))
         return pdu[:5]

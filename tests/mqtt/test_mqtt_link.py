@@ -1,6 +1,7 @@
 """The MQTT link against mosquitto and its own clients."""
 
 import asyncio
+import getpass
 import json
 import signal
 import subprocess
@@ -9,10 +10,11 @@ import pytest
 from conftest import eventually, program
 
 from fieldbus.errors import LinkDownError
-from fieldbus.link import Delivery, Target, WriteOutcome
-from fieldbus.model import Access, Kind, Point, Quality, Sample
+from fieldbus.link import Bundle, Delivery, Gathering, GatherPlan, Target, WriteOutcome
+from fieldbus.model import Access, Batch, Group, Kind, Point, Quality, Sample
 from fieldbus.mqtt.link import MqttLink
 from fieldbus.mqtt.payload import TopicPoint, parse_path
+from fieldbus.mqtt.publisher import Publisher
 
 pytestmark = pytest.mark.system
 
@@ -236,3 +238,105 @@ async def test_a_broker_that_refuses_us_is_a_lost_link_in_words(broker):
     await link.close()
     assert "not authori" in str(caught.value).lower()
     assert "canary" not in str(caught.value)
+
+
+# --- what is gathered, and the connection that publishes
+
+GROUPS = [Group("one", [SOURCE, COUNT]), Group("two", [Point("press", "speed", Kind.INT)])]
+MESSAGE = Gathering("broker", "plant/press", "press", 2)
+PLANS = [
+    GatherPlan(
+        MESSAGE, group, tuple(group.everything), tuple(point.name for point in group.points), True, True
+    )
+    for group in GROUPS
+]
+
+
+def bundle(number, *values, time_ns=1_700_000_000_000_000_000):
+    group = GROUPS[number]
+    return Bundle(PLANS[number], Batch(group, time_ns, 0.0, values, {}, group.everything))
+
+
+async def test_a_scan_of_several_groups_is_one_message(broker):
+    async with Session(broker) as session:
+        session.link.gather(bundle(0, 72.5, 3))
+        session.link.gather(bundle(1, 5))
+        await eventually(lambda: session.link.counters["published"] == 1)
+        [[_, payload]] = await read(broker, "plant/press")
+    assert json.loads(payload)["values"] == {"temperature": 72.5, "count": 3, "speed": 5}
+
+
+async def test_a_message_does_not_wait_longer_than_the_window(broker):
+    async with Session(broker, gather_s=0.05) as session:
+        session.link.gather(bundle(0, 72.5, 3))
+        assert session.link.counters["queued"] == 0
+        await eventually(lambda: session.link.counters["published"] == 1)
+        [[_, payload]] = await read(broker, "plant/press")
+    assert json.loads(payload)["values"] == {"temperature": 72.5, "count": 3}
+
+
+async def test_what_waits_for_the_rest_is_sent_before_the_farewell(broker):
+    async with Session(broker, gather_s=60.0) as session:
+        session.link.gather(bundle(0, 72.5, 3))
+    assert session.link.counters["published"] == 1
+    assert len(await read(broker, "plant/press")) == 1
+
+
+async def test_a_link_that_publishes_nothing_has_one_connection(broker):
+    async with Session(broker) as session:
+        await asyncio.sleep(0.1)
+        assert not session.link._publisher.is_connected
+        session.route("plant/x", good(1))
+        await eventually(lambda: session.link._publisher.is_connected)
+
+
+async def test_a_link_that_loses_the_publishing_connection_is_lost_whole(broker):
+    async with Session(broker) as session:
+        session.route("plant/x", good(1))
+        await eventually(lambda: session.link.counters["published"] == 1)
+        other = Publisher("x", "127.0.0.1", broker.port, "fieldbus-gw-broker-data")
+        await other.connect()  # a broker ends the session of a client when another comes with its id
+        await eventually(lambda: session.ups == 2)
+        other.close()
+        session.route("plant/x", good(2))
+        await eventually(lambda: session.link.counters["published"] == 2)
+        [[_, payload]] = await read(broker, "plant/x")
+    assert json.loads(payload)["value"] == 2
+
+
+@pytest.mark.parametrize("qos", [0, 1, 2])
+async def test_every_message_arrives_once_and_in_order_with_any_qos(broker, qos):
+    async with Session(broker, qos=qos, is_retained=False) as session:
+        session.route("plant/first", good(0))
+        await eventually(lambda: session.link._publisher.is_connected)
+        listening = asyncio.create_task(read(broker, "plant/many", count=500))
+        await asyncio.sleep(0.3)
+        for value in range(500):
+            session.route("plant/many", good(value))
+        got = await listening
+        await eventually(lambda: session.link.counters["queued"] == 0)
+    assert [json.loads(payload)["value"] for _, payload in got] == list(range(500))
+    assert session.link.counters["published"] == 501
+
+
+async def test_what_the_broker_does_not_take_is_dropped_counted_and_said_once(broker, tmp_path, caplog):
+    broker.stop()
+    rules = tmp_path / "acl"
+    rules.write_text("topic readwrite plant/#\ntopic deny plant/secret\ntopic readwrite fieldbus/#\n")
+    settings = broker._config.read_text()
+    broker._config.write_text(f"{settings}user {getpass.getuser()}\nacl_file {rules}\nmax_packet_size 2000\n")
+    broker.start()
+    long = Point("press", "n" * 3000, Kind.INT)
+    async with Session(broker) as session:
+        for value in range(3):
+            session.route("plant/secret", good(value))
+            session.route("plant/long", good(value), source=long, gathers=True)
+            session.route("plant/open", good(value))
+        await eventually(lambda: session.link.counters["queued"] == 0)
+        assert session.ups == 1
+    assert session.link.counters["published"] == 3
+    assert session.link.counters["tx_refused"] == 6
+    assert [record.message for record in caplog.records] == [
+        "broker: the broker does not take plant/long (its messages are longer than the broker accepts)",
+        "broker: the broker does not take plant/secret (not authorised)",
+    ]

@@ -1,0 +1,151 @@
+"""The connection that publishes, against a broker that misbehaves as a test wants."""
+
+import asyncio
+
+import pytest
+from conftest import eventually
+
+from fieldbus.errors import LinkDownError
+from fieldbus.mqtt.packets import CONNECT, Splitter
+from fieldbus.mqtt.publisher import Publisher
+
+
+class FakeBroker:
+    """Accepts, and then does what a test wants with each packet; with None it hangs up."""
+
+    def __init__(self, connack="200300 00 00", answer=lambda first, rest: b"", is_deaf=False):
+        self.packets = []
+        self._connack = bytes.fromhex(connack)
+        self._answer = answer
+        self._is_deaf = is_deaf
+        self._tasks = set()
+        self.port = 0
+
+    async def __aenter__(self):
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=1024)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_):
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _serve(self, reader, writer):
+        self._tasks.add(asyncio.current_task())
+        splitter = Splitter(100_000)
+        try:
+            writer.write(self._connack)
+            while self._is_deaf:
+                await asyncio.sleep(1)
+            while data := await reader.read(65536):
+                for first, rest in splitter.split(data):
+                    if first == CONNECT:
+                        continue
+                    self.packets.append((first, rest))
+                    answer = self._answer(first, rest)
+                    if answer is None:
+                        return
+                    writer.write(answer)
+        except OSError:
+            return
+        finally:
+            writer.close()
+
+
+def publisher(fake, **options):
+    return Publisher("broker", "127.0.0.1", fake.port, "id", **options)
+
+
+async def test_no_more_is_under_way_than_the_broker_allows():
+    async with FakeBroker("2006 0000 03 210003") as fake:
+        subject = publisher(fake)
+        for value in range(10):
+            subject.put("t", b"%d" % value)
+        await subject.connect()
+        await eventually(lambda: len(fake.packets) == 3)
+        await asyncio.sleep(0.05)
+        assert len(fake.packets) == 3
+        assert subject.counters["queued"] == 10
+        subject.close()
+        assert [message.payload for message in subject.waiting] == [b"%d" % value for value in range(10)]
+
+
+async def test_a_broker_that_hangs_up_in_mid_publish_gets_the_rest_again_in_order():
+    count = 0
+
+    def answer(first, rest):
+        nonlocal count
+        count += 1
+        return None if count == 5 else b"\x40\x02" + rest[3:5]
+
+    async with FakeBroker(answer=answer) as fake:
+        subject = publisher(fake)
+        for value in range(10):
+            subject.put("t", b"%d" % value)
+        await subject.connect()
+        with pytest.raises(LinkDownError):
+            await asyncio.wait_for(subject.run(), 5)
+        subject.close()
+        await subject.connect()
+        await asyncio.wait_for(subject.drain(), 5)
+        subject.close()
+    assert subject.counters["published"] == 10
+    payloads = [int(rest[6:]) for first, rest in fake.packets if first == 0x33]
+    assert payloads[:5] == [0, 1, 2, 3, 4]
+    assert payloads[5] <= 4
+    assert payloads[5:] == list(range(payloads[5], 10))
+
+
+async def test_a_broker_that_says_nothing_is_lost_after_the_keep_alive_time():
+    async with FakeBroker() as fake:
+        subject = publisher(fake, keepalive_s=1)
+        await subject.connect()
+        with pytest.raises(LinkDownError, match="does not answer"):
+            await asyncio.wait_for(subject.run(), 3)
+        subject.close()
+    assert fake.packets == [(0xC0, b"")]
+
+
+async def test_a_broker_that_answers_keeps_a_quiet_connection():
+    async with FakeBroker("2006 0000 03 130001", answer=lambda first, rest: b"\xd0\0") as fake:
+        subject = publisher(fake, keepalive_s=60)  # the broker wants one second
+        await subject.connect()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(subject.run(), 2)
+        subject.close()
+    assert 2 <= len(fake.packets) <= 5
+
+
+@pytest.mark.parametrize(
+    ("connack", "words"),
+    [
+        ("2003 0086 00", "bad user name or password, as client 'id'"),
+        ("2008 0087 05 1f0002 6e6f", "not authorised: no, as client 'id'"),
+        ("2003 0085 00", "client identifier not valid"),
+        ("ffffffffffff", "not MQTT 5"),
+        ("e0018b", "server shutting down"),
+    ],
+)
+async def test_why_the_broker_refuses_is_said_in_words(connack, words):
+    async with FakeBroker(connack) as fake:
+        subject = publisher(fake, username="u", password="canary")
+        with pytest.raises(LinkDownError, match=words) as caught:
+            await subject.connect()
+        assert not subject.is_connected
+        assert "canary" not in str(caught.value)
+
+
+async def test_a_broker_that_takes_nothing_costs_the_oldest_messages_and_no_memory():
+    async with FakeBroker(is_deaf=True) as fake:
+        subject = publisher(fake, qos=0, max_queue=100)
+        await subject.connect()
+        for _ in range(600):
+            for _ in range(10):
+                subject.put("t", bytes(10_000))
+            await asyncio.sleep(0)
+        assert subject._session.transport.get_write_buffer_size() < 2_000_000
+        assert len(subject.waiting) == 100
+        assert subject.counters["tx_dropped"] > 1000
+        subject.close()

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fieldbus.link import Target
-from fieldbus.model import NO_FLAWS, Access, Batch, Group, Kind, Point
-from fieldbus.routing.policy import NEVER, Edge, Policy, When
+from fieldbus.model import NO_FLAWS, Access, Batch, Group, Kind, Point, bad
+from fieldbus.routing.policy import NEVER, Edge, OnBad, Policy, When
 from fieldbus.routing.router import Router
 
 POINTS = [Point("plc", f"p{index}", Kind.INT) for index in range(4)]
@@ -142,3 +142,134 @@ def test_what_the_target_ends_with_is_what_the_source_ends_with(steps, interval_
         assert history[-1][1] == value
         gaps = [later - earlier for (earlier, _), (later, _) in pairwise(history)]
         assert all(gap >= interval_s - 1e-9 for gap in gaps)
+
+
+# --- what is gathered
+
+PLC = [Point("plc", f"q{index}", Kind.INT) for index in range(6)]
+FIRST, SECOND = Group("first", PLC[:4]), Group("second", PLC[4:])
+
+
+def gathering(points=PLC, topic="plant/plc", **policy):
+    return [
+        Edge(point, Target("broker", None, topic, gathers=True, label=point.name), Policy(**policy))
+        for point in points
+    ]
+
+
+def everything(group, at_s=0.0, values=None):
+    return batch(values or list(group.everything), group.everything, at_s, group)
+
+
+def test_what_needs_no_treatment_travels_uncut():
+    subject = Router(gathering(when=When.SAMPLE, on_bad=OnBad.SEND), [FIRST, SECOND])
+    taken = everything(FIRST)
+    assert subject.dispatch(taken, 0.0) == {}
+    [bundle] = subject.gathered(taken)
+    assert bundle.batch is taken
+    assert (bundle.plan.labels, bundle.plan.indexes) == (("q0", "q1", "q2", "q3"), (0, 1, 2, 3))
+    assert (bundle.plan.wants_every_sample, bundle.plan.tells_bad) == (True, True)
+    [other] = subject.gathered(everything(SECOND))
+    assert other.plan.message is bundle.plan.message
+    assert bundle.plan.message.groups == 2
+
+
+def test_without_a_change_only_what_wants_every_sample_travels():
+    edges = [*gathering(), *gathering(topic="plant/all", when=When.SAMPLE)]
+    subject = Router(edges, [FIRST, SECOND])
+    unchanged = batch([0, 1, 2, 3], (), 1.0, FIRST)
+    assert [bundle.plan.message.topic for bundle in subject.gathered(everything(FIRST))] == [
+        "plant/plc",
+        "plant/all",
+    ]
+    assert [bundle.plan.message.topic for bundle in subject.gathered(unchanged)] == ["plant/all"]
+    assert Router(gathering(), [FIRST, SECOND]).gathered(unchanged) == []
+    assert router().gathered(batch([1, 2, 3, 4], range(4))) == ()
+
+
+def test_what_is_treated_is_delivered_and_knows_that_it_has_company():
+    edges = [
+        *gathering(PLC[:3]),
+        *gathering(PLC[3:4], deadband=5.0),
+        *gathering(PLC[:1], "plant/alone", deadband=5.0),
+    ]
+    subject = Router(edges, [FIRST, SECOND])
+    taken = everything(FIRST)
+    found = subject.dispatch(taken, 0.0)["broker"]
+    assert [(item.target.topic, item.target.label, item.target.is_shared) for item in found] == [
+        ("plant/alone", "q0", False), ("plant/plc", "q3", True),
+    ]  # fmt: skip
+    [bundle] = subject.gathered(taken)
+    assert bundle.plan.labels == ("q0", "q1", "q2")
+
+
+def test_a_point_that_is_sent_twice_under_one_name_is_not_bundled():
+    subject = Router([*gathering(), *gathering(PLC[:1])], [FIRST, SECOND])
+    assert subject.gathered(everything(FIRST)) == ()
+    assert len(subject.dispatch(everything(FIRST), 0.0)["broker"]) == 5
+    assert len(subject.gathered(everything(SECOND))) == 1
+
+
+# --- other groups at run time
+
+
+def test_after_a_regroup_the_newest_samples_are_still_known_with_the_older_time():
+    subject = Router(gathering(), [FIRST, SECOND])
+    subject.dispatch(everything(FIRST, 5.0, [10, 11, 12, 13]), 5.0)
+    flawed = Batch(SECOND, 3_000_000_000, 3.0, [14, None], {1: bad("timeout")}, (0, 1))
+    subject.dispatch(flawed, 5.0)
+    whole = Group("whole", [PLC[5], *PLC[:4]])
+    rest = Group("rest", PLC[4:5])
+    subject.regroup([FIRST, SECOND], [whole, rest])
+    assert [subject.sample(point)[:3] for point in PLC] == [
+        (10, "good", None), (11, "good", None), (12, "good", None), (13, "good", None), (14, "good", None),
+        (None, "bad", "timeout"),
+    ]  # fmt: skip
+    assert subject.sample(PLC[0]).time_ns == 3_000_000_000
+    assert set(subject.latest) == {whole, rest}
+    [bundle] = subject.gathered(everything(whole))
+    assert bundle.plan.labels == ("q5", "q0", "q1", "q2", "q3")
+    assert bundle.plan.message.groups == 2
+    assert subject.gathered(everything(FIRST)) == ()
+
+
+def test_points_that_had_no_sample_yet_wait_for_their_first_in_the_new_group_too():
+    subject = Router([], [FIRST, SECOND])
+    subject.dispatch(everything(SECOND, 1.0, [7, 8]), 1.0)
+    whole = Group("whole", PLC)
+    subject.regroup([FIRST, SECOND], [whole])
+    assert subject.sample(PLC[0])[:3] == (None, "bad", "waiting for first value")
+    assert subject.sample(PLC[4])[:2] == (7, "good")
+    fresh = Router([], [FIRST])
+    fresh.regroup([FIRST], [whole])
+    assert fresh.latest == {}
+
+
+def test_a_point_that_is_in_no_group_any_more_has_no_value():
+    subject = Router([], [FIRST])
+    subject.dispatch(everything(FIRST, 1.0), 1.0)
+    subject.regroup([FIRST], [Group("rest", PLC[1:4])])
+    assert subject.sample(PLC[0])[:3] == (None, "bad", "not available")
+    assert subject.sample(PLC[1])[:2] == (1, "good")
+
+
+def test_after_a_regroup_edges_remember_what_they_sent_and_what_was_missed():
+    edges = [Edge(a, Target("hmi", b), Policy()) for a, b in zip(POINTS, OUT, strict=True)]
+    subject = Router(edges, [GROUP])
+    subject.dispatch(batch([1, 2, 3, 4], range(4)), 0.0)
+    subject.missed(OUT[2])
+    swapped = Group("swapped", POINTS[::-1])
+    subject.regroup([GROUP], [swapped])
+    assert delivered(subject.dispatch(batch([4, 3, 2, 1], (), 1.0, swapped), 1.0)) == [("p2", 3)]
+    assert delivered(subject.dispatch(batch([4, 3, 2, 1], range(4), 2.0, swapped), 2.0)) == []
+    assert delivered(subject.dispatch(batch([4, 9, 2, 1], [1], 3.0, swapped), 3.0)) == [("p2", 9)]
+    subject.missed(OUT[2])
+    assert delivered(subject.offer_missed(OUT, 0.0, 3.0)) == [("p2", 9)]
+
+
+def test_repeats_go_on_after_a_regroup():
+    edges = [Edge(POINTS[0], Target("hmi", OUT[0]), Policy(every_s=2.0))]
+    subject = Router(edges, [GROUP])
+    subject.dispatch(batch([1, 2, 3, 4], range(4)), 0.0)
+    subject.regroup([GROUP], [Group("one", POINTS[:1]), Group("others", POINTS[1:])])
+    assert delivered(subject.expire(2.0)) == [("p0", 1)]

@@ -1,6 +1,7 @@
 """The gateway whole, in one process: registers, frames and routes between them."""
 
 import asyncio
+import dataclasses
 import itertools
 import logging
 import struct
@@ -10,12 +11,14 @@ import can
 import pytest
 from conftest import eventually, free_port
 
+from fieldbus.errors import LinkDownError
 from fieldbus.gateway.config.loader import load
+from fieldbus.gateway.control import snapshot
 from fieldbus.gateway.runtime import Gateway
-from fieldbus.link import Delivery, Target
+from fieldbus.link import Delivery, Regrouped, Target
 from fieldbus.modbus.registers import RegisterPoint, RegisterType, Table
 from fieldbus.modbus.server import ModbusServerLink, ServedUnit
-from fieldbus.model import Kind, Point, Quality, Sample
+from fieldbus.model import NO_FLAWS, Batch, Group, Kind, Point, Quality, Sample
 
 _CHANNELS = itertools.count()
 
@@ -256,3 +259,64 @@ async def test_stopping_takes_little_time_even_while_links_wait(bench):
         lambda: not [task for task in asyncio.all_tasks() if task.get_name().startswith("link ")], 8.0
     )
     assert time.monotonic() - began_s < 3.0
+
+
+class Learner:
+    """A link that learns, while it runs, to acquire its points in other groups."""
+
+    name = "plc"
+    is_listener = False
+    endpoint = "nowhere"
+    counters: dict[str, int] = {}  # noqa: RUF012
+    measures: dict[str, dict[str, float]] = {}  # noqa: RUF012
+
+    def __init__(self, points):
+        self.groups = [Group("all", points)]
+        self.has_learnt = asyncio.Event()
+        self.lost = asyncio.Event()
+
+    async def connect(self):
+        if self.has_learnt.is_set():
+            raise LinkDownError("gone")
+
+    async def run(self, emit, report):
+        emit(self._batch(self.groups[0], 1))
+        removed, self.groups = self.groups, [Group(point.name, [point]) for point in self.groups[0].points]
+        report(Regrouped(removed, self.groups))
+        emit(self._batch(self.groups[0], 2))
+        self.has_learnt.set()
+        await self.lost.wait()
+        raise LinkDownError("gone")
+
+    def _batch(self, group, value):
+        values = (value,) * len(group.points)
+        return Batch(group, time.time_ns(), time.monotonic(), values, NO_FLAWS, group.everything)
+
+    def send(self, deliveries):
+        return deliveries
+
+    async def close(self):
+        pass
+
+
+async def test_a_link_may_regroup_its_points_while_it_runs(tmp_path):
+    (tmp_path / "engine.dbc").write_text(DBC)
+    text = PLANT.format(channel=f"gateway {next(_CHANNELS)}", plc=free_port(), hmi=free_port())
+    (tmp_path / "plant.yaml").write_text(text)
+    plant = load(tmp_path / "plant.yaml")
+    points = [plant.points[f"press.{name}"] for name in ("temperature", "speed", "start")]
+    link = Learner(points)
+    plant = dataclasses.replace(plant, links={**plant.links, "plc": link})
+    gateway = Gateway(plant)
+    told = {}
+    assert len([item for item in snapshot(gateway, told) if item["point"].startswith("press.")]) == 3
+    running = asyncio.create_task(gateway.run())
+    await asyncio.wait_for(link.has_learnt.wait(), 5)
+    assert [gateway.router.sample(point).value for point in points] == [2, 1, 1]
+    seen = {item["point"]: item for item in snapshot(gateway, told)}
+    assert [seen[point.address]["value"] for point in points] == [2, 1, 1]
+    link.lost.set()
+    await eventually(lambda: gateway.router.sample(points[2]).reason == "not connected")
+    assert [gateway.router.sample(point).reason for point in points] == ["not connected"] * 3
+    gateway.stop()
+    await asyncio.wait_for(running, 10)

@@ -12,11 +12,11 @@ import os
 import random
 import socket
 import struct
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
-from mutations import FIN, RST, Answer, Change, Choice, Kind, Mutation, Step, rtu_unfair, tcp_unfair
+from mutations import FIN, MUTE, RST, Answer, Change, Choice, Kind, Mutation, Step, rtu_unfair, tcp_unfair
 from rtu_peer import Pty, ptys
 
 Choose = Callable[[Answer], Mutation | None]
@@ -54,6 +54,10 @@ class Storm:
     def is_over(self) -> bool:
         """Whether there was enough of it."""
         return self.total >= self._most
+
+    def stop(self) -> None:
+        """Let everything pass from now on."""
+        self._most = 0
 
     def __call__(self, answer: Answer) -> Mutation | None:
         """Choose."""
@@ -114,6 +118,9 @@ class _Client(asyncio.Protocol):
         self._upstream: _Upstream | None = None
         self._transport: asyncio.Transport | None = None
         self._timers: set[asyncio.TimerHandle] = set()
+        self._waiting: deque[deque[Step]] = deque()
+        """What is being sent, and what will be when that is done."""
+        self._is_mute = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
@@ -177,22 +184,34 @@ class _Client(asyncio.Protocol):
 
     def _play(self, steps: Sequence[Step]) -> None:
         """Do one step after the other, each in a segment of its own if there are several."""
-        loop = asyncio.get_running_loop()
-        for place, step in enumerate(steps):
-            if step.wait_s or place:
-                if self._transport is not None:
-                    self._later(loop, steps[place:])
+        if steps and steps[0].wait_s:
+            self._later(steps[0].wait_s, self._play, (Step(0.0, steps[0].what), *steps[1:]))
+            return
+        if self._is_mute:
+            return
+        # Whatever comes meanwhile waits until these are done: no server puts a frame into another.
+        self._waiting.append(deque(steps))
+        if len(self._waiting) == 1:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        while self._waiting and self._transport is not None:
+            steps = self._waiting[0]
+            if not steps:
+                self._waiting.popleft()
+                continue
+            self._do(steps.popleft())
+            if steps and not self._is_mute:
+                self._later(steps[0].wait_s, self._go_on)
                 return
-            self._do(step)
 
-    def _later(self, loop: asyncio.AbstractEventLoop, steps: Sequence[Step]) -> None:
-        def go_on() -> None:
+    def _later(self, wait_s: float, do: Callable[..., None], *arguments: object) -> None:
+        def is_time() -> None:
             self._timers.discard(timer)
-            self._do(steps[0])
-            if len(steps) > 1 and self._transport is not None:
-                self._later(loop, steps[1:])
+            if self._transport is not None:
+                do(*arguments)
 
-        timer = loop.call_later(steps[0].wait_s, go_on)
+        timer = asyncio.get_running_loop().call_later(wait_s, is_time)
         self._timers.add(timer)
 
     def _do(self, step: Step) -> None:
@@ -201,6 +220,9 @@ class _Client(asyncio.Protocol):
             return
         if isinstance(step.what, bytes):
             transport.write(step.what)
+        elif step.what == MUTE:
+            self._is_mute = True
+            self._waiting.clear()
         elif step.what == FIN:
             self.hang_up()
         elif step.what == RST:
@@ -283,16 +305,16 @@ class RtuProxy:
         self._device = device
         self._asked = b""
         self._buffer = b""
-        self._timers: set[asyncio.TimerHandle] = set()
+        self._late: list[Step] = []
+        self._timer: asyncio.TimerHandle | None = None
         loop = asyncio.get_running_loop()
         loop.add_reader(client.master, self._request)
         loop.add_reader(device.master, self._answer)
 
     def stop(self) -> None:
         """Let nothing through any more."""
-        for timer in self._timers:
-            timer.cancel()
-        self._timers.clear()
+        if self._timer is not None:
+            self._timer.cancel()
 
     def _request(self) -> None:
         data = _read(self._client)
@@ -313,27 +335,36 @@ class RtuProxy:
         mutation = None
         if not frame[1] & 0x80:
             mutation = self.choose(Answer(frame[0], frame[1:-2], asked[1:-2], frame, self.timeout_s))
-        self._play((Step(0.0, frame),) if mutation is None else mutation.steps)
+        self._late += (Step(0.0, frame),) if mutation is None else mutation.steps
+        if mutation is None or not mutation.steps or not mutation.steps[0].wait_s:
+            # A serial device answers one request after the other: what is late comes before what is not.
+            self._hurry()
+        self._play()
         if mutation is not None:
             self.spoilt(mutation)
 
-    def _play(self, steps: Sequence[Step]) -> None:
-        if not steps:
-            return
-        step, rest = steps[0], steps[1:]
-        if step.wait_s:
-            loop = asyncio.get_running_loop()
+    def _hurry(self) -> None:
+        """Send what is late up to the newest answer, now."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            step = self._late[0]
+            self._late[0] = Step(0.0, step.what)
 
-            def go_on() -> None:
-                self._timers.discard(timer)
-                self._play((Step(0.0, step.what), *rest))
+    def _play(self) -> None:
+        while self._late and self._timer is None:
+            step = self._late[0]
+            if step.wait_s:
+                self._timer = asyncio.get_running_loop().call_later(step.wait_s, self._is_due)
+                return
+            del self._late[0]
+            if isinstance(step.what, bytes):
+                self._client.write(step.what)
 
-            timer = loop.call_later(step.wait_s, go_on)
-            self._timers.add(timer)
-            return
-        if isinstance(step.what, bytes):
-            self._client.write(step.what)
-        self._play(rest)
+    def _is_due(self) -> None:
+        self._timer = None
+        self._late[0] = Step(0.0, self._late[0].what)
+        self._play()
 
 
 def storm_on_rtu(

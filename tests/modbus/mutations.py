@@ -45,6 +45,8 @@ class Kind(Enum):
 
 FIN = "FIN"
 RST = "RST"
+MUTE = "MUTE"
+"""From here on nothing comes on this connection. Behind a part of a frame anything else would be its registers."""
 
 
 class Step(NamedTuple):
@@ -53,7 +55,7 @@ class Step(NamedTuple):
     wait_s: float
     """Before it."""
     what: bytes | str
-    """Bytes, `FIN` or `RST`."""
+    """Bytes, `FIN`, `RST` or `MUTE`."""
 
 
 class Mutation(NamedTuple):
@@ -281,7 +283,7 @@ def _noise_instead(a: Answer, rng: random.Random):
 def _inserted(a: Answer, rng: random.Random):
     place = rng.randrange(0, 9)
     more = noise(rng, rng.randrange(1, 6))
-    return _once(Kind.WRONG, a.frame[:place] + more + a.frame[place:] + noise(rng, 8))
+    return _once(Kind.WRONG, a.frame[:place] + more + a.frame[place:] + noise(rng, 300))
 
 
 def _deleted(a: Answer, rng: random.Random):
@@ -291,7 +293,7 @@ def _deleted(a: Answer, rng: random.Random):
 
 
 def _begun_twice(a: Answer, rng: random.Random):
-    return _once(Kind.WRONG, a.frame[: rng.randrange(1, 8)] + a.frame + noise(rng, 8))
+    return _once(Kind.WRONG, a.frame[: rng.randrange(1, 8)] + a.frame + noise(rng, 300))
 
 
 def _split(a: Answer, rng: random.Random):
@@ -317,11 +319,13 @@ def _a_byte_a_second(a: Answer, rng: random.Random):
 
 
 def _truncated(a: Answer, rng: random.Random):
-    return Kind.WAITING, (Step(0.0, a.frame[: rng.randrange(1, len(a.frame))]),)
+    return Kind.WAITING, (Step(0.0, a.frame[: rng.randrange(1, len(a.frame))]), Step(0.0, MUTE))
 
 
-def _length_one_long(a: Answer, rng: random.Random):
-    return _once(Kind.WAITING, mbap(a.transaction_id, a.unit_id, a.pdu, length=len(a.pdu) + 2))
+def _length_promises(a: Answer, rng: random.Random):
+    length = min(254, len(a.pdu) + 1 + rng.choice((1, 2, rng.randrange(1, 200))))
+    frame = mbap(a.transaction_id, a.unit_id, a.pdu, length=length)
+    return Kind.WAITING, (Step(0.0, frame), Step(0.0, MUTE))
 
 
 def _silence(a: Answer, rng: random.Random):
@@ -329,7 +333,7 @@ def _silence(a: Answer, rng: random.Random):
 
 
 def _late(a: Answer, rng: random.Random):
-    return Kind.WAITING, (Step(a.timeout_s * rng.uniform(1.0, 1.5), a.frame),)
+    return Kind.WAITING, (Step(a.timeout_s * rng.uniform(1.0, 2.5), a.frame),)
 
 
 _CODES: Sequence[int] = range(256)
@@ -367,7 +371,7 @@ TCP_WAITING: Mapping[str, tuple[int, Change]] = {
     "slowly": (2, _slowly),
     "a byte a second": (1, _a_byte_a_second),
     "truncated": (2, _truncated),
-    "a length of one too long": (1, _length_one_long),
+    "a length that promises more": (1, _length_promises),
     "silence": (1, _silence),
     "late": (4, _late),
     "swapped": (2, _silence),

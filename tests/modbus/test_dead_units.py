@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import pytest
-
 from fieldbus.modbus.agenda import Agenda, Rank, Turns
 
 # --- whose turn it is -------------------------------------------------------------------------------
@@ -24,11 +22,6 @@ class Poll:
     is_retry: bool = False
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="Agenda.pick pops live[0] after _pick_doubtful may have pushed an earlier entry there: "
-    "that poll is lost for ever, and the returned one is in the heap twice",
-)
 def test_no_poll_is_ever_lost_when_a_unit_is_believed_again_on_a_line_that_is_never_idle() -> None:
     turns = Turns(slot=0.0)
     one, other = Poll("one", turns, 0.0), Poll("other", turns, 0.5)

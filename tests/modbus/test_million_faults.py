@@ -14,15 +14,15 @@ import random
 import struct
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack
 
 import mutations
 import pytest
-from conftest import eventually
+from conftest import eventually, program
 from fault_proxy import Storm, rtu_proxy, storm_on_rtu, tcp_proxy
-from mutations import Answer, Change, Choice, Kind
-from rtu_peer import mixed, slave
+from mutations import Answer, Change, Choice, Kind, Mutation
+from rtu_peer import cable, mixed, slave
 from watching import Watch, points_of, watching
 
 from fieldbus.errors import BadResponseError, DeviceExceptionError
@@ -32,6 +32,7 @@ from fieldbus.modbus.link import ModbusClientLink
 from fieldbus.modbus.places import Place, SerialPlace, TcpPlace
 from fieldbus.modbus.registers import Table
 from fieldbus.modbus.units import Unit
+from fieldbus.model import Batch
 
 SCALE = float(os.environ.get("FIELDBUS_FAULTS", "1"))
 pytestmark = [pytest.mark.system, pytest.mark.timeout(60 + 120 * SCALE)]
@@ -93,9 +94,7 @@ async def recorded(count: int) -> list[tuple[Ask, bytes]]:
         reader, writer = await asyncio.open_connection("127.0.0.1", devices.port)
         for n in range(count):
             table, size = SAMPLES[n % len(SAMPLES)]
-            ask = Ask(
-                rng.randrange(1, 248), pdu.read_request(table, rng.randrange(0x10000 - size + 1), size)
-            )
+            ask = Ask(rng.randrange(1, 248), pdu.read_request(table, rng.randrange(0x10000 - size + 1), size))
             writer.write(mutations.mbap(n, ask.unit_id, ask.pdu))
             header = await reader.readexactly(7)
             transaction_id, _, length, unit_id = struct.unpack(">HHHB", header)
@@ -196,9 +195,9 @@ def storm_into(
 
 
 FRAMERS: dict[str, tuple[type[Framer], Table_, int]] = {
-    "MBAP": (MbapFramer, mutations.TCP, 550_000),
-    "RTU": (RtuFramer, mutations.RTU, 320_000),
-    "ASCII": (AsciiFramer, mutations.ASCII, 130_000),
+    "MBAP": (MbapFramer, mutations.TCP, 620_000),
+    "RTU": (RtuFramer, mutations.RTU, 260_000),
+    "ASCII": (AsciiFramer, mutations.ASCII, 100_000),
 }
 
 
@@ -293,3 +292,257 @@ async def test_spoilt_answers_on_serial_lines() -> None:
                 await watch.all_good(15.0)
             memory.is_flat(20_000)
     assert sum(watch.good_batches for watch in watches) > count / 2
+
+
+# --- what one spoilt answer costs -------------------------------------------------------------------
+
+COSTS_AT_MOST_S = 0.1
+"""From the spoilt answer, or any good one, to the next good one."""
+
+
+class Once:
+    """Spoils an answer when told to, and measures how long good values are away then."""
+
+    def __init__(self, table: Table_, name: str) -> None:
+        self._choice = Choice({name: table[name]}, random.Random(name))
+        self._is_unfair = mutations.rtu_unfair if table is mutations.RTU else mutations.tcp_unfair
+        self._is_armed = False
+        self._marks: list[float] = []
+
+    def __call__(self, answer: Answer) -> Mutation | None:
+        if not self._is_armed:
+            return None
+        self._is_armed = False
+        mutation = self._choice(answer)
+        while self._is_unfair(mutation.stream, answer):
+            mutation = self._choice(answer)
+        self._marks = [time.monotonic()]
+        return mutation
+
+    def good(self, _batch: Batch) -> None:
+        if self._marks:
+            self._marks.append(time.monotonic())
+
+    async def costs(self, count: int) -> list[float]:
+        """Spoil some answers; return the longest time without a good value after each, sorted."""
+        found = []
+        for _ in range(count):
+            self._marks = []
+            self._is_armed = True
+            # The third good one has seen whatever was behind the first.
+            await eventually(lambda: len(self._marks) > 3, 10.0, "good values again")
+            found.append(max(b - a for a, b in zip(self._marks[:4], self._marks[1:4], strict=False)))
+        return sorted(found)
+
+
+def one_block(device: str, unit_id: int = 1) -> Unit:
+    return Unit(device, unit_id, points_of(device, range(10, 22)), scan_s=0.01, timeout_s=1.0)
+
+
+def judge(costs: Mapping[str, list[float]]) -> None:
+    """The worst of ten may be the machine's fault; the next one is not."""
+    worst = max(costs, key=lambda name: costs[name][-2])
+    print(f"\nworst: {worst} {costs[worst][-2] * 1000:.1f} ms")
+    late = {name: [round(s * 1000) for s in found] for name, found in costs.items()}
+    assert {name: found for name, found in late.items() if found[-2] > COSTS_AT_MOST_S * 1000} == {}
+
+
+async def measured(names: Iterable[str], measure: Callable[[str], Awaitable[list[float]]]) -> None:
+    """Measure some at a time; none may be late."""
+    waiting = list(names)
+    costs: dict[str, list[float]] = {}
+    while waiting:
+        some, waiting = waiting[:5], waiting[5:]
+        costs.update(zip(some, await asyncio.gather(*map(measure, some)), strict=True))
+    judge(costs)
+
+
+async def tcp_costs(name: str, server_port: int, table: Table_) -> list[float]:
+    once = Once(table, name)
+    async with tcp_proxy(server_port, once, 1.0) as proxy:
+        watch = Watch(one_link(TcpPlace("127.0.0.1", proxy.port), one_block("plc")))
+        watch.on_good = once.good
+        async with watching(watch):
+            await watch.all_good()
+            return await once.costs(6)
+
+
+async def test_a_spoilt_answer_on_tcp_costs_at_most_a_tenth_of_a_second() -> None:
+    table = {**mutations.TCP, **mutations.TCP_ENDS}
+    async with slave("answer 1", "values mixed") as devices:
+        await measured(table, lambda name: tcp_costs(name, devices.port, table))
+
+
+async def test_a_length_that_promises_more_than_the_answer_can_have_is_no_reason_to_wait() -> None:
+    async with slave("answer 1", "values mixed") as devices:
+        [name] = [name for name in mutations.TCP_WAITING if "promises" in name]
+        judge({name: await tcp_costs(name, devices.port, mutations.TCP_WAITING)})
+
+
+async def test_a_spoilt_answer_on_a_serial_line_costs_at_most_a_tenth_of_a_second() -> None:
+    async def measure(name: str) -> list[float]:
+        once = Once(mutations.RTU, name)
+        async with (
+            rtu_proxy(once, 1.0) as proxy,
+            slave("answer 1", "values mixed", tty_name=proxy.device_name),
+        ):
+            watch = Watch(one_link(line(proxy.client_name), one_block("plc")))
+            watch.on_good = once.good
+            async with watching(watch):
+                await watch.all_good()
+                return await once.costs(6)
+
+    await measured(mutations.RTU, measure)
+
+
+# --- what takes time --------------------------------------------------------------------------------
+
+
+async def test_answers_that_come_late_slowly_or_in_another_order_on_tcp() -> None:
+    links, timeout_s = 12, 0.1
+    table = {**mutations.TCP_WAITING, "duplicates": mutations.TCP["duplicates"]}
+    storms = [Storm(table, ("slow", n), 10**9, may_fail_twice=n % 3 == 0) for n in range(links)]
+    async with AsyncExitStack() as stack:
+        devices = await stack.enter_async_context(slave("answer 1-12", "values mixed"))
+        watches = []
+        for n, storm in enumerate(storms):
+            proxy = await stack.enter_async_context(tcp_proxy(devices.port, storm, timeout_s))
+            unit = unit_of(n + 1, scan_s=0.005, timeout_s=timeout_s)
+            watches.append(Watch(one_link(TcpPlace("127.0.0.1", proxy.port), unit)))
+        async with watching(*watches):
+            began_s = time.monotonic()
+            await asyncio.sleep(6.0 * SCALE)
+            tell("slow TCP", storms, began_s)
+            for storm in storms:
+                storm.stop()
+            for watch in watches:
+                await watch.all_good(15.0)
+    assert sum(storm.total for storm in storms) > 300 * SCALE
+
+
+async def test_late_answers_on_a_serial_line_are_never_taken_for_the_next_one() -> None:
+    """Three blocks of one shape: only the time tells whose answer it is."""
+    lines, timeout_s = 10, 0.08
+    table = {**mutations.RTU_WAITING, "wrong bits": mutations.RTU["wrong bits"]}
+    storms = [storm_on_rtu(table, ("late", n), 10**9, may_fail_twice=n % 3 == 0) for n in range(lines)]
+    async with AsyncExitStack() as stack:
+        watches = []
+        for n, storm in enumerate(storms):
+            proxy = await stack.enter_async_context(rtu_proxy(storm, timeout_s))
+            await stack.enter_async_context(
+                slave(f"answer {n + 1}", "values mixed", tty_name=proxy.device_name)
+            )
+            device = f"unit{n + 1}"
+            points = points_of(device, [*range(10), *range(1000, 1010), *range(5000, 5010)])
+            unit = Unit(device, n + 1, points, scan_s=0.01, timeout_s=timeout_s)
+            watches.append(Watch(one_link(line(proxy.client_name), unit)))
+            assert len(watches[-1].link.groups) == 3
+        async with watching(*watches):
+            began_s = time.monotonic()
+            await asyncio.sleep(8.0 * SCALE)
+            tell("slow RTU", storms, began_s)
+            for storm in storms:
+                storm.stop()
+            for watch in watches:
+                await watch.all_good(15.0)
+    assert sum(storm.counts["late"] for storm in storms) > 100 * SCALE
+
+
+# --- the device says no, once -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["tcp", "rtu"])
+async def test_an_exception_of_any_code_that_is_not_repeated_leaves_nothing_behind(kind: str) -> None:
+    codes = list(range(256))
+
+    def refuse(answer: Answer) -> Mutation | None:
+        if answer.asked[1:3] != b"\0\x0a" or not codes or not is_ready:
+            return None
+        is_ready.pop()
+        pdu_ = bytes((answer.pdu[0] | 0x80, codes.pop()))
+        frame = mutations.rtu(answer.unit_id, pdu_)
+        if kind == "tcp":
+            frame = mutations.mbap(answer.transaction_id, answer.unit_id, pdu_)
+        return Mutation("exception", Kind.REFUSAL, (mutations.Step(0.0, frame),))
+
+    is_ready: list[bool] = []
+    async with AsyncExitStack() as stack:
+        place: Place
+        if kind == "tcp":
+            devices = await stack.enter_async_context(slave("answer 1", "values mixed"))
+            proxy = await stack.enter_async_context(tcp_proxy(devices.port, refuse, 1.0))
+            place = TcpPlace("127.0.0.1", proxy.port)
+        else:
+            serial = await stack.enter_async_context(rtu_proxy(refuse, 1.0))
+            await stack.enter_async_context(slave("answer 1", "values mixed", tty_name=serial.device_name))
+            place = line(serial.client_name)
+        points = points_of("plc", [*range(10, 20), *range(5000, 5010)])
+        link = one_link(place, Unit("plc", 1, points, scan_s=0.01, timeout_s=1.0))
+        planned = [group.name for group in link.groups]
+        watch = Watch(link)
+        async with watching(watch):
+            await watch.all_good()
+            while codes:
+                code, before = codes[-1], watch.link.counters["exceptions"]
+                is_ready.append(True)
+                await eventually(lambda before=before: watch.link.counters["exceptions"] > before, 2.0)
+                batches = watch.good_batches
+                await eventually(
+                    lambda batches=batches: watch.good_batches > batches + 2 and watch.is_good(),
+                    2.0,
+                    f"good values again after exception {code:02X}",
+                )
+            assert [group.name for group in link.groups] == planned
+            assert watch.regrouped == []
+            assert {event.is_online for _, event in watch.health} == {True}
+        said = {reason for reason in watch.reasons if reason.startswith("device exception")}
+        # 02 and 03 are asked again before anything is said, 05 and 06 mean later.
+        expected = {f"device exception {code:02X}" for code in range(256) if code not in (2, 3, 5, 6)}
+        assert said == expected
+        assert set(watch.reasons) == expected
+
+
+# --- the instruments themselves ---------------------------------------------------------------------
+
+
+async def mbpoll(*arguments: str) -> str:
+    process = await asyncio.create_subprocess_exec(
+        program("mbpoll", "mbpoll"), "-1", *arguments,
+        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    async with asyncio.timeout(10):
+        out, _ = await process.communicate()
+    return out.decode()
+
+
+async def test_mbpoll_reads_the_devices_through_the_proxies_when_nothing_is_spoilt() -> None:
+    def nothing(_: Answer) -> None:
+        return None
+
+    expected = [str(mixed(3, "holding", 40 + n)) for n in range(3)]
+    async with (
+        slave("answer 3", "values mixed") as devices,
+        tcp_proxy(devices.port, nothing, 1.0) as proxy,
+        rtu_proxy(nothing, 1.0) as serial,
+        slave("answer 3", "values mixed", tty_name=serial.device_name),
+    ):
+        for place in (
+            ["-p", str(proxy.port), "127.0.0.1"],
+            ["-m", "rtu", "-b", "115200", "-P", "none", serial.client_name],
+        ):
+            out = await mbpoll("-a", "3", "-t", "4", "-r", "41", "-c", "3", *place)
+            found = [line.split("\t")[1].split()[0] for line in out.splitlines() if line.startswith("[")]
+            assert found == expected, out
+
+
+async def test_mbpoll_sees_what_the_devices_are_told_to_do() -> None:
+    async with cable() as (ours, theirs), slave("answer 1-2", tty_name=theirs) as devices:
+        read = ["-m", "rtu", "-b", "115200", "-P", "none", "-o", "0.3", "-t", "4"]
+        await devices.tell("limit 4 3", "refuse 7 2", "busy 2 1 6")
+        assert "Slave device or server is busy" in await mbpoll(*read, "-a", "2", "-r", "1", "-c", "1", ours)
+        assert "[1]: \t0" in await mbpoll(*read, "-a", "2", "-r", "1", "-c", "4", ours)
+        assert "Illegal data value" in await mbpoll(*read, "-a", "1", "-r", "1", "-c", "5", ours)
+        assert "Illegal data address" in await mbpoll(*read, "-a", "1", "-r", "8", "-c", "1", ours)
+        await devices.tell("silent 2")
+        assert "timed out" in await mbpoll(*read, "-a", "2", "-r", "1", "-c", "1", ours)
+        assert await devices.count() >= 5

@@ -157,7 +157,7 @@ async def watching(*watches: Watch) -> AsyncIterator[None]:
     running = [asyncio.create_task(watch.keep()) for watch in watches]
     try:
         yield
-        assert not [task for task in running if task.done()], "a link ended"
+        assert not any(task.done() for task in running), "a link ended"
     finally:
         for task in running:
             task.cancel()
@@ -167,5 +167,6 @@ async def watching(*watches: Watch) -> AsyncIterator[None]:
         for result in results:
             if isinstance(result, Exception):
                 raise result
-    assert [item for watch in watches for item in watch.wrong][:5] == []
-    assert complaints == []
+    wrong = [item for watch in watches for item in watch.wrong]
+    assert not wrong, wrong[:5]
+    assert not complaints, complaints[:5]

@@ -127,8 +127,8 @@ class Agenda(Generic[PollT]):
         if poll.is_first:
             poll.is_first = False
             next_s = (poll.due_s // period_s + poll.turns.slot) * period_s
-            while next_s <= poll.due_s:
-                next_s += period_s
+            if next_s <= now_s:
+                next_s += ((now_s - next_s) // period_s + 1) * period_s
         missed = 0
         if next_s < now_s:
             missed = int((now_s - next_s) // period_s) + 1

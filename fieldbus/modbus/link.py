@@ -60,6 +60,8 @@ GARBLED_TO_DEMOTE = 4
 """The same for answers that cannot be read: somebody is there."""
 FIRST_PROBE_S = 0.5
 LONGEST_PROBE_S = 10.0
+MISSES_TO_SAY = 3
+"""How often in a row a block must have been late before that is said."""
 LATER_TRIES = 3
 RELEARN_S = 86400.0
 """After so long the limits and walls of devices are forgotten and learned anew."""
@@ -471,7 +473,8 @@ class ModbusClientLink:
         lane.asked_s = now_s
         timeout_s = state.unit.timeout_s
         lane.is_hurried = False
-        if self._was_silent or state.turns.rank is Rank.DEMOTED:
+        is_stranger = not state.slowest_s and state.turns.rank is Rank.LIVE
+        if self._was_silent or is_stranger or state.turns.rank is Rank.DEMOTED:
             patience_s = self._patience(state, line)
             if patience_s < timeout_s:
                 timeout_s, lane.is_hurried = patience_s, True
@@ -518,7 +521,9 @@ class ModbusClientLink:
             poll.tries = 0
             missed = self._agenda.reschedule(poll, now_s)
             if missed:
-                self._missed(state, missed)
+                self._missed(poll, missed)
+            else:
+                poll.misses = 0
             if not poll.is_gone:
                 self._emit(poll.reader.read(answer[2:], time.time_ns(), now_s))
                 if poll.is_fresh or poll.is_retry:
@@ -670,9 +675,7 @@ class ModbusClientLink:
             self._agenda.add(poll)
             return
         poll.tries = 0
-        missed = self._agenda.reschedule(poll, now_s)
-        if missed and not isinstance(error, RequestTimeoutError):
-            self._missed(poll.state, missed)
+        self._counters["scans_missed"] += self._agenda.reschedule(poll, now_s)
 
     def _demote(
         self, state: UnitState, poll: Poll | None, reason: str, error: RequestError, now_s: float
@@ -704,14 +707,15 @@ class ModbusClientLink:
         if must:
             self._reopen(lane)
 
-    def _missed(self, state: UnitState, missed: int) -> None:
-        """Count periods that passed without a read, and say so once."""
+    def _missed(self, poll: Poll, missed: int) -> None:
+        """Count periods that passed without a read, and say so once if it is the rule."""
         self._counters["scans_missed"] += missed
-        if not self._is_behind and state.turns.rank is Rank.LIVE:
+        poll.misses += 1
+        if poll.misses == MISSES_TO_SAY and not self._is_behind:
             self._is_behind = True
             _LOG.warning(
-                "%s: cannot keep the scan periods; %s is read later than every %g s (see `plan`)",
-                self.name, state.unit.device, state.unit.scan_s,
+                "%s: cannot keep the scan periods; %s %s is read later than every %g s (see `plan`)",
+                self.name, poll.state.unit.device, poll.block.name, poll.period_s,
             )  # fmt: skip
 
     def _spoil(self, poll: Poll, reason: str) -> None:

@@ -62,7 +62,7 @@ class Poll:
 
     __slots__ = (
         "ask", "block", "due_s", "explore_at_s", "group", "is_divisible", "is_first", "is_fresh", "is_gone",
-        "is_retry", "period_s", "reader", "reason", "state", "tries", "turns",
+        "is_retry", "misses", "period_s", "reader", "reason", "state", "tries", "turns",
     )  # fmt: skip
 
     def __init__(self, block: Block, state: UnitState, due_s: float, *, is_retry: bool = False) -> None:
@@ -84,6 +84,8 @@ class Poll:
         self.explore_at_s = 0.0
         """Not explored before."""
         self.tries = 0
+        self.misses = 0
+        """How often in a row it was late."""
         self.reason: str | None = None
         """Why the group is bad, if it is."""
 

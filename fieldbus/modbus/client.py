@@ -21,6 +21,7 @@ at a deadline when it fires, not one that is set and cancelled for every request
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from typing import Protocol
 
@@ -33,6 +34,16 @@ _MOST_NOISE_S = 1.0
 """How long a line may go on talking by itself before a request on it fails."""
 _BROADCAST_S = 0.1
 """What devices are given to carry out what was said to all of them."""
+
+_TLS_WORDS = {
+    "wrong version number": "the server does not speak TLS",
+    "record layer failure": "the server does not speak TLS",
+    "tlsv13 alert certificate required": "the server wants a certificate of ours",
+    "peer did not return a certificate": "the server wants a certificate of ours",
+    "tlsv1 alert unknown ca": "the server does not know who signed our certificate",
+    "sslv3 alert certificate expired": "the server says that our certificate has expired",
+}
+"""What people understand for what OpenSSL says."""
 
 
 class Owner(Protocol):
@@ -78,6 +89,9 @@ class Line(asyncio.Protocol, asyncio.DatagramProtocol):
         self._character_s = character_s
         self._is_serial = is_serial
         self._heartbeat = heartbeat
+        self._held = b""
+        """The begin of what may become a heartbeat."""
+        self._answer_begin = b""
         self._transport: asyncio.Transport | asyncio.DatagramTransport | None = None
         self._is_datagram = False
         self._loop = asyncio.get_running_loop()
@@ -169,13 +183,36 @@ class Line(asyncio.Protocol, asyncio.DatagramProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take a piece of the stream."""
-        if self._heartbeat and self._heartbeat in data:
-            data = data.replace(self._heartbeat, b"")
-            if not data:
-                return
-        if self._is_serial:
+        if self._heartbeat:
+            self._pass_heartbeats(data)
+        elif self._is_serial:
             self._hear(data)
-            return
+        else:
+            self._read(data)
+
+    def _pass_heartbeats(self, data: bytes) -> None:
+        """Take a piece of a stream with heartbeats: the same bytes inside a frame are the frame's own."""
+        take = self._hear if self._is_serial else self._read
+        heartbeat, data, self._held = self._heartbeat, self._held + data, b""
+        while data and not self.is_lost:
+            if self.framer.is_empty and not self._begins_answer(data):
+                if data.startswith(heartbeat):
+                    data = data[len(heartbeat) :]
+                    continue
+                if heartbeat.startswith(data):
+                    self._held = data  # half of one
+                    return
+            place = data.find(heartbeat[:1], 1)
+            size = len(data) if place < 0 else place
+            take(data[:size])
+            data = data[size:]
+
+    def _begins_answer(self, data: bytes) -> bool:
+        """Return whether bytes are the begin of the answer rather than a heartbeat that looks like it."""
+        begin = self._answer_begin
+        return self._ask is not None and (data.startswith(begin) or begin.startswith(data))
+
+    def _read(self, data: bytes) -> None:
         answer = self.framer.feed(data)
         if answer is not None:
             if self._ask is not None:
@@ -246,6 +283,8 @@ class Line(asyncio.Protocol, asyncio.DatagramProtocol):
         transport = self._transport
         if transport is None:
             return
+        # As the request: unit id and function, or transaction id and protocol id.
+        self._answer_begin = frame[: 2 if self._is_serial else 4]
         if self._is_datagram:
             transport.sendto(frame)  # type: ignore[union-attr]
         else:
@@ -290,8 +329,22 @@ def connection_reason(error: BaseException) -> str:
     """Return why a connection failed in the system's words, without addresses and numbers."""
     if isinstance(error, ConnectionRefusedError):
         return "connection refused"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS: {tls_reason(error)}"
+    if isinstance(error, ConnectionResetError) and not str(error):  # asyncio's own, during a TLS handshake
+        return "connection closed by the peer"
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     # asyncio joins the failures of several addresses into one text of its own.
     if "refused" in text or "Errno 111" in text:
         return "connection refused"
+    if "Errno 5]" in text or "returned no data" in text:  # pyserial, of an adapter that was unplugged
+        return "the port is gone"
     return text[:1].lower() + text[1:]
+
+
+def tls_reason(error: ssl.SSLError) -> str:
+    """Return what OpenSSL found wrong, in words."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the server's certificate is not accepted: {error.verify_message}"
+    text = (error.reason or str(error)).lower().replace("_", " ")
+    return _TLS_WORDS.get(text, text)

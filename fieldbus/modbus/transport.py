@@ -15,12 +15,11 @@ import contextlib
 import logging
 import socket
 import ssl
-from collections.abc import Callable
 
 from pymodbus.transport.serialtransport import SerialTransport
 
 from fieldbus.errors import LinkDownError
-from fieldbus.modbus.client import Line, Owner, connection_reason
+from fieldbus.modbus.client import Line, Owner, connection_reason, tls_reason
 from fieldbus.modbus.framing import AsciiFramer, Framer, MbapFramer, RtuFramer
 from fieldbus.modbus.places import DialInPlace, Framing, Place, SerialPlace, TcpPlace, TlsFiles, UdpPlace
 from fieldbus.modbus.quirks import LineQuirks
@@ -32,10 +31,16 @@ _NAMES_ITSELF_S = 30.0
 """How long a device that dialled in may take to say who it is."""
 _DIALS_IN_S = 30.0
 """How long a device is waited for before it is said that it is away."""
+_SETTLES_S = 0.25
+"""After a registration: its line end may come in a segment of its own."""
+_MAY_GROW_S = 2.0
+"""The same where another device is named like this one and some more."""
 _KEPT_OPEN_S = 15.0
 """How long the port stays open for a device after its link was closed: longer than a link waits to reopen."""
 _MOST_CALLERS = 1000
-"""Connections that have not named themselves, at most."""
+"""Connections that have not named themselves or wait for their link, at most."""
+_MOST_SAID = 1024
+"""How much of what such a connection says is kept."""
 
 
 async def open_line(place: Place, owner: Owner, quirks: LineQuirks, timeout_s: float) -> Line:
@@ -88,9 +93,8 @@ async def _open_tcp(
                 server_hostname=server_name,
             )
     except TimeoutError:
-        raise LinkDownError("no answer to the connection request") from None
-    except ssl.SSLError as error:
-        raise LinkDownError(f"TLS: {tls_reason(error)}") from error
+        what = "the connection request" if context is None else "the connection request or to TLS"
+        raise LinkDownError(f"no answer to {what}") from None
     except OSError as error:
         raise LinkDownError(connection_reason(error)) from error
     _keep_alive(transport)
@@ -188,8 +192,12 @@ def _serial_reason(error: BaseException) -> str:
         return "another program has the port"
     if number == 13:
         return "no permission to open the port (on Linux: the group dialout)"
+    if number == 5:
+        return "the port does not answer (unplugged?)"
     text = str(error)
-    return "another program has the port" if "exclusively lock" in text else connection_reason(error)
+    if "exclusively lock" in text:
+        return "another program has the port"
+    return "this is no serial port" if "Inappropriate ioctl" in text else connection_reason(error)
 
 
 def client_context(files: TlsFiles) -> ssl.SSLContext:
@@ -206,7 +214,10 @@ def client_context(files: TlsFiles) -> ssl.SSLContext:
         raise LinkDownError(f"TLS: {files.ca.name} cannot be used ({_file_reason(error)})") from error
     if files.certificate is not None:
         try:
-            context.load_cert_chain(str(files.certificate), files.key and str(files.key), files.key_password)
+            # A function, since OpenSSL asks at the terminal for a password that is None.
+            context.load_cert_chain(
+                str(files.certificate), files.key and str(files.key), lambda: files.key_password or ""
+            )
         except (OSError, ssl.SSLError) as error:
             text = f"TLS: {files.certificate.name} and its key cannot be used ({_file_reason(error)})"
             raise LinkDownError(text) from error
@@ -215,15 +226,8 @@ def client_context(files: TlsFiles) -> ssl.SSLContext:
 
 def _file_reason(error: OSError) -> str:
     if isinstance(error, ssl.SSLError):
-        return (error.reason or str(error)).lower().replace("_", " ")
+        return tls_reason(error)
     return connection_reason(error)
-
-
-def tls_reason(error: ssl.SSLError) -> str:
-    """Return what was wrong with the other side, in words."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"the server's certificate is not accepted: {error.verify_message}"
-    return (error.reason or str(error)).lower().replace("_", " ")
 
 
 class DialInPort:
@@ -233,10 +237,14 @@ class DialInPort:
         self.host = host
         self.port = port
         self._server: asyncio.Server | None = None
-        self._waiting: dict[bytes, Callable[[asyncio.Transport, bytes], None]] = {}
+        self._opening = asyncio.Lock()
+        self._waiting: dict[bytes, asyncio.Future[_Caller]] = {}
         self._known: set[bytes] = set()
-        self._callers: set[_Caller] = set()
+        self._callers: dict[_Caller, None] = {}
+        """Those that belong to no link, the oldest first."""
         self._parked: dict[bytes, _Caller] = {}
+        self._lines: dict[bytes, Line] = {}
+        """What was last opened to each device."""
         self._releases: dict[bytes, asyncio.TimerHandle] = {}
 
     async def listen(self, registration: bytes) -> None:
@@ -249,17 +257,19 @@ class DialInPort:
         timer = self._releases.pop(registration, None)
         if timer is not None:
             timer.cancel()
-        if self._server is not None:
-            return
         loop = asyncio.get_running_loop()
-        try:
-            self._server = await loop.create_server(lambda: _Caller(self), self.host, self.port)
-        except OSError as error:
-            reason = (error.strerror or str(error)).rsplit(": ", 1)[-1].lower()
-            raise LinkDownError(f"cannot listen: {reason}") from error
+        async with self._opening:  # links are connected side by side
+            if self._server is not None:
+                return
+            try:
+                self._server = await loop.create_server(lambda: _Caller(self), self.host, self.port)
+            except OSError as error:
+                reason = (error.strerror or str(error)).rsplit(": ", 1)[-1].lower()
+                raise LinkDownError(f"cannot listen: {reason}") from error
 
     def release(self, registration: bytes) -> None:
         """Let a device go for now: it may dial in again, and the port stays open for a while."""
+        self._lines.pop(registration, None)
         timer = self._releases.pop(registration, None)
         if timer is not None:
             timer.cancel()
@@ -279,54 +289,63 @@ class DialInPort:
             for other in list(self._callers):
                 other.end()
 
-    async def caller(self, registration: bytes) -> tuple[asyncio.Transport, bytes]:
-        """Wait for a device; return its connection and what came behind its registration."""
+    async def caller(self, registration: bytes) -> _Caller:
+        """Wait for the connection of a device."""
         caller = self._parked.pop(registration, None)
-        if caller is not None and caller.transport is not None and not caller.transport.is_closing():
-            return caller.hand_over()
-        future: asyncio.Future[tuple[asyncio.Transport, bytes]] = asyncio.get_running_loop().create_future()
-
-        def take(transport: asyncio.Transport, rest: bytes) -> None:
-            if not future.done():
-                future.set_result((transport, rest))
-
-        self._waiting[registration] = take
+        if caller is not None and not caller.is_gone:
+            return caller
+        future: asyncio.Future[_Caller] = asyncio.get_running_loop().create_future()
+        self._waiting[registration] = future
         try:
             return await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled():
+                self._parked[registration] = future.result()
+            raise
         finally:
             self._waiting.pop(registration, None)
+
+    def serves(self, registration: bytes, line: Line) -> None:
+        """Learn which line leads to a device from now on."""
+        self._lines[registration] = line
 
     # --- what callers tell
 
     def enter(self, caller: _Caller) -> None:
-        """Take a new connection, at the expense of the oldest nameless one if there are too many."""
-        self._callers.add(caller)
+        """Take a new connection, at the expense of the oldest one that waits if there are too many."""
+        self._callers[caller] = None
         if len(self._callers) > _MOST_CALLERS:
-            next(iter(self._callers)).end()
+            oldest = next(iter(self._callers))
+            self.forget(oldest)
+            oldest.end()
 
     def forget(self, caller: _Caller) -> None:
         """Learn that a connection ended or was given to a link."""
-        self._callers.discard(caller)
+        self._callers.pop(caller, None)
         for registration, parked in list(self._parked.items()):
             if parked is caller:
                 del self._parked[registration]
 
-    def identify(self, caller: _Caller, data: bytes) -> bool | None:
-        """Return whether what a caller said names a device; None if it may still become a name."""
-        for registration in self._known:
-            if data.startswith(registration):
-                caller.rest = data[len(registration) :].lstrip(b"\r\n\0")
-                take = self._waiting.get(registration)
-                if take is not None:
-                    take(*caller.hand_over())
-                else:
-                    # The newest connection is the one that lives.
-                    earlier = self._parked.pop(registration, None)
-                    if earlier is not None:
-                        earlier.end()
-                    self._parked[registration] = caller
-                return True
-        return None if any(registration.startswith(data) for registration in self._known) else False
+    def named_by(self, data: bytes) -> tuple[bytes | None, bool]:
+        """Return the longest registration with which `data` begins, and whether it may become another."""
+        found = [registration for registration in self._known if data.startswith(registration)]
+        may_grow = any(registration.startswith(data) and registration != data for registration in self._known)
+        return max(found, key=len, default=None), may_grow
+
+    def take(self, caller: _Caller, registration: bytes) -> None:
+        """Give a device's new connection to who waits for it, or keep it until somebody does."""
+        future = self._waiting.get(registration)
+        if future is not None and not future.done():
+            future.set_result(caller)
+            return
+        # The newest connection is the one that lives: a device dials in anew when it has lost the last one.
+        earlier = self._parked.pop(registration, None)
+        if earlier is not None:
+            earlier.end()
+        self._parked[registration] = caller
+        line = self._lines.pop(registration, None)
+        if line is not None and not line.is_lost:
+            line.drop("the device has dialled in anew")
 
 
 class _Caller(asyncio.Protocol):
@@ -336,45 +355,69 @@ class _Caller(asyncio.Protocol):
         self._port = port
         self._data = b""
         self._timer: asyncio.TimerHandle | None = None
-        self._is_known = False
-        self.rest = b""
-        self.transport: asyncio.Transport | None = None
+        self._settling: asyncio.TimerHandle | None = None
+        self._found: bytes | None = None
+        self._is_named = False
+        self._transport: asyncio.Transport | None = None
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the device hung up."""
+        return self._transport is None or self._transport.is_closing()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport  # type: ignore[assignment]
+        self._transport = transport  # type: ignore[assignment]
         self._port.enter(self)
         self._timer = asyncio.get_running_loop().call_later(_NAMES_ITSELF_S, self.end)
 
     def data_received(self, data: bytes) -> None:
-        if self._is_known:
-            self.rest = (self.rest + data)[-1024:]
+        self._data = (self._data + data)[:_MOST_SAID]
+        if self._is_named:
             return
-        self._data += data
-        self._is_known = True  # what comes while it is looked at belongs to what follows
-        found = self._port.identify(self, self._data)
-        self._is_known = found is True
-        if found is False:
+        found, may_grow = self._port.named_by(self._data)
+        if found is None and not may_grow:
             self.end()
-        elif found and self._timer is not None:
-            self._timer.cancel()
+        elif found is not None and found != self._found:
+            self._found = found
+            if self._settling is not None:
+                self._settling.cancel()
+            wait_s = _MAY_GROW_S if may_grow else _SETTLES_S
+            self._settling = asyncio.get_running_loop().call_later(wait_s, self._settle)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        self._stop_timers()
         self._port.forget(self)
 
     def hand_over(self) -> tuple[asyncio.Transport, bytes]:
-        if self._timer is not None:
-            self._timer.cancel()
+        """Return the connection, and what came behind the registration.
+
+        Raises:
+            LinkDownError: the device hung up.
+        """
+        self._stop_timers()
         self._port.forget(self)
-        transport = self.transport
-        if transport is None:
+        if self._transport is None or self.is_gone:
             raise LinkDownError("the device hung up")
-        return transport, self.rest
+        return self._transport, self._data
 
     def end(self) -> None:
-        if self.transport is not None:
-            self.transport.abort()
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _settle(self) -> None:
+        registration, _ = self._port.named_by(self._data)
+        if registration is None:  # its link has left meanwhile
+            self.end()
+            return
+        self._stop_timers()
+        self._is_named = True
+        self._data = self._data[len(registration) :]
+        self._port.take(self, registration)
+
+    def _stop_timers(self) -> None:
+        for timer in (self._timer, self._settling):
+            if timer is not None:
+                timer.cancel()
 
 
 _DIAL_IN_PORTS: dict[tuple[str, int], DialInPort] = {}
@@ -391,13 +434,17 @@ async def _await_caller(place: DialInPlace, owner: Owner, quirks: LineQuirks) ->
     await port.listen(place.registration)
     try:
         async with asyncio.timeout(_DIALS_IN_S):
-            transport, rest = await port.caller(place.registration)
+            caller = await port.caller(place.registration)
     except TimeoutError:
         raise LinkDownError("the device has not dialled in") from None
+    transport, rest = caller.hand_over()
     line = _stream_line(place.framing, owner, quirks, place.heartbeat)
     transport.set_protocol(line)
     line.connection_made(transport)
+    port.serves(place.registration, line)
     _keep_alive(transport)
+    if not (place.heartbeat and rest.startswith(place.heartbeat)):
+        rest = rest.lstrip(b"\r\n\0")  # the end of the registration's line
     if rest:
         line.data_received(rest)
     return line

@@ -29,6 +29,8 @@ STREAM_SILENCE_S = 1.0
 """What divides RTU frames on a stream, where the silence of the line does not arrive as it was."""
 
 
+STREAM_NOISE = 2048
+"""Bytes on such a stream that may be no frame before the connection is ended."""
 _OTHER_FILES = 256
 """Files and sockets that are not sessions of ours, with room to spare."""
 
@@ -63,20 +65,21 @@ async def listen(
     Raises:
         LinkDownError: the port is taken, or not there, or a certificate cannot be used.
     """
-
-    def framer(silence_s: float) -> RequestFramer:
-        if place.framing is Framing.MBAP:
-            return MbapRequests()
-        if place.framing is Framing.RTU:
-            return RtuRequests(our_units, silence_s=silence_s, has_echo=has_echo)
-        return AsciiRequests(has_echo=has_echo)
-
     if isinstance(place, SerialPlace):
-        return _Line(place, service, framer(place.silence_s), on_lost)
+        if place.framing is Framing.ASCII:
+            return _Line(place, service, AsciiRequests(has_echo=has_echo), on_lost)
+        line = RtuRequests(our_units, silence_s=place.silence_s, has_echo=has_echo)
+        return _Line(place, service, line, on_lost)
+
+    def framer() -> RequestFramer:
+        if place.framing is Framing.RTU:
+            return RtuRequests(our_units, silence_s=STREAM_SILENCE_S, most_noise=STREAM_NOISE)
+        return MbapRequests()
+
     try:
         if isinstance(place, UdpPlace):
             return await _listen_on_udp(place, service, on_lost)
-        return await _listen_on_tcp(place, service, lambda: framer(STREAM_SILENCE_S))
+        return await _listen_on_tcp(place, service, framer)
     except OSError as error:
         reason = (error.strerror or str(error)).rsplit(": ", 1)[-1].lower()  # asyncio says it at length
         raise LinkDownError(f"cannot listen: {reason}") from error

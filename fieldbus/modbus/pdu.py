@@ -104,8 +104,8 @@ class MbapReader:
         """Whether no part of a frame is waiting for its rest."""
         return not self._buffer
 
-    def feed(self, data: bytes) -> list[Frame]:
-        """Take bytes and return the frames that they complete."""
+    def feed(self, data: bytes, now_s: float = 0.0) -> list[Frame]:
+        """Take bytes and return the frames that they complete, whatever the clock says."""
         if self.fault is not None:
             return []
         buffer = self._buffer + data if self._buffer else data

@@ -42,6 +42,9 @@ from fieldbus.modbus.server_framing import BROADCAST
 from fieldbus.modbus.server_sessions import StreamSession
 from fieldbus.model import NO_FLAWS, Batch, Group, Point, Quality, Sample, Value
 
+_ALL = Right.READWRITE
+_ABOUT_US = frozenset((pdu.DIAGNOSTICS, pdu.ENCAPSULATED_INTERFACE))
+
 
 @dataclass(frozen=True, slots=True)
 class ServedUnit:
@@ -276,14 +279,13 @@ class ModbusServerLink:
         counters = self._counters
         counters["requests"] += 1
         function_code = request.pdu[0]
-        if not right.covers(function_code):
+        if right is not _ALL and not right.covers(function_code):
             response = pdu.exception_response(function_code, pdu.ILLEGAL_FUNCTION)
         elif image is None:
             response = pdu.exception_response(function_code, pdu.GATEWAY_PATH_UNAVAILABLE)
-        elif function_code == pdu.ENCAPSULATED_INTERFACE:
-            response = identify(request.pdu, self._identification)
-        elif function_code == pdu.DIAGNOSTICS:
-            response = diagnose(request.pdu)
+        elif function_code in _ABOUT_US:
+            is_question = function_code == pdu.ENCAPSULATED_INTERFACE
+            response = identify(request.pdu, self._identification) if is_question else diagnose(request.pdu)
         else:
             response, written = image.answer(request.pdu)
             if written:

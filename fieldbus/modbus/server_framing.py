@@ -30,6 +30,7 @@ timer that comes late cannot join what a silence divided.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Collection
 from typing import Protocol
 
@@ -42,11 +43,14 @@ LONGEST_RTU = 256
 LONGEST_ASCII = 513
 BROADCAST = 0
 _MOST = 2 * LONGEST_RTU
+_MBAP = struct.Struct(">HHHB")
 _SHORTEST = 4
 _UNKNOWN = 0
 """A length that the function code does not tell."""
 _TOO_FEW = -1
 """More bytes are needed to know the length."""
+_NEVER = 1 << 16
+"""There is no such function: nothing that comes makes a frame of it."""
 
 
 class RequestFramer(Protocol):
@@ -92,29 +96,21 @@ class RequestFramer(Protocol):
         ...
 
 
-class MbapRequests:
+class MbapRequests(MbapReader):
     """Requests of Modbus TCP."""
 
+    __slots__ = ("discarded",)
     is_line = False
     gap_s = None
 
     def __init__(self) -> None:
-        self._reader = MbapReader()
+        super().__init__()
         self.discarded = 0
-
-    @property
-    def fault(self) -> str | None:
-        """Why the stream cannot be trusted any longer."""
-        return self._reader.fault
 
     @property
     def is_waiting(self) -> bool:
         """Whether part of a frame came."""
-        return not self._reader.is_between_frames
-
-    def feed(self, data: bytes, now_s: float) -> list[Frame]:
-        """Take bytes of the stream."""
-        return self._reader.feed(data)
+        return not self.is_between_frames
 
     def expire(self, now_s: float) -> list[Frame]:
         """Wait on: on a stream only the idle timeout ends half a frame."""
@@ -122,7 +118,7 @@ class MbapRequests:
 
     def wrap(self, request: Frame, response: bytes) -> bytes:
         """Return the answer with the header of its request."""
-        return pdu.frame(request.transaction_id, request.unit_id, response)
+        return _MBAP.pack(request[0], 0, len(response) + 1, request[1]) + response
 
 
 def datagram_request(data: bytes) -> Frame | None:
@@ -137,16 +133,27 @@ class RtuRequests:
     """Requests on a serial line with binary transmission, or on a stream that stands for one."""
 
     is_line = True
-    fault: str | None = None
 
-    def __init__(self, our_units: Collection[int], *, silence_s: float, has_echo: bool = False) -> None:
+    def __init__(
+        self,
+        our_units: Collection[int],
+        *,
+        silence_s: float,
+        has_echo: bool = False,
+        most_noise: int | None = None,
+    ) -> None:
         """Take what is known of the line.
 
         Args:
             our_units: unit ids that nobody else on the line has.
             silence_s: 3.5 characters, or what divides frames instead.
             has_echo: whether what we send comes back to us, as with some two-wire adapters.
+            most_noise: how many bytes may be no frame before it is a fault. A line has noise; on a stream
+                it comes as fast as somebody likes, and looking at it takes time.
         """
+        self.fault: str | None = None
+        self._most_noise = most_noise
+        self._noise = 0
         self._ours = frozenset(our_units) | {BROADCAST}
         self.gap_s = max(silence_s, SHORTEST_GAP_S)
         self._has_echo = has_echo
@@ -169,12 +176,18 @@ class RtuRequests:
         self._last_s = now_s
         if self._echo:
             data = self._without_echo(data)
-        self._buffer += data
-        frames += self._search(is_over=False)
-        if len(self._buffer) > _MOST:  # no silence for so long: no frame is that long
-            self.discarded += 1
-            self._buffer = self._buffer[-LONGEST_RTU:]
-            self._refuted = 0
+        for place in range(0, len(data), LONGEST_RTU):  # taking a frame out costs what is behind it
+            self._buffer += data[place : place + LONGEST_RTU]
+            frames += self._search(is_over=False)
+            if self._most_noise is not None and self._noise > self._most_noise:
+                self.fault = f"{self._noise} bytes that are no frame"
+                self._buffer = b""
+                break
+            if len(self._buffer) > _MOST:  # no silence for so long: no frame is that long
+                self.discarded += 1
+                self._noise += len(self._buffer) - LONGEST_RTU
+                self._buffer = self._buffer[-LONGEST_RTU:]
+                self._refuted = 0
         return frames
 
     def expire(self, now_s: float) -> list[Frame]:
@@ -216,6 +229,7 @@ class RtuRequests:
             end = self._end_of_frame(start, is_over=is_over)
             if end is None:
                 self._refuted += 1
+                self._noise += 1
                 continue
             if end == 0:
                 break
@@ -229,7 +243,7 @@ class RtuRequests:
         frame = self._buffer[start:end]
         self.discarded += start > 0
         self._buffer = self._buffer[end:]
-        self._refuted = 0
+        self._refuted = self._noise = 0
         if frame[0] not in self._ours and len(frame) != _request_length(frame, 0):
             return []
         return [Frame(0, frame[0], frame[1:-2])]
@@ -268,6 +282,8 @@ def _request_length(buffer: bytes, start: int) -> int:
     if function_code in _COUNTED_REQUESTS:
         place, rest = _COUNTED_REQUESTS[function_code]
         return buffer[start + place] + rest if start + place < len(buffer) else _TOO_FEW
+    if function_code == 0 or function_code & 0x80:
+        return _NEVER
     if function_code == pdu.ENCAPSULATED_INTERFACE and buffer[start + 2] == pdu.READ_DEVICE_IDENTIFICATION:
         return 7
     return _UNKNOWN

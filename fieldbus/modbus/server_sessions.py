@@ -153,9 +153,10 @@ class StreamSession(asyncio.Protocol):
             return
         frames, framer, service, right = self._frames, self._framer, self._service, self._right
         answers = []
+        is_line = framer.is_line
         for _ in range(min(FRAMES_PER_TURN, len(frames))):
             request = frames.popleft()
-            response = service.answer(request, right, is_line=framer.is_line)
+            response = service.answer(request, right, is_line=is_line)
             if response is not None:
                 answers.append(framer.wrap(request, response))
         data = b"".join(answers)

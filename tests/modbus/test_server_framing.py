@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -184,6 +185,30 @@ def test_ten_thousand_bytes_of_noise_without_a_pause_keep_little_and_hide_nothin
         assert len(framer._buffer) <= 512
     found = framer.feed(rtu(READ), 1.0) + framer.expire(2.0)
     assert ours(found) == [READ.hex()]
+
+
+def test_noise_on_a_stream_is_a_fault_and_takes_no_time() -> None:
+    framer = RtuRequests([OURS], silence_s=1.0, most_noise=2048)
+    began_s = time.perf_counter()
+    assert framer.feed(b"\x10\xf6" * 131_072, 0.0) == []
+    assert time.perf_counter() - began_s < 0.2
+    assert framer.fault is not None
+    assert framer._buffer == b""
+
+
+def test_noise_between_frames_on_a_stream_is_no_fault() -> None:
+    framer = RtuRequests([OURS], silence_s=1.0, most_noise=2048)
+    for n in range(100):
+        assert ours(framer.feed(b"\xff" * 100 + rtu(READ), n * 0.1)) == [READ.hex()]
+    assert framer.fault is None
+
+
+def test_a_flood_of_requests_in_one_piece_is_taken_apart_in_linear_time() -> None:
+    count = 30_000
+    framer = line()
+    began_s = time.perf_counter()
+    assert len(framer.feed(rtu(READ) * count, 0.0)) == count
+    assert time.perf_counter() - began_s < 2.0
 
 
 # --- RTU: functions and lengths that we do not know --------------------------------------------------

@@ -468,6 +468,20 @@ async def test_half_an_rtu_frame_on_tcp_is_forgotten_after_a_second() -> None:
         writer.transport.abort()
 
 
+async def test_noise_on_rtu_over_tcp_costs_its_own_connection_and_holds_up_no_other() -> None:
+    async with serving(TcpPlace("127.0.0.1", 0, Framing.RTU)) as served:
+        bad, bad_writer = await asyncio.open_connection("127.0.0.1", served.link.port)
+        good, good_writer = await asyncio.open_connection("127.0.0.1", served.link.port)
+        bad_writer.write(b"\x01\x10\x00\xf6" * 100_000)
+        good_writer.write(rtu(READ))
+        async with asyncio.timeout(1):
+            assert await good.readexactly(9) == rtu(READ_ANSWER)
+        assert await hung_up(bad)
+        assert served.link.counters["bad_frames"] >= 1
+        for writer in (bad_writer, good_writer):
+            writer.transport.abort()
+
+
 # --- who we are -------------------------------------------------------------------------------------
 
 

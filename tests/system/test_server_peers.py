@@ -14,12 +14,12 @@ import subprocess
 import tempfile
 import time
 import tty
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from conftest import MUST_NOT_SKIP, program
+from conftest import MUST_NOT_SKIP, Process, program
 
 from fieldbus.link import Delivery, Target
 from fieldbus.modbus.identification import Identification
@@ -312,6 +312,56 @@ async def test_mbpoll_hears_nothing_from_a_unit_that_is_not_ours_on_a_line() -> 
     async with serving("rtu") as served:
         _, out = await mbpoll(served, "-a 2 -o 0.2 -t 4 -r 1 -c 1")
         assert "Connection timed out" in out
+
+
+LINE = """\
+version: 1
+gateway: {{name: line, data_dir: data}}
+links:
+  hmi: {{type: modbus-server, transport: rtu, port: {port}, baudrate: 9600, parity: none}}
+devices:
+  panel: {{link: hmi, points: {{answer: {{table: holding, address: 0, access: readwrite, initial: 42}}}}}}
+"""
+
+
+async def test_an_adapter_that_is_unplugged_and_plugged_in_again_is_served_again(
+    fieldbus: Callable[..., Process], tmp_path: Path
+) -> None:
+    found = program("mbpoll", "mbpoll")
+    port = tmp_path / "ttyUSB0"
+    config = tmp_path / "line.yaml"
+    config.write_text(LINE.format(port=port))
+    cable = Cable()
+    port.symlink_to(cable.ports[0])
+    cable.join()
+    process = fieldbus("run", str(config))
+
+    async def answers() -> bool:
+        line = ("-m", "rtu", "-b", "9600", "-P", "none", "-o", "0.3")
+        _, out = await run(found, "-1", *line, "-t", "4", "-r", "1", "-c", "1", cable.ports[1])
+        return "\t42" in out
+
+    async def comes_up() -> bool:
+        for _ in range(20):
+            if await answers():
+                return True
+        return False
+
+    try:
+        assert await comes_up()
+        cable.cut()
+        port.unlink()
+        cable = Cable()
+        assert not await answers()
+        port.symlink_to(cable.ports[0])
+        cable.join()
+        assert await comes_up()
+    finally:
+        out = process.stop()
+        cable.cut()
+    assert "hmi: lost (the serial port is gone); trying again" in out
+    assert "hmi: back, listening on" in out
+    assert process.popen.returncode == 0
 
 
 # --- modbus-serial ----------------------------------------------------------------------------------

@@ -106,6 +106,7 @@ def snapshot(gateway: Gateway, told: Told) -> list[dict[str, Any]]:
     A point that is only written (a served register, a signal that we send) shows what it was given
     last.
     """
+    gateway.refresh()
     points: list[dict[str, Any]] = []
     latest = gateway.router.latest
     acquired: set[Point] = set()

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from fieldbus.gateway.plant import Plant
 from fieldbus.gateway.session import Session
@@ -190,14 +190,32 @@ class Gateway:
             self._emit(batch)
 
     async def _tell_totals(self) -> None:
+        """Tell routes once a second what was counted and measured; who looks by `refresh` is told then."""
         plant = self.plant
-        while True:
+        links = [name for name in self._links if self.router.wants(plant.link_status[name].group)]
+        devices = {name for name, status in plant.device_status.items() if self.router.wants(status.group)}
+        measured = sorted({plant.link_of[name] for name in devices})
+        while links or devices:
             await asyncio.sleep(STATUS_PERIOD_S)
-            for name, link in self._links.items():
-                plant.link_status[name].set(**link.counters)
-                self._tell(plant.link_status[name])
-                for device, measures in link.measures.items():
-                    status = plant.device_status.get(device)
-                    if status is not None:
-                        status.set(**measures)
-                        self._tell(status)
+            self._tell_counters(links)
+            self._tell_measures(measured)
+        await asyncio.Event().wait()
+
+    def refresh(self) -> None:
+        """Have the newest totals and measures of all links and devices in the router."""
+        self._tell_counters(self._links)
+        self._tell_measures(self._links)
+
+    def _tell_counters(self, links: Iterable[str]) -> None:
+        for name in links:
+            status = self.plant.link_status[name]
+            status.set(**self._links[name].counters)
+            self._tell(status)
+
+    def _tell_measures(self, links: Iterable[str]) -> None:
+        for name in links:
+            for device, measures in self._links[name].measures.items():
+                status = self.plant.device_status.get(device)
+                if status is not None:
+                    status.set(**measures)
+                    self._tell(status)

@@ -80,6 +80,11 @@ class Router:
             return Sample(None, _WAITING.quality, _WAITING.reason, 0)
         return batch.sample(index)
 
+    def wants(self, group: Group) -> bool:
+        """Return whether any route leaves a group."""
+        exits = self._exits.get(group)
+        return group in self._plans or (exits is not None and bool(exits.always or exits.by_index))
+
     def gathered(self, batch: Batch) -> Sequence[Bundle]:
         """Return what of a batch goes into gathered messages untreated.
 

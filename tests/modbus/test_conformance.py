@@ -25,12 +25,16 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fieldbus.link import Delivery, Target
 from fieldbus.modbus.identification import Identification
+from fieldbus.modbus.pdu import Frame
 from fieldbus.modbus.point_settings import PointSettings
 from fieldbus.modbus.registers import RegisterPoint
 from fieldbus.modbus.server import ModbusServerLink, ServedUnit
+from fieldbus.modbus.server_access import Right
 from fieldbus.model import Quality, Sample, Value
 
 LAST = 65535
@@ -237,9 +241,21 @@ TABLE: list[tuple[str, ...]] = [
 ]  # fmt: skip
 
 
+def point(name: str, place: str, type_: str | None = None, **more: object) -> RegisterPoint:
+    table, address = place.split()
+    made = PointSettings(table=table, address=int(address), type=type_, **more)
+    return made.build("panel", name, is_served=True)
+
+
 def octets(text: str) -> bytes:
     text = re.sub(r"(\w+)\*(\d+)", lambda match: match[1] * int(match[2]), text)
     return bytes.fromhex(text)
+
+
+ANYTHING = ModbusServerLink(
+    "any", "127.0.0.1", 0,
+    [ServedUnit("panel", 1, [point(f"h{n}", f"holding {n}", "uint16", access="readwrite", initial=0) for n in range(300)])],
+)  # fmt: skip
 
 
 class Conversation:
@@ -288,12 +304,6 @@ class Conversation:
 
     def _call(self, coroutine: object) -> None:
         asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(5)  # type: ignore[arg-type]
-
-
-def point(name: str, place: str, type_: str | None = None, **settings: object) -> RegisterPoint:
-    table, address = place.split()
-    made = PointSettings(table=table, address=int(address), type=type_, **settings)
-    return made.build("panel", name, is_served=True)
 
 
 @pytest.fixture(scope="module")
@@ -354,3 +364,18 @@ def test_sixteen_of_sixteen_pipelined_requests_are_answered_in_order(server: Con
     assert len(exchanges) == 16
     found = server.ask(*(bytes.fromhex(request) for request, _ in exchanges))
     assert [answer.hex() for answer in found] == [answer.replace(" ", "") for _, answer in exchanges]
+
+
+@given(st.one_of(st.binary(min_size=1, max_size=253),
+                 st.builds(lambda function, rest: bytes((function,)) + rest,
+                           st.sampled_from([1, 2, 3, 4, 5, 6, 8, 15, 16, 22, 23, 43]), st.binary(max_size=16))))  # fmt: skip
+@settings(max_examples=500)
+def test_whatever_is_asked_gets_one_answer_of_its_own_function_that_fits_a_frame(request_: bytes) -> None:
+    answer = ANYTHING.answer(Frame(1, 1, request_), Right.READWRITE, is_line=False)
+    assert answer is not None
+    assert 2 <= len(answer) <= 253
+    if answer[0] == request_[0] and request_[0] < 0x80:
+        assert request_[0] in (1, 2, 3, 4, 5, 6, 8, 15, 16, 22, 23, 43)
+    else:
+        assert answer[0] == request_[0] | 0x80
+        assert answer[1:] in (b"\1", b"\2", b"\3", b"\4", b"\x0b")

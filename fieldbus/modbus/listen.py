@@ -11,6 +11,7 @@ opened by the same function as for polling.
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 from collections.abc import Callable, Collection
 from typing import Protocol
@@ -123,9 +124,19 @@ class _Tcp:
 
 async def _listen_on_udp(place: UdpPlace, service: Service, on_lost: Callable[[str], None]) -> Listener:
     loop = asyncio.get_running_loop()
-    transport, _ = await loop.create_datagram_endpoint(
-        lambda: DatagramSession(service, on_lost), local_addr=(place.host, place.port)
-    )
+    # Bound before a transport has it: uvloop would not say why it cannot be bound, and leave it open.
+    found = await loop.getaddrinfo(place.host, place.port, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE)
+    family, _, _, _, address = found[0]
+    own = socket.socket(family, socket.SOCK_DGRAM)
+    try:
+        own.setblocking(False)
+        own.bind(address)
+        transport, _ = await loop.create_datagram_endpoint(
+            lambda: DatagramSession(service, on_lost), sock=own
+        )
+    except BaseException:
+        own.close()
+        raise
     return _Udp(transport)
 
 

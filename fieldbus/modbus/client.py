@@ -156,7 +156,7 @@ class Line(asyncio.Protocol, asyncio.DatagramProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport."""
         self._transport = transport  # type: ignore[assignment]
-        self._is_datagram = isinstance(transport, asyncio.DatagramTransport)
+        self._is_datagram = hasattr(transport, "sendto")  # no common base class says so
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Learn that the peer has gone."""

@@ -105,7 +105,7 @@ class StreamSession(asyncio.Protocol):
         self._service.leave(self)
         if self._framer.fault is not None:
             self._service.count("bad_frames")
-        if self._tls is not None and not self._tls.is_open:
+        if self._tls is not None and self._tls.fault is not None and not self._tls.is_open:
             self._service.count("sessions_refused")
 
     def data_received(self, data: bytes) -> None:

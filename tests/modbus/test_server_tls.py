@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import eventually, program
+from conftest import eventually, free_port, program
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fieldbus.errors import LinkDownError
+from fieldbus.gateway.config.loader import load
 from fieldbus.link import Delivery, Target
 from fieldbus.modbus import pdu
 from fieldbus.modbus.places import TcpPlace, TlsFiles
@@ -457,6 +458,38 @@ def test_an_encrypted_key_needs_its_password_and_nobody_is_asked_at_the_terminal
     for password in (None, "wrong"):
         with pytest.raises(LinkDownError, match=r"server\.pem"):
             server_context(TlsFiles(*files, key_password=password))
+
+
+async def test_a_configuration_is_enough_for_a_server_with_roles(tmp_path: Path) -> None:
+    plant = Plant(tmp_path, roles=None)
+    config = tmp_path / "plant.yaml"
+    config.write_text(
+        "version: 1\n"
+        "gateway: {name: press-line}\n"
+        "links:\n"
+        "  hmi:\n"
+        "    type: modbus-server\n"
+        "    transport: tls\n"
+        f"    port: {free_port()}\n"
+        "    tls: {ca: ca.pem, certificate: server.pem, key: server.key}\n"
+        "    roles: {operator: readwrite, default: read}\n"
+        "    allow: [127.0.0.0/8]\n"
+        "devices:\n"
+        "  panel: {link: hmi, points: {gear: {table: holding, address: 2, access: readwrite, initial: 1}}}\n"
+    )
+    link = load(config).links["hmi"]
+    assert isinstance(link, ModbusServerLink)
+    plant.link = link
+    await link.connect()
+    try:
+        assert await plant.ask(plant.someone("operator", role="operator"), WRITE) == [WRITE]
+        name = b"press-line"
+        who = b"\x2b\x0e\x04\x82\0\0\1\6" + bytes((len(name),)) + name
+        asked = await plant.ask(plant.someone("somebody"), WRITE, b"\x2b\x0e\x04\6")
+        assert asked == [b"\x86\x01", who]
+    finally:
+        await link.close()
+        await asyncio.sleep(0.02)
 
 
 # --- a client that we did not write -----------------------------------------------------------------

@@ -249,10 +249,10 @@ class Wire:
             pass
         return data
 
-    async def ask(self, request: bytes, unit_id: int = 1) -> bytes:
-        """Return the PDU of the answer, empty if there is none."""
+    async def ask(self, request: bytes, unit_id: int = 1, wait_s: float = 2.0) -> bytes:
+        """Return the PDU of the answer, empty if there is none in time."""
         self.say(rtu(request, unit_id))
-        answer = await self.hear(5, 0.3)
+        answer = await self.hear(5, wait_s)
         if not answer:
             return b""
         size = {3: 5 + answer[2], 6: 8}.get(answer[1], 5)
@@ -292,16 +292,16 @@ async def test_units_that_are_not_ours_are_answered_with_silence(wire: Wire) -> 
         assert await wire.ask(READ, 1) == READ_ANSWER
         assert await wire.ask(READ, 7) == READ_ANSWER
         for unit_id in (2, 247, 255):
-            assert await wire.ask(READ, unit_id) == b""
+            assert await wire.ask(READ, unit_id, 0.15) == b""
         assert served.link.counters["requests"] == 2
         assert await wire.ask(READ, 1) == READ_ANSWER
 
 
 async def test_a_broadcast_is_done_by_all_our_units_and_answered_by_none(wire: Wire) -> None:
     async with serving(wire.place(), unit(1, "left"), unit(7, "right")) as served:
-        assert await wire.ask(WRITE, 0) == b""
+        assert await wire.ask(WRITE, 0, 0.15) == b""
         assert served.written == [("left.gear", 5), ("right.gear", 5)]
-        assert await wire.ask(READ, 0) == b""
+        assert await wire.ask(READ, 0, 0.15) == b""
         assert await wire.ask(READ, 7) == READ_ANSWER
 
 

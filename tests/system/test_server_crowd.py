@@ -153,7 +153,8 @@ def test_ten_thousand_half_open_clients_cost_little_and_a_good_master_nothing(
             f" + {grown_bytes / 2**20:.1f} MiB, at most {most_sockets} sockets"
         )
         assert len(answers_s) > 50
-        assert p99_s < 0.1
+        # To accept ten thousand and keep them takes a second or so of the one processor that all share.
+        assert p99_s < (0.1 if most < CLIENTS else 0.2)
         assert most * 0.95 <= most_sockets <= most + 20, "not as many sessions as max_sessions"
         assert grown_bytes < (16 << 20) + most * 16_384
         late = GoodMaster(port)

@@ -29,7 +29,6 @@ from fieldbus.modbus.units import Unit
 pytestmark = [pytest.mark.system, pytest.mark.timeout(90)]
 
 SCAN_S = 0.15
-LIMIT = 60
 CYCLES = 10
 """Within so many all legal points are to be good."""
 
@@ -49,12 +48,12 @@ class Device(NamedTuple):
         """Whether the device has not all registers of a point."""
         return any(address in self.illegal for address in range(point.address, point.end))
 
-    def commands(self, limit_code: int = 2) -> list[str]:
+    def commands(self, limit: int = 60, limit_code: int = 2) -> list[str]:
         """Return what the device is to be told."""
         return [
             "answer 1",
             "values mixed",
-            f"limit {LIMIT} {limit_code}",
+            f"limit {limit} {limit_code}",
             *(f"refuse {address} 2" for address in sorted(self.illegal)),
         ]
 
@@ -84,9 +83,10 @@ def fewest_requests(device: Device, limit: int) -> int:
         reached = set(done)
         for begin in done:
             for end in range(begin + 1, len(points) + 1):
-                first, last = points[begin].address, max(point.end for point in points[begin:end])
-                if last - first <= limit and not any(first <= hole < last for hole in device.illegal):
-                    reached.add(end)
+                first, last = points[begin].address, points[end - 1].end  # none overlaps
+                if last - first > limit or any(first <= hole < last for hole in device.illegal):
+                    break
+                reached.add(end)
         assert reached != done
         done, count = reached, count + 1
     return count
@@ -122,21 +122,46 @@ def test_the_fewest_requests_of_a_map_without_holes_are_counted_by_hand(seed: in
     assert fewest_requests(Device(device.points, {start + 10}), 125) == 2
 
 
-@pytest.mark.parametrize(("seed", "limit_code"), [(1, 2), (2, 3), (3, 2), (4, 3), (5, 2), (6, 2)])
+ROUNDS = [
+    # seed, points, illegal addresses, limit, and with which exception it is told
+    (1, 120, 8, 60, 2),
+    (2, 120, 8, 60, 3),
+    (7, 200, 12, 60, 2),
+    (4, 40, 3, 60, 3),
+    (5, 800, 30, 60, 2),
+    (105, 120, 8, 100, 3),
+    (115, 120, 30, 10, 2),
+]
+AT_ONCE = pytest.mark.xfail(
+    strict=True,
+    reason="two blocks are explored at once; the plan made after one has the other's block gone, so that what "
+    "its exploration finds out leads to no new plan; and the next one finds nothing that is not known already, "
+    "and gives the block up for a minute",
+)
+
+
+@pytest.mark.parametrize(
+    ("seed", "count", "holes", "limit", "limit_code"),
+    [
+        *ROUNDS,
+        pytest.param(126, 120, 1, 60, 2, marks=AT_ONCE),
+        pytest.param(157, 800, 30, 100, 2, marks=AT_ONCE),
+    ],
+)
 async def test_all_that_a_device_has_is_good_within_ten_cycles_with_the_fewest_requests(
-    seed: int, limit_code: int, tmp_path: Path
+    seed: int, count: int, holes: int, limit: int, limit_code: int, tmp_path: Path
 ) -> None:
-    device = random_device(seed)
+    device = random_device(seed, count=count, holes=holes)
     refused = names_of(device.points) - names_of(device.legal)
     assert refused
-    async with slave(*device.commands(limit_code)) as devices:
+    async with slave(*device.commands(limit, limit_code)) as devices:
         watch = Watch(link_to(TcpPlace("127.0.0.1", devices.port), device))
         async with watching(watch):
             legal = names_of(device.legal)
             await eventually(lambda: watch.is_good(legal), CYCLES * SCAN_S, f"{len(legal)} legal points")
             await eventually(lambda: set(watch.bad) == refused, 1.0, "the others are bad")
             assert set(watch.bad.values()) == {"device exception 02"}
-            best = fewest_requests(device, LIMIT)
+            best = fewest_requests(device, limit)
             found = await requests_a_cycle(devices, tmp_path)
             print(f"\n{found} requests a cycle, {best} would do")
             assert best <= found <= 1.1 * best

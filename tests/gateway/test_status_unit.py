@@ -68,7 +68,15 @@ class Running:
 
     async def __aenter__(self) -> None:
         self.tasks = [asyncio.create_task(gateway.run()) for gateway in self.gateways]
-        await asyncio.sleep(0.05)
+        await eventually(self._is_listening)
+
+    def _is_listening(self) -> bool:
+        return all(
+            gateway.plant.link_status[name].is_true("connected")
+            for gateway in self.gateways
+            for name, link in gateway.plant.links.items()
+            if link.is_listener
+        )
 
     async def __aexit__(self, *_: object) -> None:
         for gateway in self.gateways:

@@ -50,6 +50,13 @@ class Turns:
     """Its part of each period."""
     parked: list[Item] = field(default_factory=list)
     """Its polls, while it is demoted."""
+    probe: Item | None = None
+    """The one of them that asks whether it is back, while that is under way."""
+
+    @property
+    def can_be_probed(self) -> bool:
+        """Whether there is something to ask with, and nothing is asked yet."""
+        return self.probe is None and bool(self.parked)
 
 
 class Item(Protocol):
@@ -82,6 +89,8 @@ class Agenda(Generic[PollT]):
 
     def add(self, poll: PollT) -> None:
         """Take a poll that is due at its `due_s`."""
+        if poll.turns.probe is poll:
+            poll.turns.probe = None
         if poll.is_gone:
             return
         rank = poll.turns.rank
@@ -117,7 +126,8 @@ class Agenda(Generic[PollT]):
         if self._suspect:
             due_s = min(due_s, self._suspect[0][0])
         for turns in self._demoted:
-            due_s = min(due_s, turns.probe_at_s)
+            if turns.can_be_probed:
+                due_s = min(due_s, turns.probe_at_s)
         return due_s
 
     def reschedule(self, poll: PollT, now_s: float) -> int:
@@ -151,15 +161,21 @@ class Agenda(Generic[PollT]):
                 heapq.heapify(heap)
 
     def revive(self, turns: Turns, now_s: float) -> None:
-        """Poll a unit again: all its points at once, since all of them are bad."""
+        """Poll a unit again: what was not polled meanwhile at once, since all of it is bad."""
         turns.rank = Rank.LIVE
+        turns.probe = None
         if turns in self._demoted:
             self._demoted.remove(turns)
+        waiting = [poll for _, _, poll in self._suspect if poll.turns is turns]
+        if waiting:
+            self._suspect = [entry for entry in self._suspect if entry[2].turns is not turns]
+            heapq.heapify(self._suspect)
         parked, turns.parked = turns.parked, []
-        for poll in parked:
-            if not poll.is_gone:
-                poll.due_s = now_s
-                self.add(poll)  # type: ignore[arg-type]
+        for poll in waiting:
+            self.add(poll)
+        for item in parked:
+            item.due_s = now_s
+            self.add(item)  # type: ignore[arg-type]
 
     def drop(self, polls: Iterable[PollT]) -> None:
         """Take polls out of the plan."""
@@ -192,10 +208,11 @@ class Agenda(Generic[PollT]):
                 return poll
             self.add(poll)
         late_s = STARVED_S if is_urgent else -GRAIN_S
-        waiting = [turns for turns in self._demoted if turns.probe_at_s + late_s <= now_s]
+        waiting = [
+            turns for turns in self._demoted if turns.can_be_probed and turns.probe_at_s + late_s <= now_s
+        ]
         if not waiting:
             return None
         turns = min(waiting, key=lambda item: item.probe_at_s)
-        if not turns.parked:
-            return None
-        return turns.parked.pop(0)  # type: ignore[return-value]
+        turns.probe = turns.parked.pop(0)
+        return turns.probe  # type: ignore[return-value]

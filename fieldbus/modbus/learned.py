@@ -125,7 +125,7 @@ class Knowledge:
                 min(MAX_BITS, max(1, int(data["max_bits"]))),
                 found.turnaround_s,
             )
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             return cls()
         return known
 
@@ -154,22 +154,40 @@ class Explorer:
         groups = _inseparable(block.points)
         self.was_passing = yield from self._try(block.table, groups)
         if not self.was_passing:
-            yield from self._halve(block.table, groups)
+            yield from self._halve(block.table, groups, self._most(block.table))
 
-    def _halve(self, table: Table, groups: Sequence[Sequence[RegisterPoint]]) -> Generator[Trial, bool, bool]:
-        """Take a refused stretch apart; return whether all of its points can be read."""
+    def _halve(self, table: Table, groups: Sequence[Sequence[RegisterPoint]], most: int) -> Exploration:
+        """Take a refused stretch apart, until it turns out that less than `most` may be asked at once."""
         if len(groups) == 1:
-            self._knowledge.refuse(groups[0])
-            return False
+            yield from self._single_out(table, groups[0])
+            return
         cut = _middle(groups)
         left, right = groups[:cut], groups[cut:]
-        left_whole = yield from self._try(table, left)
-        left_good = left_whole or (yield from self._halve(table, left))
-        right_whole = yield from self._try(table, right)
-        right_good = right_whole or (yield from self._halve(table, right))
-        if left_whole and right_whole:
+        is_left_whole = yield from self._try(table, left)
+        if not is_left_whole:
+            yield from self._halve(table, left, most)
+        if self._most(table) < most:
+            return  # the whole was too long anyway: what is left is planned anew
+        is_right_whole = yield from self._try(table, right)
+        if not is_right_whole:
+            yield from self._halve(table, right, most)
+        elif is_left_whole:
             yield from self._explain(table, left, right)
-        return left_good and right_good
+
+    def _single_out(self, table: Table, group: Sequence[RegisterPoint]) -> Exploration:
+        """Find out which of some points that share addresses the device has not."""
+        places = sorted({(point.address, point.end) for point in group})
+        is_missing = len(places) == 1
+        for start, end in places if len(places) > 1 else ():
+            if (yield (table, start, end - start)):
+                self.took(table, end - start)
+                continue
+            is_missing = True
+            self._knowledge.refuse(point for point in group if (point.address, point.end) == (start, end))
+        if len(places) == 1:
+            self._knowledge.refuse(group)
+        elif not is_missing:
+            yield from self._measure(table, *_span([group]), max(end - start for start, end in places))
 
     def _explain(
         self,
@@ -189,8 +207,11 @@ class Explorer:
             self._knowledge.walls.setdefault(table, set()).add((left_end, right_start))
             return
         self.took(table, nearest_end - nearest_start)
-        # Every address from start to end can be read: it is too many of them.
-        taken_count, refused_count = max(left_end - start, end - right_start), end - start
+        yield from self._measure(table, start, end, max(left_end - start, end - right_start))
+
+    def _measure(self, table: Table, start: int, end: int, taken_count: int) -> Exploration:
+        """Find out how many may be read at once, where every address can be read and the whole cannot."""
+        refused_count = end - start
         taken_count = max(taken_count, self._longest.get(table.is_bits, 0))
         while refused_count - taken_count > 1:
             count = (taken_count + refused_count) // 2
@@ -203,6 +224,9 @@ class Explorer:
             self._knowledge.max_bits = min(self._knowledge.max_bits, taken_count)
         else:
             self._knowledge.max_registers = min(self._knowledge.max_registers, taken_count)
+
+    def _most(self, table: Table) -> int:
+        return self._knowledge.max_bits if table.is_bits else self._knowledge.max_registers
 
     def _try(self, table: Table, groups: Sequence[Sequence[RegisterPoint]]) -> Generator[Trial, bool, bool]:
         start, end = _span(groups)

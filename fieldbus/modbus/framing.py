@@ -292,9 +292,9 @@ class AsciiFramer(_LineFramer):
         return b":" + (body + bytes((lrc(body),))).hex().upper().encode() + b"\r\n"
 
     def _search(self, ask: Ask) -> bytes | None:
+        buffer, start = self._buffer, 0
         while True:
-            buffer = self._buffer
-            begin = buffer.find(b":")
+            begin = buffer.find(b":", start)
             if begin < 0:
                 self._buffer = b""
                 return None
@@ -303,10 +303,11 @@ class AsciiFramer(_LineFramer):
                 begin = buffer.rfind(b":")  # a colon begins a frame, whatever came before it
                 self._buffer = buffer[begin:] if len(buffer) - begin <= _MOST else b""
                 return None
-            begin = buffer.rfind(b":", 0, end)
-            self._buffer = buffer[end + 2 :]
+            begin = buffer.rfind(b":", begin, end)
+            start = end + 2
             answer = self._answer(ask, buffer[begin + 1 : end])
             if answer is not None:
+                self._buffer = buffer[start:]
                 return answer
 
     def _answer(self, ask: Ask, digits: bytes) -> bytes | None:

@@ -1,0 +1,388 @@
+"""The units behind a link: what is polled, what is known, and what may still come late. No link, no time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+from conftest import eventually
+from fault_server import fault_server
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_client_faults import client, polling
+from test_writing import point
+
+from fieldbus.modbus import pdu
+from fieldbus.modbus.agenda import Rank
+from fieldbus.modbus.framing import Ask
+from fieldbus.modbus.learned import fingerprint
+from fieldbus.modbus.places import Framing, SerialPlace, TcpPlace, UdpPlace
+from fieldbus.modbus.planner import Cost, Limits
+from fieldbus.modbus.registers import RegisterPoint, Table
+from fieldbus.modbus.units import RETRY_S, Poll, Unit, UnitState, cost_on
+
+NETWORK = Cost()
+
+
+def words(*addresses: int, table: str = "holding", **more: object) -> list[RegisterPoint]:
+    more.setdefault("access", "read")
+    return [point(f"{table[0]}{address}", f"{table} {address}", **more) for address in addresses]
+
+
+def state_of(
+    points: list[RegisterPoint], scan_s: float = 1.0, memory=None, cost: Cost = NETWORK, **more
+) -> UnitState:
+    more.setdefault("timeout_s", 1.0)
+    return UnitState(Unit("plc", 17, points, scan_s, **more), cost, memory)
+
+
+def spans(polls: list[Poll]) -> list[tuple[str, int, int]]:
+    return [(poll.block.table.value, poll.block.address, poll.block.count) for poll in polls]
+
+
+def read(table: Table, address: int, count: int) -> Ask:
+    return Ask(17, pdu.read_request(table, address, count))
+
+
+# --- what asking costs ------------------------------------------------------------------------------
+
+
+def test_a_read_costs_on_a_serial_line_what_its_characters_and_silences_take() -> None:
+    """9600 8E1: eleven bits a character, 1.1458 ms; 3.5 characters of silence behind each frame."""
+    cost = cost_on(SerialPlace("/dev/ttyS0", 9600, 8, "E", 1))
+    for count in (1, 10, 125):
+        characters = 8 + 3.5 + 5 + 2 * count + 3.5
+        assert cost.of(Table.HOLDING, count) == pytest.approx(characters * 11 / 9600 + 0.005)
+    assert cost.of(Table.HOLDING, 125) == pytest.approx(0.3144, abs=0.0001)
+    for bits, data in ((1, 1), (8, 1), (9, 2), (2000, 250)):
+        assert cost.of(Table.COIL, bits) == pytest.approx((20 + data) * 11 / 9600 + 0.005)
+
+
+def test_in_ascii_a_read_costs_two_characters_a_byte() -> None:
+    """``:`` UU FF AAAA NNNN LL CR LF is 17 characters, its answer 11 and four a register."""
+    cost = cost_on(SerialPlace("/dev/ttyS0", 9600, 8, "E", 1, Framing.ASCII))
+    request = len(":110300040002E6\r\n")
+    for count in (1, 10, 125):
+        answer = len(":1103") + 2 + 4 * count + len("E6\r\n")
+        characters = request + answer + 2 * 3.5
+        assert cost.of(Table.HOLDING, count) == pytest.approx(characters * 11 / 9600 + 0.005)
+
+
+def test_above_19200_baud_the_silence_is_fixed_and_a_turnaround_counts() -> None:
+    place = SerialPlace("/dev/ttyS0", 115_200, 8, "N", 1, turnaround_s=0.02)
+    assert cost_on(place).of(Table.HOLDING, 10) == pytest.approx(
+        33 * 10 / 115_200 + 2 * 0.00175 + 0.02 + 0.005
+    )
+    odd = SerialPlace("/dev/ttyS0", 19_200, 7, "O", 2)
+    assert cost_on(odd).of(Table.HOLDING, 10) == pytest.approx((33 + 7) * 11 / 19_200 + 0.005)
+
+
+def test_on_a_network_gaps_are_read_over_and_on_a_slow_line_they_are_not() -> None:
+    for place in (TcpPlace("h", 502), UdpPlace("h", 502)):
+        assert spans(state_of(words(0, 60), cost=cost_on(place)).polls) == [("holding", 0, 61)]
+    slow = cost_on(SerialPlace("/dev/ttyS0", 9600, 8, "E", 1))
+    # A request costs 27.9 ms, a register 2.29 ms: thirteen between are dearer, twelve are not.
+    assert spans(state_of(words(0, 14), cost=slow).polls) == [("holding", 0, 1), ("holding", 14, 1)]
+    assert spans(state_of(words(0, 13), cost=slow).polls) == [("holding", 0, 14)]
+
+
+def test_the_turnaround_is_what_a_request_takes_beyond_its_bytes() -> None:
+    cost = Cost(0.02, 0.001)
+    state = state_of(words(0), cost=cost)
+    state.note(0.05, read(Table.HOLDING, 0, 10))
+    assert state.knowledge.turnaround_s == pytest.approx(0.03)
+    for _ in range(100):
+        state.note(0.06, read(Table.HOLDING, 0, 10))
+    assert state.knowledge.turnaround_s == pytest.approx(0.04, abs=1e-4)
+    state.note(0.001, read(Table.HOLDING, 0, 10))  # faster than the line: a stopwatch's fault
+    assert state.knowledge.turnaround_s == pytest.approx(0.036, abs=1e-4)
+    state = state_of(words(0), cost=cost)
+    state.note(0.05, Ask(17, bytes.fromhex("0600040001")))  # a write's answer has no data
+    assert state.knowledge.turnaround_s == pytest.approx(0.05)
+
+
+# --- the plan ---------------------------------------------------------------------------------------
+
+
+def test_what_did_not_change_keeps_its_polls_and_groups() -> None:
+    state = state_of([*words(*range(10)), *words(*range(300, 310)), *words(4, table="input")])
+    before = list(state.polls)
+    assert state.replan(5.0) == ([], [])
+    assert state.polls == before
+    bad = state.unit.points[12]
+    state.knowledge.refuse([bad])
+    gone, added = state.replan(5.0)
+    assert spans(gone) == [("holding", 300, 10)]
+    assert sorted(spans(added)) == [("holding", 300, 2), ("holding", 302, 1), ("holding", 303, 7)]
+    kept = [poll for poll in state.polls if poll not in added]
+    assert [poll.group for poll in kept] == [poll.group for poll in before if poll not in gone]
+    assert [poll.block.points for poll in added if poll.is_retry] == [(bad,)]
+    assert [poll.period_s for poll in added if poll.is_retry] == [RETRY_S]
+    assert all(poll.due_s == 5.0 for poll in added)
+    state.knowledge.forgive(bad)
+    gone, added = state.replan(6.0)
+    assert spans(added) == [("holding", 300, 10)]
+    assert len(gone) == 3
+
+
+@given(st.lists(st.sets(st.integers(0, 39), max_size=6), max_size=6))
+@settings(max_examples=100)
+def test_however_often_it_is_planned_anew_each_point_is_in_one_poll(refusals) -> None:
+    state = state_of([*words(*range(0, 40, 2)), *words(*range(20), table="input")])
+    points = state.unit.readable
+    for refused in refusals:
+        before = list(state.polls)
+        for item in points:
+            state.knowledge.forgive(item)
+        state.knowledge.refuse(points[n] for n in refused)
+        gone, added = state.replan(1.0)
+        assert [poll for poll in before if poll not in gone] == [
+            poll for poll in state.polls if poll not in added
+        ]
+        assert set(gone) <= set(before)
+        members = [item for poll in state.polls for item in poll.block.points]
+        assert sorted(map(id, members)) == sorted(map(id, points))
+        for poll in state.polls:
+            assert poll.is_retry == any(points.index(item) in refused for item in poll.block.points)
+            assert poll.turns is state.turns
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="at the scan of the retries a poll keeps its role: what was forgiven stays a retry, "
+    "and what was refused is never forgiven",
+)
+@pytest.mark.parametrize("is_refused_at_first", [False, True])
+def test_a_poll_that_becomes_a_retry_or_was_one_says_so_at_any_period(is_refused_at_first: bool) -> None:
+    state = state_of(words(5), scan_s=RETRY_S)
+    for is_refused in (is_refused_at_first, not is_refused_at_first):
+        if is_refused:
+            state.knowledge.refuse(state.unit.points)
+        else:
+            state.knowledge.forgive(state.unit.points[0])
+        state.replan(1.0)
+        assert [poll.is_retry for poll in state.polls] == [is_refused]
+
+
+def test_what_is_only_written_is_not_polled_and_the_factors_of_what_is_read_are() -> None:
+    factor = point("sf", "holding 30", "int16", access="read")
+    hidden = point("hidden", "holding 90", "int16", access="read")
+    points = [
+        point("power", "holding 20", "int16", factor=factor, access="read"),
+        point("setpoint", "holding 80", "int16", factor=hidden, access="write"),
+    ]
+    assert spans(state_of(points).polls) == [("holding", 20, 11)]
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=ValueError,
+    reason="its retry is planned without the factor, so the plan raises and the session ends",
+)
+def test_a_refused_value_is_asked_for_again_together_with_its_factor() -> None:
+    """Alone it has no scale."""
+    factor = point("sf", "holding 30", "int16", access="read")
+    value = point("power", "holding 20", "int16", factor=factor, access="read")
+    state = state_of([factor, value])
+    state.knowledge.refuse([value])
+    state.replan(0.0)
+    retries = [poll for poll in state.polls if poll.is_retry]
+    assert [poll.block.points for poll in retries] == [(value, factor)]
+
+
+@pytest.mark.xfail(
+    strict=True, raises=ValueError, reason="the same over a socket: at the next start it is raised at load"
+)
+async def test_a_value_that_a_device_has_not_does_not_cost_its_factor_nor_the_session() -> None:
+    factor = point("sf", "holding 30", "int16", access="read")
+    value = point("power", "holding 20", "int16", factor=factor, access="read")
+    async with fault_server() as server:
+        server.illegal.add((1, "holding", 20))
+        async with polling(client(server, [factor, value]), wait=False) as gateway:
+            await eventually(lambda: gateway.is_good("sf") or gateway.lost, 1.0)
+            await asyncio.sleep(0.1)
+
+
+def test_a_new_session_asks_for_everything_at_once_and_for_the_refused_again() -> None:
+    state = state_of(words(0, 1, 2))
+    state.knowledge.refuse([state.unit.points[1]])
+    state.replan(0.0)
+    state.turns.rank = Rank.DEMOTED
+    slot = state.turns.slot
+    state.begin(77.0)
+    assert {(poll.due_s, poll.turns.rank, poll.turns.slot) for poll in state.polls} == {
+        (77.0, Rank.LIVE, slot)
+    }
+    assert [poll.is_first for poll in state.polls] == [not poll.is_retry for poll in state.polls]
+
+
+def test_limits_and_walls_are_forgotten_and_refused_points_are_not() -> None:
+    state = state_of(words(*range(50)))
+    assert not state.forget_limits()
+    state.knowledge.max_registers = 10
+    state.knowledge.walls[Table.HOLDING] = {(5, 5)}
+    state.knowledge.refuse([state.unit.points[7]])
+    state.explorer.took(Table.HOLDING, 99)
+    state.replan(0.0)
+    assert len(state.polls) > 5
+    assert state.forget_limits()
+    state.replan(0.0)
+    assert spans(state.polls) == [("holding", 0, 7), ("holding", 8, 42), ("holding", 7, 1)]
+
+
+def test_what_was_learned_is_said_in_a_sentence() -> None:
+    state = state_of(words(0))
+    assert state.summary("") == "nothing stands against it any more"
+    state.knowledge.max_registers, state.knowledge.max_bits = 10, 16
+    state.knowledge.walls[Table.HOLDING] = {(5, 5), (7, 9)}
+    assert state.summary("a, b") == (
+        "it has not a, b; at most 10 registers a request; at most 16 bits a request; "
+        "2 gaps that cannot be read over"
+    )
+    assert len(state.summary("x" * 5000)) < 400
+
+
+def test_a_gateway_that_can_reach_none_of_the_polls_cannot_reach_the_unit() -> None:
+    state = state_of(words(0, 300))
+    assert not state.is_unreachable
+    state.unreachable.add(state.polls[0])
+    assert not state.is_unreachable
+    state.unreachable.add(state.polls[1])
+    assert state.is_unreachable
+    state.replan(0.0)
+    assert not state.is_unreachable
+
+
+# --- in step ----------------------------------------------------------------------------------------
+
+
+def test_an_answer_that_may_still_come_is_told_by_function_and_size() -> None:
+    state = state_of(words(0))
+    ask = read(Table.HOLDING, 0, 2)
+    assert not state.is_out_of_step(ask, 0.0)
+    state.suspects.add(ask.shape)
+    state.suspected_s = 100.0
+    assert state.is_out_of_step(read(Table.HOLDING, 500, 2), 100.0)
+    assert not state.is_out_of_step(read(Table.HOLDING, 0, 3), 100.0)
+    assert not state.is_out_of_step(read(Table.INPUT, 0, 2), 100.0)
+    assert state.is_out_of_step(ask, 130.0)
+    assert not state.is_out_of_step(ask, 130.1)
+    assert not state.suspects
+
+
+def test_a_slow_unit_is_expected_to_be_late_for_longer() -> None:
+    state = state_of(words(0), timeout_s=10.0)
+    ask = read(Table.HOLDING, 0, 2)
+    state.suspects.add(ask.shape)
+    assert state.is_out_of_step(ask, 99.0)
+    assert not state.is_out_of_step(ask, 100.1)
+
+
+@pytest.mark.parametrize(
+    ("points", "suspects", "expected"),
+    [
+        (words(*range(10)), [(3, 22)], ("03", 0, 1)),
+        (words(*range(10)), [(3, 22), (3, 4)], ("03", 0, 2)),
+        (words(7), [(3, 4)], ("03", 7, 2)),
+        (words(7, table="input"), [(4, 4)], ("04", 7, 2)),
+        ([*words(0, 1, 2), *words(5, table="input")], [(3, 8)], ("03", 0, 1)),
+        ([*words(0), *words(5, table="input")], [(3, 4)], ("04", 5, 1)),
+        (words(65_535), [(3, 4)], None),
+        (words(*range(125)), [(3, 4 + 2 * n) for n in range(64)], None),
+    ],
+)
+def test_a_different_ask_is_the_shortest_read_that_none_of_the_late_answers_fits(
+    points, suspects, expected
+) -> None:
+    state = state_of(points)
+    state.suspects = set(suspects)
+    ask = state.different_ask()
+    if expected is None:
+        assert ask is None
+        assert not state.suspects, "nothing else can be asked: what may come is believed"
+        return
+    assert ask is not None
+    function, address, count = expected
+    assert ask.pdu.hex() == f"{function}{address:04x}{count:04x}"
+    assert state.suspects == set(suspects)
+
+
+@given(
+    points=st.sets(st.integers(0, 40), min_size=1),
+    is_bits=st.booleans(),
+    suspects=st.sets(st.integers(0, 140), max_size=20),
+)
+def test_a_different_ask_is_legal_and_of_another_shape(points, is_bits, suspects) -> None:
+    table = "coil" if is_bits else "holding"
+    state = state_of(words(*sorted(points), table=table))
+    function = 1 if is_bits else 3
+    state.suspects = {(function, 2 + n) if is_bits else (function, 2 + 2 * n) for n in suspects}
+    before = set(state.suspects)
+    ask = state.different_ask()
+    if ask is not None:
+        assert ask.shape not in before
+        assert ask.unit_id == 17
+        assert any(poll.block.address == int.from_bytes(ask.pdu[1:3], "big") for poll in state.polls)
+
+
+def test_a_unit_without_polls_has_nothing_different_to_ask() -> None:
+    state = state_of(words(0, access="write"))
+    state.suspects = {(6, 5)}
+    assert state.different_ask() is None
+    assert not state.suspects
+
+
+# --- on disk ----------------------------------------------------------------------------------------
+
+
+def test_what_was_learned_is_there_at_the_next_start_and_not_for_another_map(tmp_path) -> None:
+    points = words(*range(10))
+    state = state_of(points, memory=tmp_path)
+    state.save()
+    assert not list(tmp_path.iterdir()), "nothing was learned yet"
+    state.note(0.01, read(Table.HOLDING, 0, 1))
+    state.knowledge.refuse([points[3]])
+    state.save()
+    assert [file.name for file in tmp_path.iterdir()] == ["plc.json"]
+    again = state_of(words(*range(10)), memory=tmp_path)
+    assert spans(again.polls) == [("holding", 0, 3), ("holding", 4, 6), ("holding", 3, 1)]
+    other = state_of(words(*range(11)), memory=tmp_path)
+    assert spans(other.polls) == [("holding", 0, 11)]
+    assert other.knowledge.turnaround_s == state.knowledge.turnaround_s
+    assert other.knowledge.turnaround_s is not None
+    other.save()
+    assert json.loads((tmp_path / "plc.json").read_text())["fingerprint"] == fingerprint(
+        words(*range(11)), 17
+    )
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\xff\xfe\x00", b"[" * 100_000, b"{}", b"null", b'{"fingerprint": 1e999}']
+)
+def test_a_file_that_cannot_be_read_is_as_good_as_none_and_is_replaced(tmp_path, data: bytes) -> None:
+    (tmp_path / "plc.json").write_bytes(data)
+    state = state_of(words(0, 1), memory=tmp_path)
+    assert spans(state.polls) == [("holding", 0, 2)]
+    state.note(0.01, read(Table.HOLDING, 0, 1))
+    state.save()
+    assert json.loads((tmp_path / "plc.json").read_text())["turnaround_ms"] == pytest.approx(10, abs=0.1)
+
+
+def test_a_folder_that_cannot_be_written_costs_only_the_memory(tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    state = state_of(words(0), memory=tmp_path / "file" / "inside")
+    state.note(0.01, read(Table.HOLDING, 0, 1))
+    state.save()
+    state = state_of(words(0), memory=tmp_path / "deep" / "down")
+    state.note(0.01, read(Table.HOLDING, 0, 1))
+    state.save()
+    assert (tmp_path / "deep" / "down" / "plc.json").exists()
+
+
+def test_the_limits_of_the_configuration_hold_beside_what_was_learned() -> None:
+    state = state_of(words(*range(30)), limits=Limits(max_registers=20))
+    assert [count for _, _, count in spans(state.polls)] in ([20, 10], [10, 20])
+    state.knowledge.max_registers = 10
+    state.replan(0.0)
+    assert [count for _, _, count in spans(state.polls)] == [10, 10, 10]

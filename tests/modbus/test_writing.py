@@ -535,7 +535,7 @@ def verified_points() -> list[tuple[RegisterPoint, Value, Value]]:
     return [
         (point("word", "holding 20", verify=True), 7, 8),
         (point("scaled", "holding 20", "int16", scale=0.1, verify=True), 7.26, 8.0),
-        (point("real", "holding 20", "float32", verify=True), 0.1, 0.2),
+        (point("single", "holding 20", "float32", verify=True), 0.1, 0.2),
         (point("swapped", "holding 20", "float64", order="CDAB", verify=True), 0.1, 0.2),
         (point("text", "holding 20", "string", length=3, verify=True), "ab", "cd"),
         (point("field", "holding 20", bits="3-6", verify=True), 5, 6),
@@ -855,3 +855,18 @@ async def test_a_routed_value_that_waits_is_replaced_by_a_newer_one_and_by_a_per
         assert result == WriteResult(own.point, 3, WRITTEN)
         assert server.writes() == ["0600650000", "0600640003"]
         assert gateway.results == [], "nobody else asked"
+
+
+async def test_what_is_verified_over_a_socket_is_what_the_device_holds(server: FaultServer) -> None:
+    points = [place for place, _, _ in verified_points()]
+    server.words[1, "holding", 30] = 0
+    link = plc(server, points)
+    async with polling(link, wait=False) as gateway:
+        await eventually(gateway.is_up.is_set)
+        for own, value, _ in verified_points():
+            mine = next(item for item in points if item.point.name == own.point.name)
+            assert await ended(link, (mine, value)) == [(VERIFIED, None)]
+        word = points[0]
+        server.illegal.add((1, "holding", 20))
+        assert await ended(link, (word, 10)) == [(FAILED, "device exception 02")]
+        assert gateway.lost == []

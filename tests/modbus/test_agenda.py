@@ -457,3 +457,15 @@ class Life(RuleBasedStateMachine):
 
 TestNoPollIsLostOrDoubled = Life.TestCase
 TestNoPollIsLostOrDoubled.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)
+
+
+def test_a_lost_unit_is_not_asked_with_a_poll_that_is_gone() -> None:
+    turns = Turns(probe_at_s=1.0)
+    first, second = polls = [Poll(f"p{n}", turns) for n in range(2)]
+    agenda = agenda_of(*polls)
+    agenda.demote(turns)
+    agenda.drop([first])
+    assert agenda.pick(1.0) is second
+    agenda.drop([second])
+    agenda.add(second)
+    assert (agenda.pick(1.0), agenda.next_due_s()) == (None, NEVER)

@@ -305,16 +305,15 @@ class RtuProxy:
         self._device = device
         self._asked = b""
         self._buffer = b""
-        self._late: list[Step] = []
-        self._timer: asyncio.TimerHandle | None = None
+        self._devices: dict[int, _Sending] = {}
         loop = asyncio.get_running_loop()
         loop.add_reader(client.master, self._request)
         loop.add_reader(device.master, self._answer)
 
     def stop(self) -> None:
         """Let nothing through any more."""
-        if self._timer is not None:
-            self._timer.cancel()
+        for device in self._devices.values():
+            device.stop()
 
     def _request(self) -> None:
         data = _read(self._client)
@@ -335,36 +334,48 @@ class RtuProxy:
         mutation = None
         if not frame[1] & 0x80:
             mutation = self.choose(Answer(frame[0], frame[1:-2], asked[1:-2], frame, self.timeout_s))
-        self._late += (Step(0.0, frame),) if mutation is None else mutation.steps
-        if mutation is None or not mutation.steps or not mutation.steps[0].wait_s:
-            # A serial device answers one request after the other: what is late comes before what is not.
-            self._hurry()
-        self._play()
+        device = self._devices.setdefault(frame[0], _Sending(self._client))
+        device.send((Step(0.0, frame),) if mutation is None else mutation.steps)
         if mutation is not None:
             self.spoilt(mutation)
 
-    def _hurry(self) -> None:
-        """Send what is late up to the newest answer, now."""
+
+class _Sending:
+    """What one serial device sends: one answer after the other, so what is late comes before what is not."""
+
+    def __init__(self, line: Pty) -> None:
+        self._line = line
+        self._steps: list[Step] = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    def send(self, steps: Sequence[Step]) -> None:
+        """Send, after all that was to be sent before."""
+        is_late = not steps or steps[0].wait_s > 0
+        if self._timer is not None and not is_late:
+            self._timer.cancel()
+            self._is_due()
+        self._steps += steps
+        self._play()
+
+    def stop(self) -> None:
+        """Send nothing more."""
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
-            step = self._late[0]
-            self._late[0] = Step(0.0, step.what)
-
-    def _play(self) -> None:
-        while self._late and self._timer is None:
-            step = self._late[0]
-            if step.wait_s:
-                self._timer = asyncio.get_running_loop().call_later(step.wait_s, self._is_due)
-                return
-            del self._late[0]
-            if isinstance(step.what, bytes):
-                self._client.write(step.what)
 
     def _is_due(self) -> None:
         self._timer = None
-        self._late[0] = Step(0.0, self._late[0].what)
+        self._steps[0] = Step(0.0, self._steps[0].what)
         self._play()
+
+    def _play(self) -> None:
+        while self._steps and self._timer is None:
+            step = self._steps[0]
+            if step.wait_s:
+                self._timer = asyncio.get_running_loop().call_later(step.wait_s, self._is_due)
+                return
+            del self._steps[0]
+            if isinstance(step.what, bytes):
+                self._line.write(step.what)
 
 
 def storm_on_rtu(

@@ -400,16 +400,18 @@ async def test_a_spoilt_answer_on_a_serial_line_costs_at_most_a_tenth_of_a_secon
 
 
 async def test_answers_that_come_late_slowly_or_in_another_order_on_tcp() -> None:
-    links, timeout_s = 12, 0.1
+    links, timeout_s, crowd = 12, 0.1, 3
     table = {**mutations.TCP_WAITING, "duplicates": mutations.TCP["duplicates"]}
     storms = [Storm(table, ("slow", n), 10**9, may_fail_twice=n % 3 == 0) for n in range(links)]
     async with AsyncExitStack() as stack:
-        devices = await stack.enter_async_context(slave("answer 1-12", "values mixed"))
+        devices = await stack.enter_async_context(slave("answer 1-36", "values mixed"))
         watches = []
         for n, storm in enumerate(storms):
             proxy = await stack.enter_async_context(tcp_proxy(devices.port, storm, timeout_s))
-            unit = unit_of(n + 1, scan_s=0.005, timeout_s=timeout_s)
-            watches.append(Watch(one_link(TcpPlace("127.0.0.1", proxy.port), unit)))
+            units = [
+                unit_of(n * crowd + k + 1, scan_s=0.005, timeout_s=timeout_s) for k in range(1 + n % crowd)
+            ]
+            watches.append(Watch(one_link(TcpPlace("127.0.0.1", proxy.port), *units)))
         async with watching(*watches):
             began_s = time.monotonic()
             await asyncio.sleep(4.0 * SCALE)
@@ -421,6 +423,12 @@ async def test_answers_that_come_late_slowly_or_in_another_order_on_tcp() -> Non
     assert sum(storm.total for storm in storms) > 200 * SCALE
 
 
+def similar_blocks(number: int, timeout_s: float) -> Unit:
+    device = f"unit{number}"
+    points = points_of(device, [*range(10), *range(1000, 1010), *range(5000, 5010)])
+    return Unit(device, number, points, scan_s=0.01, timeout_s=timeout_s)
+
+
 async def test_late_answers_on_a_serial_line_are_never_taken_for_the_next_one() -> None:
     """Three blocks of one shape: only the time tells whose answer it is."""
     lines, timeout_s = 10, 0.08
@@ -430,14 +438,10 @@ async def test_late_answers_on_a_serial_line_are_never_taken_for_the_next_one() 
         watches = []
         for n, storm in enumerate(storms):
             proxy = await stack.enter_async_context(rtu_proxy(storm, timeout_s))
-            await stack.enter_async_context(
-                slave(f"answer {n + 1}", "values mixed", tty_name=proxy.device_name)
-            )
-            device = f"unit{n + 1}"
-            points = points_of(device, [*range(10), *range(1000, 1010), *range(5000, 5010)])
-            unit = Unit(device, n + 1, points, scan_s=0.01, timeout_s=timeout_s)
-            watches.append(Watch(one_link(line(proxy.client_name), unit)))
-            assert len(watches[-1].link.groups) == 3
+            await stack.enter_async_context(slave("answer 1-3", "values mixed", tty_name=proxy.device_name))
+            units = [similar_blocks(k + 1, timeout_s) for k in range(1 + n % 3)]
+            watches.append(Watch(one_link(line(proxy.client_name), *units)))
+            assert len(watches[-1].link.groups) == 3 * len(units)
         async with watching(*watches):
             began_s = time.monotonic()
             await asyncio.sleep(6.0 * SCALE)

@@ -52,7 +52,7 @@ from fieldbus.modbus.planner import Block, Cost
 from fieldbus.modbus.quirks import LineQuirks
 from fieldbus.modbus.registers import RegisterPoint
 from fieldbus.modbus.transport import dial_in_port, open_line
-from fieldbus.modbus.units import Poll, Unit, UnitState, cost_on
+from fieldbus.modbus.units import RETRY_S, Poll, Unit, UnitState, cost_on
 from fieldbus.model import Batch, Group, Point, Reason, Value
 
 FAILURES_TO_DEMOTE = 2
@@ -63,8 +63,12 @@ LONGEST_PROBE_S = 10.0
 MISSES_TO_SAY = 3
 """How often in a row a block must have been late before that is said."""
 LATER_TRIES = 3
+EXPLORE_AGAIN_S = 60.0
+"""After so long it is looked again why a block is refused, if that was not to be found out."""
 RELEARN_S = 86400.0
 """After so long the limits and walls of devices are forgotten and learned anew."""
+TROUBLE_S = 5.0
+"""For so long after a silence on a line nobody is waited for in full while others wait."""
 _LATER_S = 0.1
 _SHORTEST_PATIENCE_S = 0.05
 _UNREACHABLE = (pdu.GATEWAY_PATH_UNAVAILABLE, pdu.GATEWAY_TARGET_FAILED_TO_RESPOND)
@@ -93,6 +97,8 @@ class _Lane:
         """Whether the step under way belongs to something that lets others go between its steps."""
         self.was_background = False
         self.asked_s = 0.0
+        self.reopen_after_s = 0.0
+        """How long a connection of several rests before it is opened again."""
 
     @property
     def is_free(self) -> bool:
@@ -116,14 +122,19 @@ class _Lane:
         except Exception as other:
             self._link.end(other)
 
+    def take(self) -> tuple[UnitState | None, Poll | None, Steps | None]:
+        """Return what the request under way is about; there is none any more."""
+        found = self.state, self.poll, self.steps
+        self.state, self.poll, self.steps = None, None, None
+        return found
+
     def close(self) -> None:
         line, self.line = self.line, None
         if line is not None:
             line.close()
-        steps, self.steps = self.steps, None
+        _, _, steps = self.take()
         if steps is not None:
             steps.close()
-        self.state = self.poll = self.ask = None
 
 
 class ModbusClientLink:
@@ -168,8 +179,8 @@ class ModbusClientLink:
         self._is_connected = False
         self._is_running = False
         self._is_poked = False
-        self._was_silent = False
-        """Whether the last request on the link was not answered."""
+        self._silent_at_s = -NEVER
+        """When a request on the link was last not answered."""
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due_s = NEVER
         self._events: asyncio.Queue[_Lane | BaseException] = asyncio.Queue()
@@ -276,7 +287,8 @@ class ModbusClientLink:
             steps.close()
         self._background.clear()
         self._lanes = []
-        self._is_writing = self._was_silent = False
+        self._is_writing = False
+        self._silent_at_s = -NEVER
         if isinstance(self.place, DialInPlace):
             dial_in_port(self.place).release(self.place.registration)
         for waiting in self._take_writes():
@@ -307,7 +319,7 @@ class ModbusClientLink:
                 event = await self._events.get()
                 if isinstance(event, BaseException):
                     raise event
-                await self._open(event)
+                await self._open_again(event)
                 self._next(event)
         finally:
             self._is_running = False
@@ -361,6 +373,15 @@ class ModbusClientLink:
         finally:
             lane.is_opening = False
 
+    async def _open_again(self, lane: _Lane) -> None:
+        """Open a connection anew; of several, one that cannot be opened is tried later."""
+        try:
+            await self._open(lane)
+        except LinkDownError as error:
+            if not any(other.line is not None and not other.line.is_lost for other in self._lanes):
+                raise
+            self.lose(lane, error)
+
     def _reopen(self, lane: _Lane) -> None:
         """Have `run` open a connection anew."""
         if lane.line is not None:
@@ -371,12 +392,20 @@ class ModbusClientLink:
 
     def lose(self, lane: _Lane, error: LinkDownError) -> None:
         """Learn that a connection is gone: the end of the session, unless there are others."""
-        if len(self._lanes) <= 1:
+        state, poll, steps = lane.take()
+        if not any(other.line is not None and not other.line.is_lost for other in self._lanes):
+            if steps is not None:
+                steps.close()
             self.end(error)
-        elif lane.state is None:
-            self._reopen(lane)
-        else:
-            self.take_failure(lane, BadResponseError(str(error)))
+            return
+        if poll is not None:
+            self._agenda.add(poll)  # another connection asks instead
+        lane.is_opening = True
+        lane.reopen_after_s = min(max(2 * lane.reopen_after_s, FIRST_PROBE_S), LONGEST_PROBE_S)
+        asyncio.get_running_loop().call_later(lane.reopen_after_s, self._events.put_nowait, lane)
+        if steps is not None and state is not None:
+            self._drive(lane, steps, None, BadResponseError(str(error)))
+        self._poke()
 
     def end(self, error: BaseException) -> None:
         """Have `run` end with an error."""
@@ -473,38 +502,36 @@ class ModbusClientLink:
         lane.asked_s = now_s
         timeout_s = state.unit.timeout_s
         lane.is_hurried = False
-        is_stranger = not state.slowest_s and state.turns.rank is Rank.LIVE
-        if self._was_silent or is_stranger or state.turns.rank is Rank.DEMOTED:
+        is_doubted = now_s < self._silent_at_s + TROUBLE_S or not state.slowest_s
+        if state.turns.rank is Rank.DEMOTED or (is_doubted and len(self._states) > 1):
             patience_s = self._patience(state, line)
             if patience_s < timeout_s:
                 timeout_s, lane.is_hurried = patience_s, True
         line.ask(ask, timeout_s)
 
     def _patience(self, state: UnitState, line: Line) -> float:
-        """Return how long to wait for a unit while others wait for their turn."""
+        """Return how long to wait for a unit of several on a line on which somebody was silent."""
         timeout_s = state.unit.timeout_s
-        if len(self._states) == 1 or not line.framer.has_transactions:
-            return timeout_s
         rank = state.turns.rank
-        if rank is Rank.SUSPECT or (rank is Rank.DEMOTED and state.probes % 3 == 2):
-            return timeout_s  # this one decides
-        if rank is Rank.LIVE and state.was_hurried:
+        is_decisive = (
+            rank is Rank.SUSPECT
+            or (rank is Rank.DEMOTED and (state.probes % 3 == 2 or not line.framer.has_transactions))
+            or (rank is Rank.LIVE and state.was_hurried)
+        )
+        if is_decisive or len(self._states) == 1:
             return timeout_s
         slowest_s = state.slowest_s or max((other.slowest_s for other in self._states), default=0.0)
-        if not slowest_s:
-            return timeout_s
-        return max(_SHORTEST_PATIENCE_S, 8 * slowest_s)
+        return max(_SHORTEST_PATIENCE_S, 8 * slowest_s) if slowest_s else timeout_s
 
     def take_answer(self, lane: _Lane, answer: bytes) -> None:
         """Take the PDU that answers the request under way."""
-        state, ask, poll, steps = lane.state, lane.ask, lane.poll, lane.steps
+        ask = lane.ask
+        state, poll, steps = lane.take()
         if state is None or ask is None:
             return
-        lane.state, lane.poll, lane.steps = None, None, None
         now_s = time.monotonic()
         spent_s = now_s - lane.asked_s
         self._busy_s += spent_s
-        self._was_silent = False
         if state.unit.quirks.pause_s:
             state.rests_until_s = now_s + state.unit.quirks.pause_s
         line = lane.line
@@ -512,6 +539,7 @@ class ModbusClientLink:
             self._heard_late(line)
         if poll is not None and len(answer) == ask.size and answer.startswith(ask.head):
             state.response_time_s = spent_s
+            lane.reopen_after_s = 0.0
             state.note(spent_s, ask)
             if state.failures or not state.is_online or state.unreachable:
                 self._answered(state)
@@ -549,10 +577,10 @@ class ModbusClientLink:
 
     def take_failure(self, lane: _Lane, error: RequestError) -> None:
         """Learn that the request under way has no answer."""
-        state, ask, poll, steps = lane.state, lane.ask, lane.poll, lane.steps
+        ask = lane.ask
+        state, poll, steps = lane.take()
         if state is None or ask is None:
             return
-        lane.state, lane.poll, lane.steps = None, None, None
         now_s = time.monotonic()
         self._busy_s += now_s - lane.asked_s
         line = lane.line
@@ -617,9 +645,9 @@ class ModbusClientLink:
                 return
         else:
             self._counters["timeouts" if is_silence else "bad_responses"] += 1
-            self._was_silent = is_silence
-            was_live = state.turns.rank is Rank.LIVE
-            if was_live:
+            if is_silence:
+                self._silent_at_s = now_s
+            if state.turns.rank is Rank.LIVE:
                 state.turns.rank = Rank.SUSPECT
             if is_silence and lane.is_hurried and state.turns.rank is Rank.SUSPECT:
                 # Given up before its time: it is asked again when nobody else waits, and that decides.
@@ -633,7 +661,7 @@ class ModbusClientLink:
         if poll is not None:
             self._spoil(poll, reason)
         if state.failures >= (FAILURES_TO_DEMOTE if is_silence or state.unreachable else GARBLED_TO_DEMOTE):
-            self._demote(state, poll, reason, error, now_s)
+            self._lose_unit(state, poll, reason, error, now_s)
         elif poll is not None:
             self._ask_again(poll, error, now_s)
         self._mend(lane, error)
@@ -658,12 +686,15 @@ class ModbusClientLink:
             return True
         if (
             code in _ASK_DIFFERENTLY
-            and poll.is_divisible
+            and not poll.is_retry
             and not state.suspects
             and now_s >= poll.explore_at_s
         ):
-            poll.explore_at_s = NEVER
-            self._drive_aside(self._explore(state, poll, code))
+            if state.is_explored:
+                state.to_explore.append(poll)  # what is found out now may explain it too
+            else:
+                state.is_explored = True
+                self._drive_aside(self._explore(state, poll, code))
             return True
         return False
 
@@ -675,11 +706,19 @@ class ModbusClientLink:
             self._agenda.add(poll)
             return
         poll.tries = 0
+        if poll.is_retry:
+            poll.period_s = min(2 * poll.period_s, RETRY_S)
         self._counters["scans_missed"] += self._agenda.reschedule(poll, now_s)
 
-    def _demote(
+    def _lose_unit(
         self, state: UnitState, poll: Poll | None, reason: str, error: RequestError, now_s: float
     ) -> None:
+        """Say that a unit is lost, and only ask from now on whether it is back."""
+        if state.is_online is not False:
+            state.is_online = False
+            self._tell(DeviceHealth(state.unit.device, False, f"{reason} ({error})"))
+        if not state.polls:
+            return  # there is nothing to ask with: the next write will tell
         for other in state.polls:
             self._spoil(other, reason)
         state.probes += 1
@@ -688,9 +727,6 @@ class ModbusClientLink:
         self._agenda.demote(state.turns)
         if poll is not None:
             self._agenda.add(poll)
-        if state.is_online is not False:
-            state.is_online = False
-            self._tell(DeviceHealth(state.unit.device, False, f"{reason} ({error})"))
 
     def _mend(self, lane: _Lane, error: RequestError) -> None:
         """Open a connection anew that cannot be trusted, or that may be dead without a sign."""
@@ -789,20 +825,20 @@ class ModbusClientLink:
             # Not now. What was found out so far is kept.
             if poll.reason is None:
                 self._spoil(poll, reason_of(error))
-        if poll.is_gone:
-            return
+        state.is_explored = False
         now_s = time.monotonic()
-        if state.explorer.was_passing:
-            poll.explore_at_s = 0.0
-            self._agenda.add(poll)
-        elif state.knowledge.facts == before:
-            poll.explore_at_s = now_s + 60.0
-            self._spoil(poll, f"{Reason.DEVICE_EXCEPTION} {code:02X}")
-            self._agenda.reschedule(poll, now_s)
-        else:
-            poll.explore_at_s = 0.0
+        if state.knowledge.facts != before:
             self._agenda.add(poll)
             self._plan_anew(state)
+        elif state.explorer.was_passing or poll.is_gone:
+            self._agenda.add(poll)
+        else:
+            poll.explore_at_s = now_s + EXPLORE_AGAIN_S
+            self._spoil(poll, f"{Reason.DEVICE_EXCEPTION} {code:02X}")
+            self._agenda.reschedule(poll, now_s)
+        others, state.to_explore = state.to_explore, []
+        for other in others:
+            self._agenda.add(other)
 
     def _plan_anew(self, state: UnitState) -> None:
         """Plan with what is known now, and say which points live in which groups from now on."""

@@ -20,7 +20,7 @@ points costs O(n).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fieldbus.modbus.registers import RegisterPoint, Table
@@ -139,25 +139,34 @@ def plan_together(
 
 
 def _atoms(members: Sequence[RegisterPoint], size: int) -> list[_Atom]:
-    ordered = sorted(members, key=lambda member: (member.address, member.end))
-    reach: dict[RegisterPoint, int] = {}
-    """Of a point that begins a tied stretch: up to where it reaches."""
-    for member in ordered:
+    own = set(members)
+    ordered = sorted(((*_reach(member, own), member) for member in members), key=lambda item: item[:2])
+    tied: dict[RegisterPoint, int] = {}
+    """Of a point that begins a stretch that belongs together: up to where that goes."""
+    for member in members:
         factor = member.factor
-        if factor is not None:
+        if factor is not None and factor in own:
             first = min(member, factor, key=lambda item: item.address)
-            reach[first] = max(reach.get(first, 0), member.end, factor.end)
+            tied[first] = max(tied.get(first, 0), member.end, factor.end)
     found: list[_Atom] = []
     tied_to = -1
-    for member in ordered:
+    for start, end, member in ordered:
         last = found[-1] if found else None
-        if last is not None and (member.address < last.end or member.address < tied_to):
+        if last is not None and (start < last.end or start < tied_to):
             last.members.append(member)
-            last.end = max(last.end, member.end)
+            last.end = max(last.end, end)
         else:
-            found.append(_Atom(member.address, member.end, [member]))
-        tied_to = max(tied_to, reach.get(member, -1))
+            found.append(_Atom(start, end, [member]))
+        tied_to = max(tied_to, tied.get(member, -1))
     return [part for atom in found for part in _fitting(atom, size)]
+
+
+def _reach(member: RegisterPoint, own: Collection[RegisterPoint]) -> tuple[int, int]:
+    """Return what a point needs to be read; its factor too, if nothing else reads that."""
+    factor = member.factor
+    if factor is None or factor in own:
+        return member.address, member.end
+    return min(member.address, factor.address), max(member.end, factor.end)
 
 
 def _fitting(atom: _Atom, size: int) -> Iterable[_Atom]:

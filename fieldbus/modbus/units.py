@@ -17,8 +17,10 @@ from fieldbus.modbus.quirks import UnitQuirks
 from fieldbus.modbus.registers import RegisterPoint
 from fieldbus.model import Group
 
+FIRST_RETRY_S = 5.0
 RETRY_S = 300.0
-"""How often a point that the device refuses is asked for again."""
+"""How often a point that the device refuses is asked for again; more often at first, for it may have been
+starting."""
 _DEVICE_S = 0.005
 """What a device is taken to need for an answer until it was measured."""
 _LATE_S = 30.0
@@ -61,7 +63,7 @@ class Poll:
     """One block, its request, and when it is due."""
 
     __slots__ = (
-        "ask", "block", "due_s", "explore_at_s", "group", "is_divisible", "is_first", "is_fresh", "is_gone",
+        "ask", "block", "due_s", "explore_at_s", "group", "is_first", "is_fresh", "is_gone",
         "is_retry", "misses", "period_s", "reader", "reason", "state", "tries", "turns",
     )  # fmt: skip
 
@@ -72,7 +74,7 @@ class Poll:
         self.group = Group(f"{state.unit.device} {block.name}", (item.point for item in block.points))
         self.reader = BlockReader(block, self.group)
         self.ask = Ask(block.unit_id, pdu.read_request(block.table, block.address, block.count))
-        self.period_s = block.period_s
+        self.period_s = FIRST_RETRY_S if is_retry else block.period_s
         self.due_s = due_s
         self.is_first = not is_retry
         self.is_fresh = True
@@ -80,7 +82,6 @@ class Poll:
         self.is_gone = False
         self.is_retry = is_retry
         """Whether it asks for what the device is known to refuse."""
-        self.is_divisible = not is_retry and len(block.points) > 1
         self.explore_at_s = 0.0
         """Not explored before."""
         self.tries = 0
@@ -116,11 +117,15 @@ class UnitState:
         self.probe_after_s = 0.5
         self.response_time_s = 0.0
         self.slowest_s = 0.0
-        """The slowest answer of late; 0 if there was none yet."""
+        """What the slowest answer of late took beyond its bytes; 0 if there was none yet."""
         self.rests_until_s = 0.0
         self.suspects: set[tuple[int, int]] = set()
         """Shapes of answers that may still come late."""
         self.suspected_s = 0.0
+        self.is_explored = False
+        """Whether it is being found out why one of its blocks is refused."""
+        self.to_explore: list[Poll] = []
+        """Blocks that were refused meanwhile."""
         self.replan(0.0)
 
     def begin(self, now_s: float) -> None:
@@ -142,6 +147,8 @@ class UnitState:
         self.probe_after_s = 0.5
         self.is_online = None
         self.rests_until_s = 0.0
+        self.is_explored = False
+        self.to_explore.clear()
         for poll in self.polls:
             poll.reader.forget()
             poll.reason = "not connected"
@@ -152,7 +159,7 @@ class UnitState:
         own_s = max(0.0, spent_s - data * self._cost.byte_s)
         known_s = self.knowledge.turnaround_s
         self.knowledge.turnaround_s = own_s if known_s is None else known_s + _SMOOTHING * (own_s - known_s)
-        self.slowest_s = max(spent_s, self.slowest_s * 0.99)
+        self.slowest_s = max(own_s, self.slowest_s * 0.99)
 
     # --- the plan
 
@@ -175,11 +182,11 @@ class UnitState:
             for members in _clusters(self.refused_points)
             for block in plan_together(members, unit.unit_id, RETRY_S, Limits(max_gap=0), self._cost)
         ]
-        known = {poll.block.key: poll for poll in self.polls}
+        known = {(poll.block.key, poll.is_retry): poll for poll in self.polls}
         planned: list[Poll] = []
         added: list[Poll] = []
         for block, is_retry in [*((item, False) for item in blocks), *((item, True) for item in retries)]:
-            poll = known.pop(block.key, None)
+            poll = known.pop((block.key, is_retry), None)
             if poll is None:
                 poll = Poll(block, self, now_s, is_retry=is_retry)
                 added.append(poll)

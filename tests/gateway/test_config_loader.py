@@ -170,7 +170,7 @@ def test_a_device_with_problems_is_not_blamed_on_its_routes(plant):
         ("version: 1\n", "", 1, "version", "'version' is missing"),
         ("links:", "linkz:", 5, "linkz", "unknown key"),
         ("  plc_net:", "  plc net:", 6, "links.plc net", "is not a name for a link"),
-        ("type: modbus-tcp", "type: modbus-rtu", 6, "links.plc_net.type", "not supported in this version"),
+        ("type: modbus-tcp", "type: store", 6, "links.plc_net.type", "not supported in this version"),
         ("timeout: 500ms", "timeout: 0ms", 6, "links.plc_net.timeout", "is not between"),
         ("timeout: 500ms", "timeut: 500ms", 6, "links.plc_net.timeut", "unknown key"),
         ("host: 127.0.0.1, port: 1502", "port: 1502", 6, "links.plc_net.host", "'host' is missing"),

@@ -805,9 +805,6 @@ async def test_a_text_that_no_request_can_write_does_not_end_the_session(server:
         assert gateway.lost == []
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a unit without polls has nothing that asks whether it is back: it stays lost"
-)
 async def test_a_unit_that_is_only_written_to_is_found_again_after_it_was_lost(
     server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

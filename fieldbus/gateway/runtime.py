@@ -15,6 +15,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import time
 from collections.abc import Iterable, Sequence
@@ -86,6 +87,11 @@ class Gateway:
             )
         for status in (*plant.link_status.values(), *plant.device_status.values()):
             self._tell(status)
+        # What was made so far stays for ten years: nobody needs to look through it for garbage again, which
+        # takes half a second where there are a thousand links, and stops everything meanwhile.
+        gc.collect()
+        gc.freeze()
+        settled = asyncio.get_running_loop().call_later(START_UP_S, gc.freeze)
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(session.keep(), name=f"link {name}")
@@ -102,6 +108,8 @@ class Gateway:
                     break
             for task in late:
                 _LOG.error("%s did not end in %.0f s", task.get_name(), SHUTDOWN_S)
+        settled.cancel()
+        gc.unfreeze()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

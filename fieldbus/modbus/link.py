@@ -650,11 +650,7 @@ class ModbusClientLink:
             if state.turns.rank is Rank.LIVE:
                 state.turns.rank = Rank.SUSPECT
             if is_silence and lane.is_hurried and state.turns.rank is Rank.SUSPECT:
-                # Given up before its time: it is asked again when nobody else waits, and that decides.
-                state.was_hurried = True
-                if poll is not None:
-                    poll.due_s = min(poll.due_s, now_s)
-                    self._agenda.add(poll)
+                self._doubt(state, poll, now_s)
                 return
             state.failures += 1
         reason = reason_of(error)
@@ -709,6 +705,20 @@ class ModbusClientLink:
         if poll.is_retry:
             poll.period_s = min(2 * poll.period_s, RETRY_S)
         self._counters["scans_missed"] += self._agenda.reschedule(poll, now_s)
+
+    def _doubt(self, state: UnitState, poll: Poll | None, now_s: float) -> None:
+        """Put off a unit that was given up before its time: when nobody else waits it is asked, which decides."""
+        state.was_hurried = True
+        if not state.polls:
+            return
+        for other in state.polls:  # it will not be read for a while: no value of it may look as if it were
+            self._spoil(other, Reason.TIMEOUT)
+        state.failures = max(state.failures, FAILURES_TO_DEMOTE - 1)
+        state.probes = 2
+        state.turns.probe_at_s = now_s
+        self._agenda.demote(state.turns)
+        if poll is not None:
+            self._agenda.add(poll)
 
     def _lose_unit(
         self, state: UnitState, poll: Poll | None, reason: str, error: RequestError, now_s: float
@@ -851,6 +861,9 @@ class ModbusClientLink:
         self.groups = self._groups()
         if added or gone:
             self._tell(Regrouped([poll.group for poll in gone], [poll.group for poll in added]))
+        for poll in added:
+            if poll.is_retry:  # until it has said so itself, which is soon
+                self._spoil(poll, f"{Reason.DEVICE_EXCEPTION} {pdu.ILLEGAL_DATA_ADDRESS:02X}")
         if added:
             names = ", ".join(sorted(item.point.name for item in state.refused_points))
             _LOG.warning("%s: learned from its refusals: %s", state.unit.device, state.summary(names))
@@ -864,9 +877,9 @@ class ModbusClientLink:
         poll.is_fresh = False
         state.explorer.took(poll.block.table, poll.block.count)
         if poll.is_retry:
-            for point in poll.block.points:
-                state.knowledge.forgive(point)
-            _LOG.info("%s: takes %s again", state.unit.device, poll.block.name)
+            # It was starting, or is another device now: nothing that it refused is believed any more.
+            state.knowledge.refused.clear()
+            _LOG.info("%s: takes %s now", state.unit.device, poll.block.name)
             self._plan_anew(state)
 
     def _relearn(self) -> None:

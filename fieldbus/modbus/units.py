@@ -17,7 +17,7 @@ from fieldbus.modbus.quirks import UnitQuirks
 from fieldbus.modbus.registers import RegisterPoint
 from fieldbus.model import Group
 
-FIRST_RETRY_S = 5.0
+FIRST_RETRY_S = 2.0
 RETRY_S = 300.0
 """How often a point that the device refuses is asked for again; more often at first, for it may have been
 starting."""

@@ -132,20 +132,14 @@ ROUNDS = [
     (105, 120, 8, 100, 3),
     (115, 120, 30, 10, 2),
 ]
-AT_ONCE = pytest.mark.xfail(
-    strict=True,
-    reason="two blocks are explored at once; the plan made after one has the other's block gone, so that what "
-    "its exploration finds out leads to no new plan; and the next one finds nothing that is not known already, "
-    "and gives the block up for a minute",
-)
 
 
 @pytest.mark.parametrize(
     ("seed", "count", "holes", "limit", "limit_code"),
     [
         *ROUNDS,
-        pytest.param(126, 120, 1, 60, 2, marks=AT_ONCE),
-        pytest.param(157, 800, 30, 100, 2, marks=AT_ONCE),
+        (126, 120, 1, 60, 2),
+        (157, 800, 30, 100, 2),
     ],
 )
 async def test_all_that_a_device_has_is_good_within_ten_cycles_with_the_fewest_requests(
@@ -265,11 +259,6 @@ async def test_while_one_device_is_learned_its_neighbour_is_read_as_ever() -> No
         assert max(b - a for a, b in pairwise(times)) < 0.05 + 0.05
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a device that answers 02 to everything while it starts has all its points bad for RETRY_S, "
-    "five minutes, after it is ready",
-)
 async def test_a_device_that_refuses_everything_while_it_starts_has_everything_afterwards() -> None:
     points = points_of("plc", [*range(40), *range(100, 140)])
     async with slave("answer 1", "values mixed", "refuse 0-65535 2") as devices:

@@ -20,7 +20,7 @@ from fieldbus.modbus.learned import fingerprint
 from fieldbus.modbus.places import Framing, SerialPlace, TcpPlace, UdpPlace
 from fieldbus.modbus.planner import Cost, Limits
 from fieldbus.modbus.registers import RegisterPoint, Table
-from fieldbus.modbus.units import RETRY_S, Poll, Unit, UnitState, cost_on
+from fieldbus.modbus.units import FIRST_RETRY_S, RETRY_S, Poll, Unit, UnitState, cost_on
 
 NETWORK = Cost()
 
@@ -118,7 +118,7 @@ def test_what_did_not_change_keeps_its_polls_and_groups() -> None:
     kept = [poll for poll in state.polls if poll not in added]
     assert [poll.group for poll in kept] == [poll.group for poll in before if poll not in gone]
     assert [poll.block.points for poll in added if poll.is_retry] == [(bad,)]
-    assert [poll.period_s for poll in added if poll.is_retry] == [RETRY_S]
+    assert [poll.period_s for poll in added if poll.is_retry] == [FIRST_RETRY_S]
     assert all(poll.due_s == 5.0 for poll in added)
     state.knowledge.forgive(bad)
     gone, added = state.replan(6.0)
@@ -148,11 +148,6 @@ def test_however_often_it_is_planned_anew_each_point_is_in_one_poll(refusals) ->
             assert poll.turns is state.turns
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="at the scan of the retries a poll keeps its role: what was forgiven stays a retry, "
-    "and what was refused is never forgiven",
-)
 @pytest.mark.parametrize("is_refused_at_first", [False, True])
 def test_a_poll_that_becomes_a_retry_or_was_one_says_so_at_any_period(is_refused_at_first: bool) -> None:
     state = state_of(words(5), scan_s=RETRY_S)
@@ -175,11 +170,6 @@ def test_what_is_only_written_is_not_polled_and_the_factors_of_what_is_read_are(
     assert spans(state_of(points).polls) == [("holding", 20, 11)]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=ValueError,
-    reason="its retry is planned without the factor, so the plan raises and the session ends",
-)
 def test_a_refused_value_is_asked_for_again_together_with_its_factor() -> None:
     """Alone it has no scale."""
     factor = point("sf", "holding 30", "int16", access="read")
@@ -188,12 +178,11 @@ def test_a_refused_value_is_asked_for_again_together_with_its_factor() -> None:
     state.knowledge.refuse([value])
     state.replan(0.0)
     retries = [poll for poll in state.polls if poll.is_retry]
-    assert [poll.block.points for poll in retries] == [(value, factor)]
+    assert [(poll.block.points, poll.block.address, poll.block.count) for poll in retries] == [
+        ((value,), 20, 11)
+    ]
 
 
-@pytest.mark.xfail(
-    strict=True, raises=ValueError, reason="the same over a socket: at the next start it is raised at load"
-)
 async def test_a_value_that_a_device_has_not_does_not_cost_its_factor_nor_the_session() -> None:
     factor = point("sf", "holding 30", "int16", access="read")
     value = point("power", "holding 20", "int16", factor=factor, access="read")

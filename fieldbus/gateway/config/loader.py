@@ -12,6 +12,7 @@ Rules:
 from __future__ import annotations
 
 import difflib
+import gc
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -64,7 +65,13 @@ def load(file: Path, *, needs_secrets: bool = True) -> Plant:
     Raises:
         ConfigError: with everything that is wrong.
     """
-    return _Loader(file, needs_secrets).load()
+    is_collecting = gc.isenabled()
+    gc.disable()  # nothing of a plant is garbage, and looking for it doubles the time of a large one
+    try:
+        return _Loader(file, needs_secrets).load()
+    finally:
+        if is_collecting:
+            gc.enable()
 
 
 class _MapFile:

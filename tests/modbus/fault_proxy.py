@@ -154,6 +154,11 @@ class _Client(asyncio.Protocol):
         if upstream is not None and upstream.transport is not None:
             upstream.transport.abort()
 
+    def end(self, how: str) -> None:
+        """End the connection to the client by `FIN` or `RST`."""
+        self._proxy.clients.discard(self)
+        self._do(Step(0.0, how))
+
     def data_received(self, data: bytes) -> None:
         self._buffer += data
         while len(self._buffer) >= 8:

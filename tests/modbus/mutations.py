@@ -4,7 +4,7 @@ Rules of the game (a mutation is fair only if a correct client can find it):
 
 * MBAP: the frame has no checksum, since TCP has one. So what is altered is always something that a client can
   look at: header, function, byte count, size, order, number, time. Registers inside an otherwise right frame
-  stay as they are. Where header or function are made wrong, the registers are inverted as well: whoever takes
+  stay as they are. Where header, function or size are made wrong, the registers are inverted as well: whoever takes
   such a frame has a wrong value.
 * RTU: CRC-16 with polynomial x^16 + x^15 + x^2 + 1 = (x + 1)(x^15 + x + 1) finds every odd number of wrong bits,
   any two of them up to 32767 bits apart, and every burst of at most 16 bits; so one to three bits anywhere and
@@ -203,7 +203,7 @@ def _registers_fewer(a: Answer, rng: random.Random):
 
 
 def _registers_more(a: Answer, rng: random.Random):
-    data = a.pdu[2:]
+    data = _wrong(a.pdu)[2:]
     more = 2 * rng.randrange(1, max(2, (251 - len(data)) // 2))
     data = (data + bytes(more))[:250] if len(data) < 250 else data[:-2]
     return _once(Kind.WRONG, mbap(a.transaction_id, a.unit_id, bytes((a.pdu[0], len(data))) + data))
@@ -211,12 +211,14 @@ def _registers_more(a: Answer, rng: random.Random):
 
 def _count_odd(a: Answer, rng: random.Random):
     size = len(a.pdu) - 3
-    return _once(Kind.WRONG, mbap(a.transaction_id, a.unit_id, bytes((a.pdu[0], size)) + a.pdu[2 : 2 + size]))
+    return _once(
+        Kind.WRONG, mbap(a.transaction_id, a.unit_id, bytes((a.pdu[0], size)) + _wrong(a.pdu)[2 : 2 + size])
+    )
 
 
 def _count_lies(a: Answer, rng: random.Random):
     said = (a.pdu[1] + rng.randrange(1, 256)) % 256
-    return _once(Kind.WRONG, mbap(a.transaction_id, a.unit_id, bytes((a.pdu[0], said)) + a.pdu[2:]))
+    return _once(Kind.WRONG, mbap(a.transaction_id, a.unit_id, bytes((a.pdu[0], said)) + _wrong(a.pdu)[2:]))
 
 
 def _length_absurd(a: Answer, rng: random.Random):
@@ -226,20 +228,21 @@ def _length_absurd(a: Answer, rng: random.Random):
 
 def _length_short(a: Answer, rng: random.Random):
     length = rng.randrange(3, len(a.pdu) + 1) if len(a.pdu) > 3 else 3
-    return _once(Kind.WRONG, mbap(a.transaction_id, a.unit_id, a.pdu, length=length))
+    return _once(Kind.WRONG, mbap(a.transaction_id, a.unit_id, _wrong(a.pdu), length=length))
 
 
 def _length_long(a: Answer, rng: random.Random):
     more = rng.randrange(1, max(2, min(100, 254 - len(a.pdu))))
     length = len(a.pdu) + 1 + more
     return _once(
-        Kind.WRONG, mbap(a.transaction_id, a.unit_id, a.pdu + noise(rng, more + 8), length=min(length, 254))
+        Kind.WRONG,
+        mbap(a.transaction_id, a.unit_id, _wrong(a.pdu) + noise(rng, more + 8), length=min(length, 254)),
     )
 
 
 def _protocol(a: Answer, rng: random.Random):
     protocol_id = rng.choice((1, 1, 0x100, 0xFFFF, rng.randrange(1, 65536)))
-    return _once(Kind.WRONG, mbap(a.transaction_id, a.unit_id, a.pdu, protocol_id))
+    return _once(Kind.WRONG, mbap(a.transaction_id, a.unit_id, _wrong(a.pdu), protocol_id))
 
 
 def _exception(a: Answer, rng: random.Random):
@@ -324,7 +327,7 @@ def _truncated(a: Answer, rng: random.Random):
 
 def _length_promises(a: Answer, rng: random.Random):
     length = min(254, len(a.pdu) + 1 + rng.choice((1, 2, rng.randrange(1, 200))))
-    frame = mbap(a.transaction_id, a.unit_id, a.pdu, length=length)
+    frame = mbap(a.transaction_id, a.unit_id, _wrong(a.pdu), length=length)
     return Kind.WAITING, (Step(0.0, frame), Step(0.0, MUTE))
 
 

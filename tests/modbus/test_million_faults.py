@@ -16,12 +16,13 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack
+from itertools import pairwise
 
 import mutations
 import pytest
 from conftest import eventually, program
 from fault_proxy import Storm, rtu_proxy, storm_on_rtu, tcp_proxy
-from mutations import Answer, Change, Choice, Kind, Mutation
+from mutations import FIN, RST, Answer, Change, Choice, Kind, Mutation
 from rtu_peer import cable, mixed, slave
 from watching import Watch, points_of, watching
 
@@ -451,6 +452,30 @@ async def test_late_answers_on_a_serial_line_are_never_taken_for_the_next_one() 
             for watch in watches:
                 await watch.all_good(15.0)
     assert sum(storm.counts["late"] for storm in storms) > 80 * SCALE
+
+
+async def test_one_of_several_connections_that_ends_is_opened_anew_and_costs_nothing() -> None:
+    def nothing(_: Answer) -> None:
+        return None
+
+    async with (
+        slave("answer 1", "values mixed") as devices,
+        tcp_proxy(devices.port, nothing, 1.0) as proxy,
+    ):
+        unit = unit_of(1, scan_s=0.01, timeout_s=1.0)
+        watch = Watch(one_link(TcpPlace("127.0.0.1", proxy.port), unit, connections=3))
+        async with watching(watch):
+            await watch.all_good()
+            assert len(proxy.clients) == 3
+            for how in (FIN, RST, FIN, RST):
+                began_s = time.monotonic()
+                for client in list(proxy.clients)[: 1 if how == FIN else 2]:
+                    client.end(how)
+                await eventually(lambda: len(proxy.clients) == 3, 3.0, "three connections again")
+                await watch.all_good(2.0)
+                times = [began_s, *(at_s for at_s in watch.good_at_s["unit1"] if at_s > began_s)]
+                assert max(later - earlier for earlier, later in pairwise(times)) <= COSTS_AT_MOST_S
+        assert watch.lost == {}
 
 
 # --- the device says no, once -----------------------------------------------------------------------

@@ -38,6 +38,8 @@ _BROADCAST_S = 0.1
 _TLS_WORDS = {
     "wrong version number": "the server does not speak TLS",
     "record layer failure": "the server does not speak TLS",
+    "sslv3 alert handshake failure": "the server broke off (it may want a certificate of ours)",
+    "tlsv1 alert handshake failure": "the server broke off (it may want a certificate of ours)",
     "tlsv13 alert certificate required": "the server wants a certificate of ours",
     "peer did not return a certificate": "the server wants a certificate of ours",
     "tlsv1 alert unknown ca": "the server does not know who signed our certificate",

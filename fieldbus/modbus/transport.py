@@ -24,6 +24,13 @@ from fieldbus.modbus.framing import AsciiFramer, Framer, MbapFramer, RtuFramer
 from fieldbus.modbus.places import DialInPlace, Framing, Place, SerialPlace, TcpPlace, TlsFiles, UdpPlace
 from fieldbus.modbus.quirks import LineQuirks
 
+# pyserial's own exception is an OSError; that of the system for settings is not.
+_PORT_ERRORS: tuple[type[Exception], ...] = (OSError, ValueError)
+with contextlib.suppress(ImportError):  # not on Windows
+    import termios
+
+    _PORT_ERRORS += (termios.error,)
+
 # What pymodbus would say is said better by the gateway, once.
 logging.getLogger("pymodbus").setLevel(logging.CRITICAL)
 
@@ -164,8 +171,8 @@ def open_serial(place: SerialPlace, protocol: asyncio.Protocol) -> SerialTranspo
         transport = SerialTransport(
             loop, protocol, place.port, place.baudrate, place.bytesize, place.parity, place.stopbits, 0
         )
-    except (OSError, ValueError) as error:  # pyserial's own exception is an OSError
-        raise LinkDownError(_serial_reason(error)) from error
+    except _PORT_ERRORS as error:
+        raise LinkDownError(_serial_reason(error, place)) from error
     try:
         if place.rs485:
             from serial.rs485 import RS485Settings  # noqa: PLC0415 - only where the kernel has it
@@ -177,15 +184,18 @@ def open_serial(place: SerialPlace, protocol: asyncio.Protocol) -> SerialTranspo
                 delay_before_rx=place.rts_delay_s,
             )
         transport.sync_serial.reset_input_buffer()
-    except (OSError, ValueError) as error:
+    except _PORT_ERRORS as error:
         transport.sync_serial.close()
-        reason = "the driver of the port has no RS-485 mode" if place.rs485 else _serial_reason(error)
+        has_no_mode = "the driver of the port has no RS-485 mode"
+        reason = has_no_mode if place.rs485 else _serial_reason(error, place)
         raise LinkDownError(reason) from error
     return transport
 
 
-def _serial_reason(error: BaseException) -> str:
-    number = getattr(error, "errno", None)
+def _serial_reason(error: BaseException, place: SerialPlace) -> str:
+    if not isinstance(error, OSError):
+        return f"the port cannot be set to {place.baudrate} {place.bytesize}{place.parity}{place.stopbits:g}"
+    number = error.errno
     if number == 2:
         return "there is no such port"
     if number in (11, 16):
@@ -197,7 +207,9 @@ def _serial_reason(error: BaseException) -> str:
     text = str(error)
     if "exclusively lock" in text:
         return "another program has the port"
-    return "this is no serial port" if "Inappropriate ioctl" in text else connection_reason(error)
+    if number in (6, 21) or "Inappropriate ioctl" in text:
+        return "this is no serial port"
+    return connection_reason(error)
 
 
 def client_context(files: TlsFiles) -> ssl.SSLContext:

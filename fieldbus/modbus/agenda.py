@@ -2,14 +2,14 @@
 
 Rules:
 
-* Polls have deadlines, not sleeps: a late poll does not move the next one. A period that was missed whole is
-  skipped and counted.
+* Polls have deadlines, not sleeps: a late poll does not move the next one, so what is late is read as soon as
+  may be; a period that was missed whole is skipped and counted.
 * The first poll of all comes at once, people wait for it; from then on each unit has a slot of its period,
   so that a thousand devices do not fire together. Slots are the same for all links: to wake up for one poll
   costs more than the poll.
 * Three ranks. Units that answer come first, in order of their deadlines. A unit that failed the last time
-  (suspect) waits until none of them is due, and so does the question whether a demoted unit is back (probe);
-  but where the line is never idle one of them goes ahead every `STARVED_S`.
+  (suspect) and the question whether a demoted one is back (probe) wait until none of them is due, whichever
+  waits longer first; but where the line is never idle one of them goes ahead every `STARVED_S`.
 * A demoted unit is not polled; it is probed at `probe_at_s`, with one of its polls after the other.
 """
 
@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Generic, Protocol, TypeVar
 
-SLOTS = 5
+SLOTS = 4
 """Parts of a period on which polls are spread."""
 GRAIN_S = 0.001
 """Event loops count time in milliseconds: who waits for less wakes several times in vain."""
@@ -139,11 +139,9 @@ class Agenda(Generic[PollT]):
             next_s = (poll.due_s // period_s + poll.turns.slot) * period_s
             if next_s <= now_s:
                 next_s += ((now_s - next_s) // period_s + 1) * period_s
-        missed = 0
-        if next_s < now_s:
-            missed = int((now_s - next_s) // period_s) + 1
-            next_s += missed * period_s
-            self.missed += missed
+        missed = max(0, int((now_s - next_s) // period_s))
+        next_s += missed * period_s
+        self.missed += missed
         poll.due_s = next_s
         self.add(poll)
         return missed
@@ -184,35 +182,21 @@ class Agenda(Generic[PollT]):
             if poll in poll.turns.parked:
                 poll.turns.parked.remove(poll)
 
-    def has_due(self, now_s: float) -> bool:
-        """Return whether a live unit is waiting for its turn."""
-        return any(
-            due_s <= now_s and not poll.is_gone and poll.turns.rank is Rank.LIVE
-            for due_s, _, poll in self._live[:3]
-        )
-
     def _pick_doubtful(self, now_s: float, *, is_urgent: bool) -> PollT | None:
         """Return a suspect's poll or a probe that is due, unless a live unit goes first."""
         if is_urgent and now_s < self._doubtful_at_s + STARVED_S:
             return None
-        suspect = self._suspect
-        while suspect:
-            due_s, _, poll = suspect[0]
-            if due_s > now_s + GRAIN_S:
-                break
-            is_suspect = not poll.is_gone and poll.turns.rank is Rank.SUSPECT
-            if is_suspect and is_urgent and now_s < due_s + STARVED_S:
-                break
-            heapq.heappop(suspect)
-            if is_suspect:
-                return poll
-            self.add(poll)
         late_s = STARVED_S if is_urgent else -GRAIN_S
-        waiting = [
-            turns for turns in self._demoted if turns.can_be_probed and turns.probe_at_s + late_s <= now_s
-        ]
-        if not waiting:
+        suspect = self._suspect
+        while suspect and (suspect[0][2].is_gone or suspect[0][2].turns.rank is not Rank.SUSPECT):
+            self.add(heapq.heappop(suspect)[2])
+        waiting = [turns for turns in self._demoted if turns.can_be_probed]
+        turns = min(waiting, key=lambda item: item.probe_at_s, default=None)
+        if turns is not None and (not suspect or turns.probe_at_s < suspect[0][0]):
+            if turns.probe_at_s + late_s > now_s:
+                return None
+            turns.probe = turns.parked.pop(0)
+            return turns.probe  # type: ignore[return-value]
+        if not suspect or suspect[0][0] + late_s > now_s:
             return None
-        turns = min(waiting, key=lambda item: item.probe_at_s)
-        turns.probe = turns.parked.pop(0)
-        return turns.probe  # type: ignore[return-value]
+        return heapq.heappop(suspect)[2]

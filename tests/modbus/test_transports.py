@@ -56,7 +56,7 @@ def watched(
     *units: Unit,
     truth: Truth = own_address,
     connections: int = 1,
-    quirks: LineQuirks = LineQuirks(),
+    quirks: LineQuirks = LineQuirks(),  # noqa: B008 - frozen
     connect_timeout_s: float = 1.0,
     pause_s: float = 0.02,
 ) -> Watch:

@@ -206,6 +206,34 @@ async def test_units_that_were_dead_from_the_start_hold_the_live_one_up_no_more(
     await asyncio.gather(*map(begin, KINDS))
 
 
+async def become_slow(kind: str) -> None:
+    scan_s, timeout_s = 0.4, 0.4
+    async with devices_on(kind, "answer 1-3") as (place, devices):
+        watch = Watch(ModbusClientLink("net", place, [unit(n, scan_s, timeout_s) for n in (1, 2, 3)]))
+        async with watching(watch):
+            await watch.all_good()
+            await asyncio.sleep(2 * scan_s)
+            await devices.tell("delay 2 150", "silent 3")
+            await asyncio.sleep(3.0)
+            since_s = time.monotonic()
+            await asyncio.sleep(4.0)
+            until_s = time.monotonic()
+            times = watch.good_at_s["unit2"]
+            kept = sum(since_s < at_s <= until_s for at_s in times) / ((until_s - since_s) / scan_s)
+            gap_s = longest_gap(times, since_s, until_s)
+            print(f"\n{kind}: the slow one keeps {kept:.0%}, longest gap {gap_s * 1000:.0f} ms")
+            assert [event.is_online for _, event in watch.health if event.device == "unit2"] == [True]
+            assert kept >= 0.9
+            assert set(watch.bad) == {f"unit3.holding{n}" for n in range(10)}
+            bad = [at_s - since_s for at_s in watch.bad_at_s.get("unit2", ()) if at_s > since_s]
+            assert not bad, f"values were bad although the unit was in time, after {bad}"
+
+
+@pytest.mark.system
+async def test_a_unit_that_becomes_slow_beside_a_dead_one_but_is_in_time_keeps_its_values() -> None:
+    await asyncio.gather(*map(become_slow, KINDS))
+
+
 class Crowd:
     """A hundred units on one connection, of which twenty die at once."""
 

@@ -51,6 +51,8 @@ class Watch:
         self.good_batches = 0
         self.good_at_s: dict[str, list[float]] = {}
         """When each device had good batches."""
+        self.bad_at_s: dict[str, list[float]] = {}
+        """When each device had batches that were not good."""
         self.reasons: Counter[str] = Counter()
         self.lost: Counter[str] = Counter()
         self.health: list[tuple[float, DeviceHealth]] = []
@@ -104,6 +106,8 @@ class Watch:
             self.on_good(batch)
             if not batch.changed:
                 return
+        else:
+            self.bad_at_s.setdefault(group.points[0].device, []).append(time.monotonic())
         for index, point in enumerate(group.points):
             sample = batch.sample(index)
             self.samples[point.address] = sample

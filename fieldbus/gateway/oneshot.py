@@ -18,7 +18,7 @@ from fieldbus.errors import LinkDownError, RefusedError
 from fieldbus.gateway.plant import Plant
 from fieldbus.link import Link, Regrouped, WriteOutcome, WriteResult
 from fieldbus.modbus.link import ModbusClientLink
-from fieldbus.modbus.places import TcpPlace
+from fieldbus.modbus.places import Place, SerialPlace, TcpPlace
 from fieldbus.modbus.server import ModbusServerLink
 from fieldbus.modbus.units import Unit
 from fieldbus.model import Access, Batch, Group, Kind, Point, Quality, Reason, Sample, Value
@@ -34,12 +34,21 @@ async def read(plant: Plant, points: Sequence[Point], timeout_s: float) -> dict[
     for point in points:
         by_link.setdefault(plant.link_of[point.device], []).append(point)
     await asyncio.gather(
-        *(
-            _read_link(_link_for(plant, name, members), members, timeout_s, found)
-            for name, members in by_link.items()
-        )
+        *(_read_from(plant, name, members, timeout_s, found) for name, members in by_link.items())
     )
     return found
+
+
+async def _read_from(
+    plant: Plant, name: str, points: Sequence[Point], timeout_s: float, found: dict[Point, Sample]
+) -> None:
+    try:
+        link = _link_for(plant, name, points)
+    except LinkDownError as error:
+        reason = f"{Reason.NOT_CONNECTED}: {error}"
+        found.update({point: Sample(None, Quality.BAD, reason, time.time_ns()) for point in points})
+        return
+    await _read_link(link, points, timeout_s, found)
 
 
 async def _read_link(
@@ -103,7 +112,13 @@ async def write(plant: Plant, values: Mapping[Point, Value], timeout_s: float) -
         else:
             by_link.setdefault(plant.link_of[point.device], {})[point] = value
     for name, members in by_link.items():
-        link = _link_for(plant, name, list(members), is_write=True)
+        try:
+            link = _link_for(plant, name, list(members), is_write=True)
+        except LinkDownError as error:
+            reason = f"{Reason.NOT_CONNECTED}: {error}"
+            failed = WriteOutcome.FAILED
+            results |= {point: WriteResult(point, value, failed, reason) for point, value in members.items()}
+            continue
         for result in await _write_link(link, members, timeout_s):
             results[result.point] = result
     return [results[point] for point in values]
@@ -179,7 +194,11 @@ def parse_value(point: Point, text: str) -> Value:
 
 
 def _link_for(plant: Plant, name: str, points: Sequence[Point], *, is_write: bool = False) -> Link:
-    """Return a link of its own for just these points."""
+    """Return a link of its own for just these points.
+
+    Raises:
+        LinkDownError: it cannot be had from here.
+    """
     link = plant.links[name]
     wanted = set(points)
     if isinstance(link, ModbusClientLink):
@@ -200,8 +219,8 @@ def _link_for(plant: Plant, name: str, points: Sequence[Point], *, is_write: boo
             )
             for unit in link.units
         ]
-        host = "127.0.0.1" if link.host in ("0.0.0.0", "::", "") else link.host  # noqa: S104
-        return ModbusClientLink(name, TcpPlace(host, link.port), [unit for unit in as_master if unit.points])
+        units = [unit for unit in as_master if unit.points]
+        return ModbusClientLink(name, _as_masters_see(link), units)
     if isinstance(link, CanLink):
         messages: list[CanMessage] = [
             message for message in link.messages if wanted & set(message.points.values())
@@ -210,6 +229,21 @@ def _link_for(plant: Plant, name: str, points: Sequence[Point], *, is_write: boo
     if isinstance(link, MqttLink):
         return link.aside(f"fieldbus-{os.getpid()}-{name}")
     return link
+
+
+def _as_masters_see(link: ModbusServerLink) -> Place:
+    """Return where masters find what we serve.
+
+    Raises:
+        LinkDownError: only those find it that are on the line, or have a certificate.
+    """
+    place = link.place
+    if isinstance(place, SerialPlace):
+        raise LinkDownError(f"it is served on {place.port}, for masters on that line; see `watch`")
+    if isinstance(place, TcpPlace) and place.tls is not None:
+        raise LinkDownError("it is served to masters with a certificate; see `watch`")
+    host = "127.0.0.1" if link.host in ("0.0.0.0", "::", "") else link.host  # noqa: S104
+    return replace(place, host=host, port=link.port)
 
 
 def _unit_for(unit: Unit, wanted: set[Point], *, is_write: bool) -> Unit:

@@ -18,7 +18,8 @@ from fieldbus.canbus.link import CanLink, CanMessage
 from fieldbus.errors import LinkDownError
 from fieldbus.gateway.plant import Plant
 from fieldbus.modbus.link import ModbusClientLink
-from fieldbus.modbus.places import Framing, TcpPlace
+from fieldbus.modbus.places import Framing, SerialPlace, TcpPlace
+from fieldbus.modbus.server import ModbusServerLink
 from fieldbus.simulate.can import SimulatedNodes
 from fieldbus.simulate.modbus import SimulatedPlc
 
@@ -59,6 +60,8 @@ class Simulation:
                 self._add_plc(name, link)
             elif isinstance(link, CanLink):
                 self._add_nodes(name, link)
+            elif isinstance(link, ModbusServerLink) and isinstance(link.place, SerialPlace):
+                self._serve_on_network(name, link)
 
     @property
     def places(self) -> list[tuple[str, str]]:
@@ -95,6 +98,14 @@ class Simulation:
         link.memory = None  # what a simulator teaches is not true of the device
         simulator = SimulatedPlc(name, place.host, place.port, link.units)
         self._simulators.append((name, simulator, link.endpoint))
+
+    def _serve_on_network(self, name: str, link: ModbusServerLink) -> None:
+        """Serve on a local port what would be served on a serial line that is not there."""
+        if not self._is_alone:
+            line = link.endpoint
+            link.host, link.port = "127.0.0.1", _free_port()
+            link.place = TcpPlace(link.host, link.port)
+            _LOG.info("%s: served at %s instead of %s", name, link.endpoint, line)
 
     def _add_nodes(self, name: str, link: CanLink) -> None:
         interface = str(link.options.get("interface"))

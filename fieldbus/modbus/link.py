@@ -707,7 +707,7 @@ class ModbusClientLink:
         self._counters["scans_missed"] += self._agenda.reschedule(poll, now_s)
 
     def _doubt(self, state: UnitState, poll: Poll | None, now_s: float) -> None:
-        """Put off a unit that was given up before its time: when nobody else waits it is asked, which decides."""
+        """Put off a unit that was given up early: it is asked when nobody else waits, which decides."""
         state.was_hurried = True
         if not state.polls:
             return

@@ -298,30 +298,32 @@ async def tcp_proxy(server_port: int, choose: Choose, timeout_s: float) -> Async
 
 
 class RtuProxy:
-    """Stands between two serial ports: `client_name` is for the client, `device_name` for the devices."""
+    """Stands between a client and serial devices, whose port is `device.name`."""
 
-    def __init__(self, client: Pty, device: Pty, choose: Choose, timeout_s: float) -> None:
+    def __init__(self, device: Pty, choose: Choose, timeout_s: float) -> None:
         self.choose = choose
         self.timeout_s = timeout_s
-        self.client_name = client.name
-        self.device_name = device.name
         self.spoilt: Callable[[Mutation], None] = lambda _: None
-        self._client = client
+        self.write: Callable[[bytes], None] = lambda _: None
+        """Gives bytes to the client."""
         self._device = device
         self._asked = b""
         self._buffer = b""
         self._devices: dict[int, _Sending] = {}
-        loop = asyncio.get_running_loop()
-        loop.add_reader(client.master, self._request)
-        loop.add_reader(device.master, self._answer)
+        asyncio.get_running_loop().add_reader(device.master, self._answer)
+
+    @property
+    def device_name(self) -> str:
+        """The port for the devices."""
+        return self._device.name
 
     def stop(self) -> None:
         """Let nothing through any more."""
         for device in self._devices.values():
             device.stop()
 
-    def _request(self) -> None:
-        data = _read(self._client)
+    def request(self, data: bytes) -> None:
+        """Take what the client sends."""
         # A new request begins where the one before had its answer or will have none.
         self._asked = data if len(self._asked) >= 8 else self._asked + data
         self._buffer = b""
@@ -339,17 +341,20 @@ class RtuProxy:
         mutation = None
         if not frame[1] & 0x80:
             mutation = self.choose(Answer(frame[0], frame[1:-2], asked[1:-2], frame, self.timeout_s))
-        device = self._devices.setdefault(frame[0], _Sending(self._client))
+        device = self._devices.setdefault(frame[0], _Sending(self._give))
         device.send((Step(0.0, frame),) if mutation is None else mutation.steps)
         if mutation is not None:
             self.spoilt(mutation)
+
+    def _give(self, data: bytes) -> None:
+        self.write(data)
 
 
 class _Sending:
     """What one serial device sends: one answer after the other, so what is late comes before what is not."""
 
-    def __init__(self, line: Pty) -> None:
-        self._line = line
+    def __init__(self, write: Callable[[bytes], None]) -> None:
+        self._write = write
         self._steps: list[Step] = []
         self._timer: asyncio.TimerHandle | None = None
 
@@ -380,7 +385,7 @@ class _Sending:
                 return
             del self._steps[0]
             if isinstance(step.what, bytes):
-                self._line.write(step.what)
+                self._write(step.what)
 
 
 def storm_on_rtu(
@@ -391,14 +396,62 @@ def storm_on_rtu(
 
 
 @asynccontextmanager
-async def rtu_proxy(choose: Choose, timeout_s: float) -> AsyncIterator[RtuProxy]:
-    """Run a proxy on a serial line of its own for as long as the block lasts."""
+async def rtu_proxy(choose: Choose, timeout_s: float) -> AsyncIterator[tuple[RtuProxy, str]]:
+    """Run a proxy on a serial line of its own for as long as the block lasts; gives the client's port too."""
     async with ptys(2) as (client, device):
-        proxy = RtuProxy(client, device, choose, timeout_s)
+        proxy = RtuProxy(device, choose, timeout_s)
+        proxy.write = client.write
+        asyncio.get_running_loop().add_reader(client.master, lambda: proxy.request(_read(client)))
         try:
-            yield proxy
+            yield proxy, client.name
         finally:
             proxy.stop()
+
+
+class _Caller(asyncio.Protocol):
+    """A client of a serial device server, as long as it is the newest."""
+
+    def __init__(self, proxy: RtuProxy, callers: set[_Caller]) -> None:
+        self._proxy = proxy
+        self._callers = callers
+        self.transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
+        self._callers.add(self)
+        _no_delay(transport)
+        # What comes from the line goes to whoever is connected now, whoever asked for it.
+        self._proxy.write = self._send
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._callers.discard(self)
+
+    def data_received(self, data: bytes) -> None:
+        self._proxy.request(data)
+
+    def _send(self, data: bytes) -> None:
+        if self in self._callers and self.transport is not None:
+            self.transport.write(data)
+
+
+@asynccontextmanager
+async def rtu_over_tcp_proxy(choose: Choose, timeout_s: float) -> AsyncIterator[tuple[RtuProxy, int]]:
+    """Run a serial device server that spoils answers for as long as the block lasts; gives its port too."""
+    callers: set[_Caller] = set()
+    async with ptys(1) as (device,):
+        proxy = RtuProxy(device, choose, timeout_s)
+        server = await asyncio.get_running_loop().create_server(
+            lambda: _Caller(proxy, callers), "127.0.0.1", 0
+        )
+        try:
+            yield proxy, server.sockets[0].getsockname()[1]
+        finally:
+            server.close()
+            proxy.stop()
+            for caller in list(callers):
+                if caller.transport is not None:
+                    caller.transport.abort()
+            await asyncio.sleep(0.01)
 
 
 def _read(end: Pty) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -104,6 +104,13 @@ async def devices_on(kind: str, *commands: str) -> AsyncIterator[tuple[Place, Sl
             yield SerialPlace(ours, baudrate=115200), running
 
 
+async def on_both(play: Callable[[str], Coroutine[object, object, None]]) -> None:
+    """Play a scene on TCP and on a serial line, at the same time."""
+    async with asyncio.TaskGroup() as scenes:
+        for kind in KINDS:
+            scenes.create_task(play(kind))
+
+
 def unit(number: int, scan_s: float, timeout_s: float, addresses: Sequence[int] = range(10)) -> Unit:
     device = f"unit{number}"
     return Unit(device, number, points_of(device, addresses), scan_s, timeout_s)
@@ -137,13 +144,7 @@ def delay(watch: Watch, device: str, since_s: float) -> float:
 
 
 @pytest.mark.system
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "tcp",
-        "rtu",
-    ],
-)
+@pytest.mark.parametrize("kind", KINDS)
 async def test_three_units_of_four_that_die_at_once_hold_the_live_one_up_by_two_scans_and_a_timeout(
     kind: str,
 ) -> None:
@@ -185,7 +186,7 @@ async def stay_dead(kind: str, dead_s: float) -> None:
 
 @pytest.mark.system
 async def test_units_that_stay_dead_cost_a_timeout_at_most_and_are_back_within_ten_seconds() -> None:
-    await asyncio.gather(*(stay_dead(kind, 13.0 * SCALE) for kind in KINDS))
+    await on_both(lambda kind: stay_dead(kind, 13.0 * SCALE))
 
 
 @pytest.mark.system
@@ -203,7 +204,7 @@ async def test_units_that_were_dead_from_the_start_hold_the_live_one_up_no_more(
             await devices.tell("answer 1-4")
             await watch.all_good(10.0)
 
-    await asyncio.gather(*map(begin, KINDS))
+    await on_both(begin)
 
 
 async def become_slow(kind: str) -> None:
@@ -231,7 +232,7 @@ async def become_slow(kind: str) -> None:
 
 @pytest.mark.system
 async def test_a_unit_that_becomes_slow_beside_a_dead_one_but_is_in_time_keeps_its_values() -> None:
-    await asyncio.gather(*map(become_slow, KINDS))
+    await on_both(become_slow)
 
 
 class Crowd:
@@ -279,8 +280,13 @@ async def crowd(connections: int) -> AsyncIterator[Crowd]:
 
 
 @pytest.mark.system
-@pytest.mark.parametrize("connections", [1, 3])
-async def test_twenty_dead_units_of_a_hundred_cost_the_live_ones_hardly_an_update(connections: int) -> None:
+async def test_twenty_dead_units_of_a_hundred_cost_the_live_ones_hardly_an_update() -> None:
+    async with asyncio.TaskGroup() as scenes:
+        for connections in (1, 3):
+            scenes.create_task(lose_twenty(connections))
+
+
+async def lose_twenty(connections: int) -> None:
     async with crowd(connections) as units:
         await units.die()
         offline: set[str] = set()
@@ -304,8 +310,8 @@ async def test_twenty_units_that_die_at_once_cost_the_live_ones_no_more_than_a_f
     async with crowd(connections=1) as units:
         await units.die()
         share, least, gap_s = await units.kept(6.0)
-        assert share >= 0.8  # each of the twenty has to be waited for once
-        assert least >= 0.7
+        assert share >= 0.92  # each of the twenty has to be waited for once
+        assert least >= 0.8
         assert gap_s - units.scan_s <= 2 * units.scan_s + units.timeout_s + GRACE_S
 
 
@@ -324,10 +330,11 @@ async def test_the_values_of_units_that_die_at_once_do_not_stay_good() -> None:
 
 @pytest.mark.system
 @pytest.mark.parametrize("code", [5, 6])
-@pytest.mark.parametrize("kind", KINDS)
-async def test_a_device_that_is_busy_is_asked_later_and_its_value_is_never_a_zero(
-    kind: str, code: int
-) -> None:
+async def test_a_device_that_is_busy_is_asked_later_and_its_value_is_never_a_zero(code: int) -> None:
+    await on_both(lambda kind: be_busy(kind, code))
+
+
+async def be_busy(kind: str, code: int) -> None:
     async with devices_on(kind, "answer 1-2") as (place, devices):
         units = [unit(1, 0.05, 0.5), unit(2, 0.05, 0.5)]
         watch = Watch(ModbusClientLink("net", place, units))
@@ -348,8 +355,11 @@ async def test_a_device_that_is_busy_is_asked_later_and_its_value_is_never_a_zer
 
 
 @pytest.mark.system
-@pytest.mark.parametrize("kind", KINDS)
-async def test_a_block_that_the_device_cannot_read_is_bad_and_no_other(kind: str) -> None:
+async def test_a_block_that_the_device_cannot_read_is_bad_and_no_other() -> None:
+    await on_both(fail_one_block)
+
+
+async def fail_one_block(kind: str) -> None:
     async with devices_on(kind, "answer 1") as (place, devices):
         points = [*range(10), *range(5000, 5010)]
         watch = Watch(ModbusClientLink("net", place, [unit(1, 0.05, 0.5, points)]))
@@ -371,10 +381,11 @@ async def test_a_block_that_the_device_cannot_read_is_bad_and_no_other(kind: str
 
 @pytest.mark.system
 @pytest.mark.parametrize("code", [0x0A, 0x0B])
-@pytest.mark.parametrize("kind", KINDS)
-async def test_a_gateway_that_cannot_reach_a_unit_loses_us_that_unit_and_not_the_link(
-    kind: str, code: int
-) -> None:
+async def test_a_gateway_that_cannot_reach_a_unit_loses_us_that_unit_and_not_the_link(code: int) -> None:
+    await on_both(lambda kind: lose_a_unit(kind, code))
+
+
+async def lose_a_unit(kind: str, code: int) -> None:
     async with devices_on(kind, "answer 1-2") as (place, devices):
         watch = Watch(ModbusClientLink("net", place, [unit(1, 0.05, 0.5), unit(2, 0.05, 0.5, [1, 5000])]))
         async with watching(watch):

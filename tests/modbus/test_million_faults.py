@@ -14,7 +14,7 @@ import random
 import struct
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from itertools import pairwise
 
@@ -355,13 +355,17 @@ def judge(costs: Mapping[str, list[float]]) -> None:
     assert {name: found for name, found in late.items() if found[-2] > COSTS_AT_MOST_S * 1000} == {}
 
 
-async def measured(names: Iterable[str], measure: Callable[[str], Awaitable[list[float]]]) -> None:
+async def measured(
+    names: Iterable[str], measure: Callable[[str], Coroutine[object, object, list[float]]]
+) -> None:
     """Measure some at a time; none may be late."""
     waiting = list(names)
     costs: dict[str, list[float]] = {}
     while waiting:
         some, waiting = waiting[:5], waiting[5:]
-        costs.update(zip(some, await asyncio.gather(*map(measure, some)), strict=True))
+        async with asyncio.TaskGroup() as group:
+            tasks = {name: group.create_task(measure(name)) for name in some}
+        costs.update((name, task.result()) for name, task in tasks.items())
     judge(costs)
 
 
@@ -484,12 +488,6 @@ async def test_one_of_several_connections_that_ends_is_opened_anew_and_costs_not
         assert watch.lost == {}
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a new session on a line without transactions forgets what may still come: UnitState.forget_session "
-    "clears the suspects, and the first request is sent at once, so that the answer to the last request of "
-    "the session before is taken for its answer if both have one shape: a wrong value that is good",
-)
 @pytest.mark.parametrize("is_over_tcp", [False, True], ids=["a serial port", "a serial device server"])
 async def test_an_answer_that_the_session_before_asked_for_is_none_of_this_one(is_over_tcp: bool) -> None:
     """Devices take 40 ms to answer; sessions end at any moment, and the next one begins at once."""
@@ -514,7 +512,9 @@ async def test_an_answer_that_the_session_before_asked_for_is_none_of_this_one(i
 
 
 async def test_an_exception_of_any_code_that_is_not_repeated_leaves_nothing_behind() -> None:
-    await asyncio.gather(refused_once("tcp"), refused_once("rtu"))
+    async with asyncio.TaskGroup() as scenes:
+        for kind in ("tcp", "rtu"):
+            scenes.create_task(refused_once(kind))
 
 
 async def refused_once(kind: str) -> None:

@@ -151,13 +151,22 @@ def _truth(item: RegisterPoint, unit_id: int, truth: Truth) -> Value:
     return value
 
 
+_listeners: list[list[str]] = []
+"""Of all that watch now: where exceptions go that nobody fetched."""
+
+
+def _complain(_: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+    for listener in _listeners:
+        listener.append(str(context))
+
+
 @asynccontextmanager
 async def watching(*watches: Watch) -> AsyncIterator[None]:
     """Keep links for as long as the block lasts; nothing that they said may have been wrong."""
     complaints: list[str] = []
     loop = asyncio.get_running_loop()
-    before = loop.get_exception_handler()
-    loop.set_exception_handler(lambda _, context: complaints.append(str(context)))
+    _listeners.append(complaints)
+    loop.set_exception_handler(_complain)
     running = [asyncio.create_task(watch.keep()) for watch in watches]
     try:
         yield
@@ -167,7 +176,9 @@ async def watching(*watches: Watch) -> AsyncIterator[None]:
             task.cancel()
         results = await asyncio.gather(*running, return_exceptions=True)
         await asyncio.sleep(0.01)
-        loop.set_exception_handler(before)
+        _listeners[:] = [other for other in _listeners if other is not complaints]
+        if not _listeners:
+            loop.set_exception_handler(None)
         for result in results:
             if isinstance(result, Exception):
                 raise result

@@ -100,6 +100,10 @@ class LinkSettings(Settings):
 
     description: str = ""
 
+    def conflict(self, other: LinkSettings) -> tuple[str, str] | None:
+        """Return the key and the reason for which there cannot be both links, None if there can."""
+        return None
+
 
 class DeviceSettings(Settings):
     """What every device has."""

@@ -80,7 +80,8 @@ async def _read_link(
 
     reason: str = Reason.WAITING
     try:
-        await link.connect()
+        async with asyncio.timeout(timeout_s):
+            await link.connect()
         running = asyncio.create_task(link.run(emit, regroup))
         ended = asyncio.create_task(done.wait())
         try:
@@ -91,6 +92,8 @@ async def _read_link(
             for task in (running, ended):
                 task.cancel()
             await asyncio.gather(running, ended, return_exceptions=True)
+    except TimeoutError:
+        reason = Reason.NOT_CONNECTED
     except LinkDownError as error:
         reason = f"{Reason.NOT_CONNECTED}: {error}"
     finally:
@@ -128,7 +131,8 @@ async def _write_link(link: Link, values: Mapping[Point, Value], timeout_s: floa
     own = {place.address: place for place in link_points(link)}
     names = {own[point.address]: point for point in values}
     try:
-        await link.connect()
+        async with asyncio.timeout(timeout_s):
+            await link.connect()
         running = asyncio.create_task(link.run(lambda _: None, lambda _: None))
         try:
             await asyncio.sleep(0)

@@ -3,7 +3,7 @@
 Rules:
 
 * What happened is said once: connected, lost and why, back after how long. While a link stays away
-  for one reason nothing more is said.
+  for one reason, or is lost again each time that it is there, nothing more is said.
 * When a link is lost its points are bad at once. What routes had written to it counts as not written:
   who knows what a machine has kept through a power cut. Each source's next sample is written anew.
 * The waits grow from half a second to ten, with jitter, so that a hundred gateways do not come back in
@@ -27,6 +27,8 @@ from fieldbus.model import Point, Reason
 
 FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 10.0
+_SHAKY_S = 2.0
+"""A session shorter than this was none, for people."""
 _HELD_S = 5.0
 """A session that held so long was a good one: the next wait is short again."""
 
@@ -72,6 +74,14 @@ class Session:
         """Device to the reason for which it was last said to be lost."""
         self._write_troubles: dict[Point, str] = {}
         self._waiting_reason: str | None = None
+        self._announcement: asyncio.TimerHandle | None = None
+        self._is_announced = False
+        """Whether it was said that the link is there, and not that it is lost."""
+        self._is_known = False
+        """Whether that was ever said."""
+        self._short_sessions = 0
+        """How many in a row ended as soon as they had begun."""
+        self._up_at_s = 0.0
         self._lost_at_s = time.monotonic()
 
     async def keep(self) -> None:
@@ -89,6 +99,8 @@ class Session:
             except LinkDownError as error:
                 reason = str(error)
             except asyncio.CancelledError:
+                if self._announcement is not None:
+                    self._announcement.cancel()
                 raise
             except Exception:
                 _LOG.exception("%s: internal error; the link is opened anew", self._link.name)
@@ -108,29 +120,43 @@ class Session:
             _LOG.exception("%s: internal error while closing", self._link.name)
 
     def _came_up(self) -> None:
-        verb = "listening on" if self._link.is_listener else "connected to"
-        if self._sessions:
-            away_s = time.monotonic() - self._lost_at_s
-            _LOG.info("%s: back, %s %s after %.1f s", self._link.name, verb, self._link.endpoint, away_s)
+        self._up_at_s = time.monotonic()
+        if self._short_sessions > 1:
+            # It was lost again at once, more than once: it is only said to be back when it has held.
+            loop = asyncio.get_running_loop()
+            self._announcement = loop.call_later(_SHAKY_S, self._announce, self._up_at_s)
         else:
-            _LOG.info("%s: %s %s", self._link.name, verb, self._link.endpoint)
-        self._waiting_reason = None
+            self._announce(self._up_at_s)
         self._status.set(connected=True, reconnects=self._sessions)
         self._sessions += 1
         self._tell(self._status)
 
+    def _announce(self, since_s: float) -> None:
+        """Say that the link is there."""
+        self._announcement = None
+        verb = "listening on" if self._link.is_listener else "connected to"
+        if self._is_known:
+            away_s = since_s - self._lost_at_s
+            _LOG.info("%s: back, %s %s after %.1f s", self._link.name, verb, self._link.endpoint, away_s)
+        else:
+            _LOG.info("%s: %s %s", self._link.name, verb, self._link.endpoint)
+        self._is_known = self._is_announced = True
+        self._waiting_reason = None
+
     def _went_down(self, reason: str) -> None:
-        if self._waiting_reason is None and self._status.is_true("connected"):
+        if self._announcement is not None:
+            self._announcement.cancel()
+            self._announcement = None
+        if self._status.is_true("connected"):
+            was_short = time.monotonic() - self._up_at_s < _SHAKY_S
+            self._short_sessions = self._short_sessions + 1 if was_short else 0
+        if self._is_announced:
             _LOG.warning("%s: lost (%s); trying again", self._link.name, reason)
             self._lost_at_s = time.monotonic()
-        elif self._waiting_reason != reason and self._link.is_listener:
-            _LOG.warning(
-                "%s: not listening on %s (%s); trying again", self._link.name, self._link.endpoint, reason
-            )
+            self._is_announced = False
         elif self._waiting_reason != reason:
-            _LOG.warning(
-                "%s: no connection to %s (%s); trying again", self._link.name, self._link.endpoint, reason
-            )
+            where = "not listening on" if self._link.is_listener else "no connection to"
+            _LOG.warning("%s: %s %s (%s); trying again", self._link.name, where, self._link.endpoint, reason)
         self._waiting_reason = reason
         self._status.set(connected=False)
         self._tell(self._status)

@@ -106,6 +106,8 @@ class Line(asyncio.Protocol, asyncio.DatagramProtocol):
         self._quiet_at_s = 0.0
         """When the line will have been silent for long enough."""
         self._heard_at_s = 0.0
+        self.where: str | None = None
+        """The other side's name, if it is not the one that was asked for first."""
         self.is_lost = False
         self.is_spoilt = False
         """Whether bytes came that belong to no answer."""
@@ -140,6 +142,10 @@ class Line(asyncio.Protocol, asyncio.DatagramProtocol):
         now_s = time.monotonic()
         self._deadline_s = now_s + timeout_s + _MOST_NOISE_S
         self._send_when_quiet()
+
+    def settle(self, seconds: float) -> None:
+        """Let the line be silent for a while before the first request: who had it before may have asked."""
+        self._quiet_at_s = time.monotonic() + seconds
 
     def close(self) -> None:
         """End the connection; nothing is called any more."""
@@ -232,7 +238,7 @@ class Line(asyncio.Protocol, asyncio.DatagramProtocol):
 
     def _hear(self, data: bytes) -> None:
         now_s = self._heard_at_s = time.monotonic()
-        self._quiet_at_s = now_s + self._silence_s
+        self._quiet_at_s = max(self._quiet_at_s, now_s + self._silence_s)
         ask = self._ask
         if ask is None or not self._sent:
             return  # noise, or an answer that nobody waits for any more

@@ -130,9 +130,11 @@ class _Lane:
 
     def close(self) -> None:
         line, self.line = self.line, None
+        state, _, steps = self.take()
         if line is not None:
+            if state is not None and self.ask is not None and not line.framer.has_transactions:
+                state.suspect(self.ask, time.monotonic())
             line.close()
-        _, _, steps = self.take()
         if steps is not None:
             steps.close()
 
@@ -210,8 +212,9 @@ class ModbusClientLink:
 
     @property
     def endpoint(self) -> str:
-        """Where the other side is."""
-        return self.place.text
+        """Where the other side is: the backup, while that is used."""
+        line = self._lanes[0].line if self._lanes else None
+        return self.place.text if line is None or line.where is None else line.where
 
     @property
     def counters(self) -> Mapping[str, int]:
@@ -313,7 +316,7 @@ class ModbusClientLink:
         try:
             for lane in self._lanes:
                 if lane.line is None or lane.line.is_lost:
-                    raise LinkDownError("connection closed by the peer")
+                    self.lose(lane, LinkDownError("connection closed by the peer"))
                 self._next(lane)
             while True:
                 event = await self._events.get()
@@ -585,8 +588,7 @@ class ModbusClientLink:
         self._busy_s += now_s - lane.asked_s
         line = lane.line
         if line is not None and not line.framer.has_transactions and not line.is_lost:
-            state.suspects.add(ask.shape)
-            state.suspected_s = now_s
+            state.suspect(ask, now_s)
         self._failed(lane, state, poll, error, now_s)
         if steps is not None:
             self._drive(lane, steps, None, error)

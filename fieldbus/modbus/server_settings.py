@@ -85,6 +85,12 @@ class ServerLinkSettings(LinkSettings):
         """Whether units hear each other, so that unit id 0 is all of them."""
         return self.transport in (*_SERIAL, "rtu-tcp")
 
+    def conflict(self, other: LinkSettings) -> tuple[str, str] | None:
+        """Two links cannot have one serial port."""
+        if isinstance(self.port, str) and getattr(other, "port", None) == self.port:
+            return "port", f"{self.port} is another link's already"
+        return None
+
     @field_validator("allow")
     @classmethod
     def _check_allow(cls, allow: list[str]) -> list[str]:

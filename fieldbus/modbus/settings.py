@@ -19,6 +19,7 @@ from fieldbus.settings import DeviceSettings, Duration, LinkSettings, Port, Secr
 
 FileOf = Callable[[Sequence[str], str], Path | None]
 """Returns the file that a setting of the link names, None if it cannot be used, which has then been said."""
+Host = Annotated[str, Field(min_length=1)]
 SecretOf = Callable[[str, Secret | None], str | None]
 
 
@@ -71,7 +72,7 @@ class PollingLinkSettings(LinkSettings):
 
 
 class _HostSettings(PollingLinkSettings):
-    host: str
+    host: Host
     connect_timeout: Duration = 3.0
     connections: Annotated[int, Field(ge=1, le=32)] = Field(
         1, description="How many requests may be under way at once, if the device allows it."
@@ -154,7 +155,7 @@ class UdpLinkSettings(PollingLinkSettings):
     """Modbus TCP frames in UDP datagrams."""
 
     type: Literal["modbus-udp"]
-    host: str
+    host: Host
     port: Port = 502
     connect_timeout: Duration = 3.0
 
@@ -174,10 +175,10 @@ class SerialLinkSettings(PollingLinkSettings):
     """A serial line: RS-485 or RS-232."""
 
     type: Literal["modbus-rtu", "modbus-ascii"]
-    port: str = Field(description="/dev/serial/by-id/…, /dev/ttyUSB0, COM3")
+    port: Annotated[str, Field(min_length=1)] = Field(description="/dev/serial/by-id/…, /dev/ttyUSB0, COM3")
     baudrate: Annotated[int, Field(ge=110, le=4_000_000)] = 9600
     bytesize: Literal[7, 8] | None = Field(None, description="8; 7 by default for ASCII.")
-    parity: Literal["none", "even", "odd"] = Field(
+    parity: Literal["none", "even", "odd", "N", "E", "O"] = Field(
         "even", description="The specification's default is even; many devices have none."
     )
     stopbits: Literal[1, 2] | None = Field(None, description="1; 2 by default without parity.")
@@ -197,6 +198,12 @@ class SerialLinkSettings(PollingLinkSettings):
         """It is one."""
         return True
 
+    def conflict(self, other: LinkSettings) -> tuple[str, str] | None:
+        """Two links cannot have one serial port."""
+        if getattr(other, "port", None) == self.port:
+            return "port", f"{self.port} is another link's already: one line, one link, several devices"
+        return None
+
     def place(self, file: FileOf, secret: SecretOf) -> Place | None:
         """Return the line."""
         is_ascii = self.type == "modbus-ascii"
@@ -206,7 +213,7 @@ class SerialLinkSettings(PollingLinkSettings):
             baudrate=self.baudrate,
             bytesize=self.bytesize or (7 if is_ascii else 8),
             parity=self.parity[0].upper(),
-            stopbits=self.stopbits or (2 if self.parity == "none" else 1),
+            stopbits=self.stopbits or (2 if self.parity in ("none", "N") else 1),
             framing=Framing.ASCII if is_ascii else Framing.RTU,
             rs485=self.rs485 is not False,
             rts_level_for_tx=rs485.rts_on_send,
@@ -245,6 +252,15 @@ class DialInLinkSettings(PollingLinkSettings):
         if not 1 <= len(_bytes(self.registration)) <= 256:
             raise problem("a registration has 1 to 256 bytes")
         return self
+
+    def conflict(self, other: LinkSettings) -> tuple[str, str] | None:
+        """Two devices that dial in at one port differ in what they say first."""
+        if not isinstance(other, DialInLinkSettings) or (other.host, other.port) != (self.host, self.port):
+            return None
+        ours, theirs = _bytes(self.registration), _bytes(other.registration)
+        if ours.startswith(theirs) or theirs.startswith(ours):
+            return "registration", "it begins as another link's on this port: the devices could be mistaken"
+        return None
 
     def place(self, file: FileOf, secret: SecretOf) -> Place | None:
         """Return where we listen for it."""
@@ -319,6 +335,8 @@ def build_client(
 
 def _host_and_port(text: str, port: int) -> tuple[str, int]:
     host, colon, number = text.rpartition(":")
+    if not (host if colon else number).strip("[]"):
+        raise problem(f"{text!r} is neither HOST nor HOST:PORT")
     if not colon or "]" in number or (text.count(":") > 1 and not text.startswith("[")):
         return text.strip("[]"), port
     if not number.isdecimal() or not 1 <= int(number) <= 65535:

@@ -36,6 +36,9 @@ logging.getLogger("pymodbus").setLevel(logging.CRITICAL)
 
 _NAMES_ITSELF_S = 30.0
 """How long a device that dialled in may take to say who it is."""
+_SETTLES_S = 0.25
+"""How long a line without transactions is listened to before the first request: whoever had it before may
+have asked something that is still answered."""
 _DIALS_IN_S = 30.0
 """How long a device is waited for before it is said that it is away."""
 _SETTLES_S = 0.25
@@ -57,21 +60,30 @@ async def open_line(place: Place, owner: Owner, quirks: LineQuirks, timeout_s: f
         LinkDownError: it cannot be opened.
     """
     if isinstance(place, SerialPlace):
-        return await _open_serial(place, owner, quirks)
-    if isinstance(place, DialInPlace):
-        return await _await_caller(place, owner, quirks)
-    if isinstance(place, UdpPlace):
-        return await _open_udp(place, owner, quirks, timeout_s)
+        line = await _open_serial(place, owner, quirks)
+    elif isinstance(place, DialInPlace):
+        line = await _await_caller(place, owner, quirks)
+    elif isinstance(place, UdpPlace):
+        line = await _open_udp(place, owner, quirks, timeout_s)
+    else:
+        line = await _open_one_of_two(place, owner, quirks, timeout_s)
+    line.settle(_SETTLES_S)
+    return line
+
+
+async def _open_one_of_two(place: TcpPlace, owner: Owner, quirks: LineQuirks, timeout_s: float) -> Line:
     try:
         return await _open_tcp(place, place.host, place.port, owner, quirks, timeout_s)
     except LinkDownError as error:
         if place.backup is None:
             raise
+        host, port = place.backup
         try:
-            return await _open_tcp(place, *place.backup, owner, quirks, timeout_s)
+            line = await _open_tcp(place, host, port, owner, quirks, timeout_s)
         except LinkDownError as other:
-            text = f"{error}; the backup {place.backup[0]}:{place.backup[1]}: {other}"
-            raise LinkDownError(text) from other
+            raise LinkDownError(f"{error}; the backup {host}:{port}: {other}") from other
+        line.where = f"the backup {host}:{port}"
+        return line
 
 
 def make_framer(framing: Framing, quirks: LineQuirks) -> Framer:

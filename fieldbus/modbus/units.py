@@ -143,8 +143,7 @@ class UnitState:
         self.failures = self.probes = 0
         self.was_hurried = False
         self.unreachable.clear()
-        self.suspects.clear()
-        self.probe_after_s = 0.5
+        self.probe_after_s = 0.5  # what may still come late is not forgotten: it comes all the same
         self.is_online = None
         self.rests_until_s = 0.0
         self.is_explored = False
@@ -229,6 +228,11 @@ class UnitState:
 
     # --- in step
 
+    def suspect(self, ask: Ask, now_s: float) -> None:
+        """Expect that a request which was given up is still answered."""
+        self.suspects.add(ask.shape)
+        self.suspected_s = now_s
+
     def is_out_of_step(self, ask: Ask, now_s: float) -> bool:
         """Return whether a late answer to an earlier request could be taken for the answer to this one."""
         if self.suspects and now_s - self.suspected_s > max(_LATE_S, 10 * self.unit.timeout_s):
@@ -241,12 +245,12 @@ class UnitState:
         for poll in self.polls:
             block = poll.block
             # Shorter than the block if possible; one more than it if it is a single register.
+            most = MAX_BITS if block.table.is_bits else MAX_REGISTERS
             for count in (*range(1, min(block.count, 64) + 1), block.count + 1):
-                if block.address + count > 0x10000 or count > (
-                    MAX_BITS if block.table.is_bits else MAX_REGISTERS
-                ):
+                address = min(block.address, 0x10000 - count)
+                if count > most:
                     continue
-                ask = Ask(block.unit_id, pdu.read_request(block.table, block.address, count))
+                ask = Ask(block.unit_id, pdu.read_request(block.table, address, count))
                 if ask.shape not in self.suspects:
                     if best is None or ask.size < best.size:
                         best = ask

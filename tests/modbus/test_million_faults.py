@@ -285,11 +285,11 @@ async def test_spoilt_answers_on_serial_lines() -> None:
     async with AsyncExitStack() as stack:
         watches = []
         for n, storm in enumerate(storms):
-            proxy, place = await serial_line(stack, storm, 0.5, is_over_tcp=n % 5 == 4)
+            proxy, place = await serial_line(stack, storm, 0.2, is_over_tcp=n % 5 == 4)
             await stack.enter_async_context(
                 slave(f"answer {n + 1}", "values mixed", tty_name=proxy.device_name)
             )
-            watches.append(Watch(one_link(place, unit_of(n + 1, scan_s=0.005, timeout_s=0.5))))
+            watches.append(Watch(one_link(place, unit_of(n + 1, scan_s=0.005, timeout_s=0.2))))
         async with watching(*watches):
             began_s = time.monotonic()
             await eventually(lambda: all(storm.total > 20 for storm in storms), 30.0)

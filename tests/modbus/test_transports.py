@@ -268,11 +268,6 @@ async def test_a_server_that_refuses_a_third_connection_is_polled_on_two(
     ]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="one connection of several that is hung up right away costs the session, each time: such a device "
-    "is never polled",
-)
 async def test_a_server_that_hangs_up_all_but_two_connections_is_not_besieged(server: FaultServer) -> None:
     """Devices whose table is full often accept and hang up."""
 

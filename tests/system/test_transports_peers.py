@@ -239,9 +239,6 @@ def test_check_says_what_is_wrong_with_the_settings_of_each_type(tmp_path: Path)
             assert any(text.startswith(expected) for text in said[link]), f"{link}: {said[link]}"
 
 
-@pytest.mark.xfail(
-    strict=True, reason="check lets these pass: links that never work, or devices that are mistaken"
-)
 @pytest.mark.parametrize(
     "links",
     [

@@ -220,6 +220,10 @@ class _Loader:
             types[name] = type_
             settings = self._validate(self._source, path, item, LINK_TYPES[type_].settings)
             if settings is not None:
+                for other in links.values():
+                    found = settings.conflict(other)
+                    if found is not None:
+                        self._say((*path, found[0]), found[1])
                 links[name] = settings
         return links, types
 

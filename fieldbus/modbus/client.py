@@ -105,6 +105,8 @@ class Line(asyncio.Protocol, asyncio.DatagramProtocol):
         self._sender: asyncio.TimerHandle | None = None
         self._quiet_at_s = 0.0
         """When the line will have been silent for long enough."""
+        self._settled_at_s = 0.0
+        """When the line has been listened to for long enough."""
         self._heard_at_s = 0.0
         self.where: str | None = None
         """The other side's name, if it is not the one that was asked for first."""
@@ -145,7 +147,7 @@ class Line(asyncio.Protocol, asyncio.DatagramProtocol):
 
     def settle(self, seconds: float) -> None:
         """Let the line be silent for a while before the first request: who had it before may have asked."""
-        self._quiet_at_s = time.monotonic() + seconds
+        self._settled_at_s = time.monotonic() + seconds
 
     def close(self) -> None:
         """End the connection; nothing is called any more."""
@@ -238,7 +240,7 @@ class Line(asyncio.Protocol, asyncio.DatagramProtocol):
 
     def _hear(self, data: bytes) -> None:
         now_s = self._heard_at_s = time.monotonic()
-        self._quiet_at_s = max(self._quiet_at_s, now_s + self._silence_s)
+        self._quiet_at_s = now_s + self._silence_s
         ask = self._ask
         if ask is None or not self._sent:
             return  # noise, or an answer that nobody waits for any more
@@ -261,8 +263,9 @@ class Line(asyncio.Protocol, asyncio.DatagramProtocol):
         if now_s >= self._deadline_s:
             self._fail(BadResponseError("the line is never silent"))
             return
-        if now_s < self._quiet_at_s:
-            self._sender = self._loop.call_later(self._quiet_at_s - now_s, self._send_when_quiet)
+        rest_s = max(self._quiet_at_s, self._settled_at_s) - now_s
+        if rest_s > 0:
+            self._sender = self._loop.call_later(rest_s, self._send_when_quiet)
             return
         frame = self.framer.wrap(ask)
         self._write(frame)

@@ -277,7 +277,7 @@ def test_a_slow_unit_is_expected_to_be_late_for_longer() -> None:
         (words(7, table="input"), [(4, 4)], ("04", 7, 2)),
         ([*words(0, 1, 2), *words(5, table="input")], [(3, 8)], ("03", 0, 1)),
         ([*words(0), *words(5, table="input")], [(3, 4)], ("04", 5, 1)),
-        (words(65_535), [(3, 4)], None),
+        (words(65_535), [(3, 4)], ("03", 65_534, 2)),
         (words(*range(125)), [(3, 4 + 2 * n) for n in range(64)], None),
     ],
 )

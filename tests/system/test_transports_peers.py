@@ -193,7 +193,7 @@ WRONG: dict[str, str | None] = {
     "type: modbus-rtu": "port: 'port' is missing",
     "type: modbus-rtu, port: /dev/x, baudrate: 0": "baudrate: 0 is not at least 110",
     "type: modbus-rtu, port: /dev/x, bytesize: 7": "RTU frames need 8 bits a character",
-    "type: modbus-rtu, port: /dev/x, parity: N": "parity: 'N' is not one of none, even, odd",
+    "type: modbus-rtu, port: /dev/x, parity: X": "parity: 'X' is not one of none, even, odd",
     "type: modbus-rtu, port: /dev/x, stopbits: 3": "stopbits: 3 is not 1 or 2",
     "type: modbus-rtu, port: 5": "port: 5 is not text",
     "type: modbus-ascii, port: /dev/x, bytesize: 6": "bytesize: 6 is not 7 or 8",

@@ -689,7 +689,7 @@ class ModbusClientLink:
             and now_s >= poll.explore_at_s
         ):
             if state.is_explored:
-                state.to_explore.append(poll)  # what is found out now may explain it too
+                state.to_explore.append((poll, code))
             else:
                 state.is_explored = True
                 self._drive_aside(self._explore(state, poll, code))
@@ -811,7 +811,7 @@ class ModbusClientLink:
 
     def _explore(self, state: UnitState, poll: Poll, code: int) -> Steps:
         """Find out why a block is refused, and plan anew."""
-        before = state.knowledge.facts
+        before, limits = state.knowledge.facts, state.knowledge.limits(state.unit.limits)
         search = state.explorer.explore(poll.block)
         try:
             trial = next(search)
@@ -837,20 +837,26 @@ class ModbusClientLink:
             # Not now. What was found out so far is kept.
             if poll.reason is None:
                 self._spoil(poll, reason_of(error))
-        state.is_explored = False
         now_s = time.monotonic()
         if state.knowledge.facts != before:
-            self._agenda.add(poll)
-            self._plan_anew(state)
-        elif state.explorer.was_passing or poll.is_gone:
-            self._agenda.add(poll)
-        else:
+            state.has_news = True
+        elif not state.explorer.was_passing and not poll.is_gone:
             poll.explore_at_s = now_s + EXPLORE_AGAIN_S
             self._spoil(poll, f"{Reason.DEVICE_EXCEPTION} {code:02X}")
-            self._agenda.reschedule(poll, now_s)
-        others, state.to_explore = state.to_explore, []
+        state.explored.append(poll)
+        if state.to_explore and state.knowledge.limits(state.unit.limits) == limits:
+            # All that is refused is looked at before the plan is made anew, which takes longer than to ask.
+            yield from self._explore(state, *state.to_explore.pop(0))
+            return
+        state.is_explored = False
+        others = [*state.explored, *(other for other, _ in state.to_explore)]
+        state.explored, state.to_explore = [], []
         for other in others:
+            other.due_s = min(other.due_s, now_s) if other.explore_at_s <= now_s else now_s + other.period_s
             self._agenda.add(other)
+        if state.has_news:
+            state.has_news = False
+            self._plan_anew(state)
 
     def _plan_anew(self, state: UnitState) -> None:
         """Plan with what is known now, and say which points live in which groups from now on."""
@@ -858,6 +864,7 @@ class ModbusClientLink:
         gone, added = state.replan(now_s)
         self._agenda.drop(gone)
         for poll in added:
+            poll.is_first = False  # it goes on from here: another read in its slot would be one too many
             self._agenda.add(poll)
         state.save()
         self.groups = self._groups()

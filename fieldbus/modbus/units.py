@@ -124,8 +124,12 @@ class UnitState:
         self.suspected_s = 0.0
         self.is_explored = False
         """Whether it is being found out why one of its blocks is refused."""
-        self.to_explore: list[Poll] = []
-        """Blocks that were refused meanwhile."""
+        self.to_explore: list[tuple[Poll, int]] = []
+        """Blocks that were refused meanwhile, with the exception's code."""
+        self.explored: list[Poll] = []
+        """Blocks that were looked at since the last plan."""
+        self.has_news = False
+        """Whether something was found out since the last plan."""
         self.replan(0.0)
 
     def begin(self, now_s: float) -> None:
@@ -148,6 +152,8 @@ class UnitState:
         self.rests_until_s = 0.0
         self.is_explored = False
         self.to_explore.clear()
+        self.explored.clear()
+        self.has_news = False
         for poll in self.polls:
             poll.reader.forget()
             poll.reason = "not connected"

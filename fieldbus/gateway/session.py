@@ -32,6 +32,11 @@ _SHAKY_S = 2.0
 _HELD_S = 5.0
 """A session that held so long was a good one: the next wait is short again."""
 
+_NOT_NOW = (
+    Reason.TIMEOUT, Reason.NOT_CONNECTED, Reason.BAD_RESPONSE,
+    *(f"{Reason.DEVICE_EXCEPTION} {code}" for code in ("05", "06", "0A", "0B")),
+)  # fmt: skip
+"""Why a write failed, where the next sample may be taken: busy and unreachable among them."""
 _LOG = logging.getLogger("fieldbus")
 
 
@@ -107,7 +112,10 @@ class Session:
                 reason = "internal error"
             finally:
                 await self._close()
-            self._went_down(reason)
+            try:
+                self._went_down(reason)
+            except Exception:
+                _LOG.exception("%s: internal error while it was lost", self._link.name)
             if time.monotonic() - began_s >= _HELD_S:
                 wait_s = FIRST_WAIT_S
             await asyncio.sleep(wait_s * random.uniform(0.75, 1.25))
@@ -197,7 +205,7 @@ class Session:
             if self._write_troubles.pop(result.point, None) is not None:
                 _LOG.info("%s: writing works again", result.point.address)
             return
-        if result.reason in (Reason.TIMEOUT, Reason.NOT_CONNECTED, Reason.BAD_RESPONSE):
+        if result.reason in _NOT_NOW:
             self._missed(result.point)  # a device that says no is not asked again with the same value
         trouble = f"{result.outcome}: {result.reason}"
         if self._write_troubles.get(result.point) != trouble:

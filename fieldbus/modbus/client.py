@@ -89,6 +89,7 @@ class Line(asyncio.Protocol, asyncio.DatagramProtocol):
         self._owner = owner
         self._silence_s = silence_s
         self._character_s = character_s
+        self._garbled_s = max(_GARBLED_S, 4 * character_s)
         self._is_serial = is_serial
         self._heartbeat = heartbeat
         self._held = b""
@@ -102,6 +103,8 @@ class Line(asyncio.Protocol, asyncio.DatagramProtocol):
         self._sent = False
         self._deadline_s = 0.0
         self._watchdog: asyncio.TimerHandle | None = None
+        self._looks_at_s = 0.0
+        """When it will look."""
         self._sender: asyncio.TimerHandle | None = None
         self._quiet_at_s = 0.0
         """When the line will have been silent for long enough."""
@@ -113,11 +116,6 @@ class Line(asyncio.Protocol, asyncio.DatagramProtocol):
         self.is_lost = False
         self.is_spoilt = False
         """Whether bytes came that belong to no answer."""
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether a request is under way."""
-        return self._ask is not None
 
     @property
     def is_stream(self) -> bool:
@@ -137,10 +135,10 @@ class Line(asyncio.Protocol, asyncio.DatagramProtocol):
             now_s = time.monotonic()
             self._write(framer.wrap(ask))
             self._deadline_s = now_s + timeout_s
-            if self._watchdog is None:
-                self._watchdog = self._loop.call_later(timeout_s, self._look)
+            if self._watchdog is None or self._looks_at_s > self._deadline_s:
+                self._watch(timeout_s)
             return
-        self._sent = False
+        self._sent = self.is_spoilt = False
         now_s = time.monotonic()
         self._deadline_s = now_s + timeout_s + _MOST_NOISE_S
         self._send_when_quiet()
@@ -242,8 +240,8 @@ class Line(asyncio.Protocol, asyncio.DatagramProtocol):
         now_s = self._heard_at_s = time.monotonic()
         self._quiet_at_s = now_s + self._silence_s
         ask = self._ask
-        if ask is None or not self._sent:
-            return  # noise, or an answer that nobody waits for any more
+        if ask is None or not self._sent or ask.unit_id == 0:
+            return  # noise, or an answer that nobody waits for
         answer = self.framer.feed(data)
         if answer is not None:
             self._ask = None
@@ -251,8 +249,8 @@ class Line(asyncio.Protocol, asyncio.DatagramProtocol):
             return
         # A gap ends a frame on a line. On a stream it may be the network's; only noise is given up there.
         self.is_spoilt = self._character_s > 0 or self.framer.is_empty
-        if self.is_spoilt and self._deadline_s > now_s + _GARBLED_S:
-            self._watch(_GARBLED_S)
+        if self.is_spoilt and self._deadline_s > now_s + self._garbled_s:
+            self._watch(self._garbled_s)
 
     def _send_when_quiet(self) -> None:
         self._sender = None
@@ -304,6 +302,7 @@ class Line(asyncio.Protocol, asyncio.DatagramProtocol):
     def _watch(self, wait_s: float) -> None:
         if self._watchdog is not None:
             self._watchdog.cancel()
+        self._looks_at_s = time.monotonic() + wait_s
         self._watchdog = self._loop.call_later(wait_s, self._look)
 
     def _look(self) -> None:
@@ -312,8 +311,8 @@ class Line(asyncio.Protocol, asyncio.DatagramProtocol):
         if self._ask is None:
             return
         now_s = time.monotonic()
-        if self._is_serial and self.is_spoilt:
-            rest_s = self._heard_at_s + _GARBLED_S - now_s
+        if self._is_serial and self._sent and self.is_spoilt:
+            rest_s = self._heard_at_s + self._garbled_s - now_s
             if rest_s <= 0.001:
                 self._fail(BadResponseError("the answer is garbled"))
                 return
@@ -321,7 +320,7 @@ class Line(asyncio.Protocol, asyncio.DatagramProtocol):
         else:
             rest_s = self._deadline_s - now_s
         if now_s < self._deadline_s - 0.0005:
-            self._watchdog = self._loop.call_later(max(rest_s, 0.0005), self._look)
+            self._watch(max(rest_s, 0.0005))
         elif not self._is_serial and not self.framer.is_empty:
             self._fail(BadResponseError("half a frame, then nothing"))
         else:

@@ -8,9 +8,9 @@ Rules:
   it is not kept.
 * Two failures in a row demote a unit: all its points are bad, and only one request at a time asks whether it
   is back, after 0.5 s, then at most every 10 s. Whose turn it is says `agenda.py`: the others go first.
-* Where others wait, a unit that does not answer is given up sooner than its timeout says: after several
-  times what it, or the slowest other, takes usually. That alone never demotes it, and only on connections on
-  which a late answer can be told from the next one.
+* For a while after a silence nobody of several is polled for longer than eight times what it, or the slowest
+  other, takes usually. Who is given up so has no values until it is asked again, which happens when nobody
+  else waits, and decides.
 * Where it cannot (serial lines), a request that was not answered leaves its unit out of step: the next
   request to it is one whose answer looks different, so that a late answer is never taken for the next one.
 * An answer that does not belong to its request costs an MBAP connection, which is opened anew before the
@@ -22,7 +22,7 @@ Rules:
 
 Design: a machine of callbacks around `Line`, since a step of a task costs more than what it does; whatever
 has several steps (a write, a resynchronisation, an exploration) is a generator that the machine drives.
-Which error ends what is decided in `_failed` and nowhere else.
+What a failed request means is decided in `_failed`, what a lost connection means in `lose`.
 """
 
 from __future__ import annotations
@@ -65,6 +65,8 @@ MISSES_TO_SAY = 3
 LATER_TRIES = 3
 EXPLORE_AGAIN_S = 60.0
 """After so long it is looked again why a block is refused, if that was not to be found out."""
+PROMPT_S = 0.5
+"""How long a write may wait for a connection that is opened anew."""
 RELEARN_S = 86400.0
 """After so long the limits and walls of devices are forgotten and learned anew."""
 TROUBLE_S = 5.0
@@ -97,6 +99,8 @@ class _Lane:
         """Whether the step under way belongs to something that lets others go between its steps."""
         self.was_background = False
         self.asked_s = 0.0
+        self.number = 0
+        """Of the request under way."""
         self.reopen_after_s = 0.0
         """How long a connection of several rests before it is opened again."""
 
@@ -181,6 +185,10 @@ class ModbusClientLink:
         self._is_connected = False
         self._is_running = False
         self._is_poked = False
+        self._down_at_s = NEVER
+        """Since when there is no connection, while one is opened anew in a session."""
+        self._writing: Steps | None = None
+        self._relearning: asyncio.TimerHandle | None = None
         self._silent_at_s = -NEVER
         """When a request on the link was last not answered."""
         self._timer: asyncio.TimerHandle | None = None
@@ -204,6 +212,7 @@ class ModbusClientLink:
     @memory.setter
     def memory(self, folder: Path | None) -> None:
         self._memory = folder
+        self._cost = cost_on(self.place)
         self._states = [UnitState(unit, self._cost, folder) for unit in self.units]
         self._place_of = {
             point.point: (point, state) for state in self._states for point in state.unit.points
@@ -310,8 +319,8 @@ class ModbusClientLink:
             state.begin(now_s)
             for poll in state.polls:
                 self._agenda.add(poll)
-        loop = asyncio.get_running_loop()
-        relearn = loop.call_later(RELEARN_S, self._relearn)
+        self._down_at_s = NEVER
+        self._relearning = asyncio.get_running_loop().call_later(RELEARN_S, self._relearn)
         self._is_running = True
         try:
             for lane in self._lanes:
@@ -326,7 +335,7 @@ class ModbusClientLink:
                 self._next(event)
         finally:
             self._is_running = False
-            relearn.cancel()
+            self._relearning.cancel()
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
@@ -339,15 +348,20 @@ class ModbusClientLink:
             if point is None or value is None:
                 continue
             place, state = self._place_of[point]
-            if self._is_connected and state.turns.rank is not Rank.DEMOTED:
+            if self._can_write and state.turns.rank is not Rank.DEMOTED:
                 self._dropped.pop(point, None)
-                self._queue(writing.Write(place, value))
+                self._queue(writing.Write(place, value, is_routed=True))
                 continue
             refused.append(delivery)
             if self._dropped.get(point) != value:  # offered again and again, it is one loss
                 self._dropped[point] = value
                 self._counters["writes_dropped"] += 1
         return refused
+
+    @property
+    def _can_write(self) -> bool:
+        """Whether what is given now will be written soon or not at all."""
+        return self._is_connected and time.monotonic() - self._down_at_s <= PROMPT_S
 
     async def write(self, values: Mapping[Point, Value]) -> list[WriteResult]:
         """Write values and wait for the answers."""
@@ -357,8 +371,8 @@ class ModbusClientLink:
             answer: asyncio.Future[WriteResult] = loop.create_future()
             answers.append(answer)
             place, state = self._place_of[point]
-            if not self._is_connected or state.turns.rank is Rank.DEMOTED:
-                reason = Reason.TIMEOUT if self._is_connected else Reason.NOT_CONNECTED
+            if not self._can_write or state.turns.rank is Rank.DEMOTED:
+                reason = Reason.TIMEOUT if self._can_write else Reason.NOT_CONNECTED
                 answer.set_result(WriteResult(point, value, WriteOutcome.FAILED, reason))
                 continue
             self._queue(writing.Write(place, value, [answer]))
@@ -376,14 +390,28 @@ class ModbusClientLink:
         finally:
             lane.is_opening = False
 
+    @property
+    def _has_line(self) -> bool:
+        """Whether there is a connection on which something can be asked."""
+        return any(lane.line is not None and not lane.line.is_lost for lane in self._lanes)
+
     async def _open_again(self, lane: _Lane) -> None:
         """Open a connection anew; of several, one that cannot be opened is tried later."""
         try:
             await self._open(lane)
         except LinkDownError as error:
-            if not any(other.line is not None and not other.line.is_lost for other in self._lanes):
+            if not self._has_line:
                 raise
             self.lose(lane, error)
+        if time.monotonic() - self._down_at_s > PROMPT_S:
+            # Who gave a value meanwhile was told that it failed; what waited before that is not done now.
+            for waiting in self._take_writes():
+                self._finish(waiting, WriteOutcome.FAILED, Reason.NOT_CONNECTED)
+            for item in list(self._background):
+                if item[0] is self._writing:
+                    self._background.remove(item)
+                    item[0].close()
+        self._down_at_s = NEVER
 
     def _reopen(self, lane: _Lane) -> None:
         """Have `run` open a connection anew."""
@@ -391,12 +419,22 @@ class ModbusClientLink:
             lane.line.close()
             lane.line = None
         lane.is_opening = True
+        if not self._has_line:
+            self._down_at_s = min(self._down_at_s, time.monotonic())
         self._events.put_nowait(lane)
 
     def lose(self, lane: _Lane, error: LinkDownError) -> None:
         """Learn that a connection is gone: the end of the session, unless there are others."""
+        if lane.is_opening:
+            return  # that is known already
+        ask = lane.ask
         state, poll, steps = lane.take()
-        if not any(other.line is not None and not other.line.is_lost for other in self._lanes):
+        line, lane.line = lane.line, None
+        if line is not None:
+            if state is not None and ask is not None and not line.framer.has_transactions:
+                state.suspect(ask, time.monotonic())
+            line.close()
+        if not self._has_line:
             if steps is not None:
                 steps.close()
             self.end(error)
@@ -421,7 +459,8 @@ class ModbusClientLink:
         while self._is_running and lane.is_free:
             if self._waiting and not self._is_writing:
                 self._is_writing = True
-                self._drive(lane, self._write_waiting())
+                self._writing = self._write_waiting()
+                self._drive(lane, self._writing)
                 continue
             now_s = time.monotonic()
             if self._background and not lane.was_background:
@@ -476,9 +515,18 @@ class ModbusClientLink:
         state = poll.state
         line = lane.line
         if line is not None and not line.framer.has_transactions and state.is_out_of_step(poll.ask, now_s):
+            if state.different_ask() is None:
+                # Nothing else can be asked: not before nobody expects a late answer any more.
+                self._spoil(poll, Reason.TIMEOUT)
+                self._agenda.reschedule(poll, now_s)
+                return
             poll.due_s = min(poll.due_s, now_s)
             self._agenda.add(poll)
             self._drive(lane, self._resynchronise(state))
+            return
+        if now_s < state.rests_until_s:
+            poll.due_s = state.rests_until_s  # others may have their turn meanwhile
+            self._agenda.add(poll)
             return
         lane.poll = poll
         self._send(lane, state, poll.ask, None)
@@ -486,16 +534,19 @@ class ModbusClientLink:
     def _send(self, lane: _Lane, state: UnitState, ask: Ask, steps: Steps | None) -> None:
         """Send a request on a free connection."""
         lane.state, lane.ask, lane.steps = state, ask, steps
+        lane.number += 1
+        self._send_rested(lane, lane.number)
+
+    def _send_rested(self, lane: _Lane, number: int) -> None:
+        state, ask = lane.state, lane.ask
+        if lane.number != number or state is None or ask is None:
+            return  # it has ended while the unit was resting
         now_s = time.monotonic()
         rest_s = state.rests_until_s - now_s
         if rest_s > 0:
-            asyncio.get_running_loop().call_later(rest_s, self._send_rested, lane, ask)
-            return
-        self._transmit(lane, state, ask, now_s)
-
-    def _send_rested(self, lane: _Lane, ask: Ask) -> None:
-        if lane.ask is ask and lane.state is not None:
-            self._transmit(lane, lane.state, ask, time.monotonic())
+            asyncio.get_running_loop().call_later(rest_s, self._send_rested, lane, number)
+        else:
+            self._transmit(lane, state, ask, now_s)
 
     def _transmit(self, lane: _Lane, state: UnitState, ask: Ask, now_s: float) -> None:
         line = lane.line
@@ -506,7 +557,8 @@ class ModbusClientLink:
         timeout_s = state.unit.timeout_s
         lane.is_hurried = False
         is_doubted = now_s < self._silent_at_s + TROUBLE_S or not state.slowest_s
-        if state.turns.rank is Rank.DEMOTED or (is_doubted and len(self._states) > 1):
+        is_hurried = state.turns.rank is Rank.DEMOTED or (is_doubted and len(self._states) > 1)
+        if is_hurried and lane.poll is not None:  # a write is given its time
             patience_s = self._patience(state, line)
             if patience_s < timeout_s:
                 timeout_s, lane.is_hurried = patience_s, True
@@ -540,6 +592,8 @@ class ModbusClientLink:
         line = lane.line
         if line is not None and line.framer.late_from is not None:
             self._heard_late(line)
+        if state.suspects and answer and answer[0] & 0x80:
+            state.suspect(ask, now_s)  # it may be the answer to an earlier one, and this one's may still come
         if poll is not None and len(answer) == ask.size and answer.startswith(ask.head):
             state.response_time_s = spent_s
             lane.reopen_after_s = 0.0
@@ -565,17 +619,14 @@ class ModbusClientLink:
             except RequestError as error:
                 self._failed(lane, state, poll, error, now_s)
         elif steps is not None:
-            if answer[:1] == ask.head[:1] or not answer:
-                if len(answer) == ask.size:
+            fault = _fault_of(ask, answer)
+            if fault is None:
+                if answer:
                     state.note(spent_s, ask)
                 self._answered(state)
-                self._drive(lane, steps, answer)
             else:
-                try:
-                    pdu.check_function(ask.pdu[0], answer)
-                except RequestError as error:
-                    self._failed(lane, state, None, error, now_s)
-                    self._drive(lane, steps, None, error)
+                self._failed(lane, state, None, fault, now_s)
+            self._drive(lane, steps, answer, fault)
         self._next(lane)
 
     def take_failure(self, lane: _Lane, error: RequestError) -> None:
@@ -586,6 +637,8 @@ class ModbusClientLink:
             return
         now_s = time.monotonic()
         self._busy_s += now_s - lane.asked_s
+        if state.unit.quirks.pause_s:
+            state.rests_until_s = now_s + state.unit.quirks.pause_s
         line = lane.line
         if line is not None and not line.framer.has_transactions and not line.is_lost:
             state.suspect(ask, now_s)
@@ -653,6 +706,10 @@ class ModbusClientLink:
                 state.turns.rank = Rank.SUSPECT
             if is_silence and lane.is_hurried and state.turns.rank is Rank.SUSPECT:
                 self._doubt(state, poll, now_s)
+                self._mend(lane, error)
+                return
+            if is_silence and lane.is_hurried and poll is not None and poll is not state.turns.probe:
+                self._agenda.add(poll)  # doubted meanwhile on another connection: the probe decides
                 return
             state.failures += 1
         reason = reason_of(error)
@@ -749,7 +806,10 @@ class ModbusClientLink:
         must = isinstance(error, BadResponseError) and (line.is_stream or line.is_lost)
         if is_silence and (self._quirks.reconnect_on_timeout or self._quirks.zero_transaction_id):
             must = True
-        everybody_is_lost = all(other.turns.rank is Rank.DEMOTED for other in self._states)
+        everybody_is_lost = all(
+            other.turns.rank is Rank.DEMOTED or (not other.polls and not other.is_online)
+            for other in self._states
+        )
         if everybody_is_lost and is_silence and not isinstance(self.place, SerialPlace):
             must = True
         if must:
@@ -793,7 +853,7 @@ class ModbusClientLink:
             yield state, ask
         except DeviceExceptionError:
             # An answer, but perhaps to the request before: what was asked now may still be answered.
-            state.suspects = {ask.shape}
+            state.suspect(ask, time.monotonic())
         except RequestError:
             return
         else:
@@ -811,6 +871,7 @@ class ModbusClientLink:
 
     def _explore(self, state: UnitState, poll: Poll, code: int) -> Steps:
         """Find out why a block is refused, and plan anew."""
+        is_broken_off = False
         before, limits = state.knowledge.facts, state.knowledge.limits(state.unit.limits)
         search = state.explorer.explore(poll.block)
         try:
@@ -826,6 +887,7 @@ class ModbusClientLink:
                         is_taken = True
                     except DeviceExceptionError as error:
                         if error.exception_code in _LATER and attempt < LATER_TRIES:
+                            state.rests_until_s = time.monotonic() + _LATER_S * 2**attempt
                             continue
                         if error.exception_code not in _ASK_DIFFERENTLY:
                             raise
@@ -835,6 +897,7 @@ class ModbusClientLink:
             pass
         except RequestError as error:
             # Not now. What was found out so far is kept.
+            is_broken_off = True
             if poll.reason is None:
                 self._spoil(poll, reason_of(error))
         now_s = time.monotonic()
@@ -844,7 +907,8 @@ class ModbusClientLink:
             poll.explore_at_s = now_s + EXPLORE_AGAIN_S
             self._spoil(poll, f"{Reason.DEVICE_EXCEPTION} {code:02X}")
         state.explored.append(poll)
-        if state.to_explore and state.knowledge.limits(state.unit.limits) == limits:
+        are_same = state.knowledge.limits(state.unit.limits) == limits
+        if state.to_explore and are_same and not is_broken_off:
             # All that is refused is looked at before the plan is made anew, which takes longer than to ask.
             yield from self._explore(state, *state.to_explore.pop(0))
             return
@@ -896,7 +960,7 @@ class ModbusClientLink:
         for state in self._states:
             if state.forget_limits():
                 self._plan_anew(state)
-        asyncio.get_running_loop().call_later(RELEARN_S, self._relearn)
+        self._relearning = asyncio.get_running_loop().call_later(RELEARN_S, self._relearn)
 
     # --- writes
 
@@ -905,6 +969,7 @@ class ModbusClientLink:
         earlier = self._waiting.pop(point, None)
         if earlier is not None:
             write.answers.extend(earlier.answers)
+            write.is_routed = write.is_routed or earlier.is_routed
         self._waiting[point] = write
         self._poke()
 
@@ -937,10 +1002,14 @@ class ModbusClientLink:
                 request = resend()
             except StopIteration:
                 return
-            if state.suspects:
+            ask = Ask(state.unit.unit_id, request)
+            if state.is_out_of_step(ask, time.monotonic()):
                 yield from self._resynchronise(state)
+                if ask.shape in state.suspects or state.turns.rank is Rank.DEMOTED:
+                    resend = _thrower(steps, RequestTimeoutError(state.unit.timeout_s))
+                    continue
             try:
-                answer = yield state, Ask(state.unit.unit_id, request)
+                answer = yield state, ask
             except RequestError as error:
                 resend = _thrower(steps, error)
             else:
@@ -970,7 +1039,7 @@ class ModbusClientLink:
             decoded = write.point.decode(write.point.encode(value))[0]
             value = value if decoded is None else decoded
         result = WriteResult(write.point.point, value, outcome, reason)
-        if not write.answers:
+        if write.is_routed:
             self._tell(result)
         for answer in write.answers:
             if not answer.done():
@@ -983,6 +1052,19 @@ def _thrower(steps: writing.Steps, error: RequestError) -> Callable[[], bytes]:
 
 def _sender(steps: writing.Steps, answer: bytes) -> Callable[[], bytes]:
     return lambda: steps.send(answer)
+
+
+def _fault_of(ask: Ask, answer: bytes) -> RequestError | None:
+    """Return why an answer is none, or a refusal; None if it is what was asked for."""
+    if answer.startswith(ask.head) and len(answer) == ask.size:
+        return None
+    if not answer and not ask.unit_id:
+        return None  # what is said to all is not answered
+    try:
+        pdu.check_function(ask.pdu[0], answer)
+    except RequestError as error:
+        return error
+    return BadResponseError(f"{len(answer)} bytes, {ask.size} were expected")
 
 
 def reason_of(error: RequestError) -> str:

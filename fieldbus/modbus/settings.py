@@ -107,6 +107,19 @@ class RtuTcpLinkSettings(_HostSettings):
     type: Literal["modbus-rtu-tcp"]
     port: Port = 502
 
+    @model_validator(mode="after")
+    def _check(self) -> RtuTcpLinkSettings:
+        if self.connections > 1:
+            raise problem(
+                "`connections` means nothing here: behind them is one line, without transaction ids"
+            )
+        return self
+
+    @property
+    def is_serial_line(self) -> bool:
+        """There is one behind it."""
+        return True
+
     def place(self, file: FileOf, secret: SecretOf) -> Place | None:
         """Return where the device server is."""
         return TcpPlace(self.host, self.port, Framing.RTU, backup=self._backup(self.port))
@@ -252,6 +265,11 @@ class DialInLinkSettings(PollingLinkSettings):
         if not 1 <= len(_bytes(self.registration)) <= 256:
             raise problem("a registration has 1 to 256 bytes")
         return self
+
+    @property
+    def is_serial_line(self) -> bool:
+        """Whether there is one behind the modem."""
+        return self.framing == "rtu"
 
     def conflict(self, other: LinkSettings) -> tuple[str, str] | None:
         """Two devices that dial in at one port differ in what they say first."""

@@ -36,7 +36,7 @@ logging.getLogger("pymodbus").setLevel(logging.CRITICAL)
 
 _NAMES_ITSELF_S = 30.0
 """How long a device that dialled in may take to say who it is."""
-_SETTLES_S = 0.25
+_LISTENS_S = 0.25
 """How long a line without transactions is listened to before the first request: whoever had it before may
 have asked something that is still answered."""
 _DIALS_IN_S = 30.0
@@ -67,7 +67,9 @@ async def open_line(place: Place, owner: Owner, quirks: LineQuirks, timeout_s: f
         line = await _open_udp(place, owner, quirks, timeout_s)
     else:
         line = await _open_one_of_two(place, owner, quirks, timeout_s)
-    line.settle(_SETTLES_S)
+    if line.is_lost:
+        raise LinkDownError("connection closed by the peer")
+    line.settle(_LISTENS_S)
     return line
 
 
@@ -114,6 +116,8 @@ async def _open_tcp(
     except TimeoutError:
         what = "the connection request" if context is None else "the connection request or to TLS"
         raise LinkDownError(f"no answer to {what}") from None
+    except (UnicodeError, ValueError) as error:  # of names that no host can have
+        raise LinkDownError(f"'{host}' is no name of a host") from error
     except OSError as error:
         raise LinkDownError(connection_reason(error)) from error
     _keep_alive(transport)
@@ -133,7 +137,10 @@ def _keep_alive(transport: asyncio.BaseTransport) -> None:
         return
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
+        # The last one is for data that nobody confirms, of which the others know nothing.
+        for name, value in (
+            ("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 60_000),
+        ):  # fmt: skip
             if hasattr(socket, name):
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
@@ -148,6 +155,8 @@ async def _open_udp(place: UdpPlace, owner: Owner, quirks: LineQuirks, timeout_s
             )
     except TimeoutError:
         raise LinkDownError("the name of the host was not resolved in time") from None
+    except (UnicodeError, ValueError) as error:
+        raise LinkDownError(f"'{place.host}' is no name of a host") from error
     except OSError as error:
         raise LinkDownError(connection_reason(error)) from error
     return line

@@ -248,21 +248,22 @@ class UnitState:
     def different_ask(self) -> Ask | None:
         """Return a read whose answer looks like none of those that may still come; None if there is none."""
         best: Ask | None = None
-        for poll in self.polls:
-            block = poll.block
+        places = [(poll.block.table, poll.block.address, poll.block.count) for poll in self.polls]
+        # Of a unit that is only written to, what is written is the best guess at what can be read.
+        for table, start, size in places or [
+            (item.table, item.address, item.count) for item in self.unit.points
+        ]:
             # Shorter than the block if possible; one more than it if it is a single register.
-            most = MAX_BITS if block.table.is_bits else MAX_REGISTERS
-            for count in (*range(1, min(block.count, 64) + 1), block.count + 1):
-                address = min(block.address, 0x10000 - count)
+            most = MAX_BITS if table.is_bits else MAX_REGISTERS
+            for count in (*range(1, min(size, 64) + 1), size + 1):
+                address = min(start, 0x10000 - count)
                 if count > most:
                     continue
-                ask = Ask(block.unit_id, pdu.read_request(block.table, address, count))
+                ask = Ask(self.unit.unit_id, pdu.read_request(table, address, count))
                 if ask.shape not in self.suspects:
                     if best is None or ask.size < best.size:
                         best = ask
                     break
-        if best is None:
-            self.suspects.clear()  # nothing else can be asked
         return best
 
     # --- on disk

@@ -48,6 +48,8 @@ class Write:
     value: Value
     answers: list[asyncio.Future[WriteResult]] = field(default_factory=list)
     is_finished: bool = False
+    is_routed: bool = False
+    """Whether a route gave it, or one that waited before it."""
 
 
 @dataclass(slots=True)

@@ -851,7 +851,7 @@ async def test_a_routed_value_that_waits_is_replaced_by_a_newer_one_and_by_a_per
         [result] = await writing
         assert result == WriteResult(own.point, 3, WRITTEN)
         assert server.writes() == ["0600650000", "0600640003"]
-        assert gateway.results == [], "nobody else asked"
+        assert gateway.results == [result], "the route is told what became of it too"
 
 
 async def test_what_is_verified_over_a_socket_is_what_the_device_holds(server: FaultServer) -> None:

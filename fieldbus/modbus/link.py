@@ -403,14 +403,6 @@ class ModbusClientLink:
             if not self._has_line:
                 raise
             self.lose(lane, error)
-        if time.monotonic() - self._down_at_s > PROMPT_S:
-            # Who gave a value meanwhile was told that it failed; what waited before that is not done now.
-            for waiting in self._take_writes():
-                self._finish(waiting, WriteOutcome.FAILED, Reason.NOT_CONNECTED)
-            for item in list(self._background):
-                if item[0] is self._writing:
-                    self._background.remove(item)
-                    item[0].close()
         self._down_at_s = NEVER
 
     def _reopen(self, lane: _Lane) -> None:
@@ -421,7 +413,19 @@ class ModbusClientLink:
         lane.is_opening = True
         if not self._has_line:
             self._down_at_s = min(self._down_at_s, time.monotonic())
+            asyncio.get_running_loop().call_later(PROMPT_S, self._give_up_writes)
         self._events.put_nowait(lane)
+
+    def _give_up_writes(self) -> None:
+        """Fail what waits to be written if there is still no connection: it is not to be done later."""
+        if self._has_line:
+            return
+        for waiting in self._take_writes():
+            self._finish(waiting, WriteOutcome.FAILED, Reason.NOT_CONNECTED)
+        for item in list(self._background):
+            if item[0] is self._writing:
+                self._background.remove(item)
+                item[0].close()
 
     def lose(self, lane: _Lane, error: LinkDownError) -> None:
         """Learn that a connection is gone: the end of the session, unless there are others."""

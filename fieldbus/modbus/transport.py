@@ -116,10 +116,10 @@ async def _open_tcp(
     except TimeoutError:
         what = "the connection request" if context is None else "the connection request or to TLS"
         raise LinkDownError(f"no answer to {what}") from None
-    except (UnicodeError, ValueError) as error:  # of names that no host can have
-        raise LinkDownError(f"'{host}' is no name of a host") from error
     except OSError as error:
         raise LinkDownError(connection_reason(error)) from error
+    except (UnicodeError, ValueError) as error:  # of names that no host can have
+        raise LinkDownError(f"'{host}' is no name of a host") from error
     _keep_alive(transport)
     return line
 
@@ -155,10 +155,10 @@ async def _open_udp(place: UdpPlace, owner: Owner, quirks: LineQuirks, timeout_s
             )
     except TimeoutError:
         raise LinkDownError("the name of the host was not resolved in time") from None
-    except (UnicodeError, ValueError) as error:
-        raise LinkDownError(f"'{place.host}' is no name of a host") from error
     except OSError as error:
         raise LinkDownError(connection_reason(error)) from error
+    except (UnicodeError, ValueError) as error:
+        raise LinkDownError(f"'{place.host}' is no name of a host") from error
     return line
 
 

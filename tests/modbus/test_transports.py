@@ -473,7 +473,8 @@ async def test_a_udp_server_that_goes_and_comes_back_is_found_again() -> None:
         await watch.all_good()
         first.close()
         await eventually(lambda: not watch.is_good(), 0.5)
-        assert set(watch.bad.values()) == {"not connected"}
+        # A request that was there already is lost in silence; the next one is refused.
+        assert set(watch.bad.values()) <= {"not connected", "timeout"}
         second, _ = await loop.create_datagram_endpoint(UdpPeer, local_addr=(HOST, peer.port))
         await watch.all_good()
     second.close()

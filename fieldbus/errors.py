@@ -72,6 +72,10 @@ class LinkDownError(FieldbusError):
     """A link cannot be opened, or was lost."""
 
 
+class PeerIsBackError(LinkDownError):
+    """A link was lost because its peer has come anew: there is no need to wait before it is opened again."""
+
+
 class RequestError(FieldbusError):
     """One request failed; the session lives."""
 

@@ -65,7 +65,17 @@ def _print(plant: Plant) -> None:
         f"{found['points']} points, {found['routes']} expanded routes, "
         f"{found['requests_per_s']:.4g} poll requests a second"
     )
-    out().print(load_table(plant, predict(plant)))
+    loads = predict(plant)
+    out().print(load_table(plant, loads))
+    for item in loads:
+        if item.percent is not None and item.percent > 100:
+            typer.echo(f"warning: {item.link} would be loaded with {percent_text(item.percent)}: "
+                       "it cannot keep its scan periods")  # fmt: skip
+
+
+def percent_text(percent: float) -> str:
+    """Return a load for people: ``0.26 %``, ``7.1 %``, ``130 %``."""
+    return f"{percent:.0f} %" if percent >= 10 else f"{percent:.2g} %"
 
 
 def load_table(plant: Plant, loads: list[LinkLoad]) -> Table:
@@ -81,7 +91,7 @@ def load_table(plant: Plant, loads: list[LinkLoad]) -> Table:
             item.link,
             cell(plant.links[item.link].endpoint),
             f"{item.requests_per_s:.4g}" if item.requests_per_s else "–",
-            "–" if item.percent is None else f"{item.percent:.2g} %",
+            "–" if item.percent is None else percent_text(item.percent),
             item.basis,
         )
     return table

@@ -84,8 +84,10 @@ class ControlServer:
                 await self._stream(writer)
             finally:
                 self._clients -= 1
-        except (OSError, TimeoutError, ValueError):
-            return
+        except (OSError, TimeoutError, ValueError, RuntimeError):
+            return  # it has gone; uvloop has an error of its own for that
+        except asyncio.CancelledError:
+            return  # we end: a task that is cancelled here would be reported by asyncio as an error
         finally:
             writer.close()
 

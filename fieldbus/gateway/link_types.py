@@ -115,6 +115,10 @@ def _describe_polled(device: str, settings: PolledDeviceSettings, around: Surrou
     if "scan" not in settings.model_fields_set and map_scan is not None:
         settings = settings.model_copy(update={"scan": map_scan})
     built = build_points(device, points, is_served=False, fault=_point_fault(device, around))
+    for item in built:
+        if not item.table.is_bits and item.count > settings.max_registers:
+            text = f"it has {item.count} registers, `max_registers` allows {settings.max_registers} a request"
+            around.fault(device, ("points", item.origin or item.point.name), text)
     if settings.unit_id == 0 and around.is_serial_line(settings.link):
         for item in built:
             if item.point.access.can_read:

@@ -20,13 +20,15 @@ import random
 import time
 from collections.abc import Callable, Sequence
 
-from fieldbus.errors import LinkDownError
+from fieldbus.errors import LinkDownError, PeerIsBackError
 from fieldbus.gateway.system import Status
 from fieldbus.link import DeviceHealth, Emit, Link, Regrouped, WriteOutcome, WriteResult
 from fieldbus.model import Point, Reason
 
 FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 10.0
+_COURTESY_S = 0.05
+"""How long a peer waits that has come anew: it may do so without end."""
 _SHAKY_S = 2.0
 """A session shorter than this was none, for people."""
 _HELD_S = 5.0
@@ -94,6 +96,7 @@ class Session:
         wait_s = FIRST_WAIT_S
         while True:
             began_s = time.monotonic()
+            is_back = False
             try:
                 await self._link.connect()
                 self._came_up()
@@ -103,6 +106,7 @@ class Session:
                 reason = "ended"
             except LinkDownError as error:
                 reason = str(error)
+                is_back = isinstance(error, PeerIsBackError)
             except asyncio.CancelledError:
                 if self._announcement is not None:
                     self._announcement.cancel()
@@ -118,6 +122,9 @@ class Session:
                 _LOG.exception("%s: internal error while it was lost", self._link.name)
             if time.monotonic() - began_s >= _HELD_S:
                 wait_s = FIRST_WAIT_S
+            if is_back:
+                await asyncio.sleep(_COURTESY_S)
+                continue
             await asyncio.sleep(wait_s * random.uniform(0.75, 1.25))
             wait_s = min(wait_s * 2, LONGEST_WAIT_S)
 

@@ -25,7 +25,13 @@ import ssl
 import time
 from typing import Protocol
 
-from fieldbus.errors import BadResponseError, LinkDownError, RequestError, RequestTimeoutError
+from fieldbus.errors import (
+    BadResponseError,
+    LinkDownError,
+    PeerIsBackError,
+    RequestError,
+    RequestTimeoutError,
+)
 from fieldbus.modbus.framing import Ask, Framer
 
 _GARBLED_S = 0.05
@@ -108,7 +114,7 @@ class Line(asyncio.Protocol, asyncio.DatagramProtocol):
         self._sender: asyncio.TimerHandle | None = None
         self._quiet_at_s = 0.0
         """When the line will have been silent for long enough."""
-        self._settled_at_s = 0.0
+        self.settled_at_s = 0.0
         """When the line has been listened to for long enough."""
         self._heard_at_s = 0.0
         self.where: str | None = None
@@ -145,7 +151,7 @@ class Line(asyncio.Protocol, asyncio.DatagramProtocol):
 
     def settle(self, seconds: float) -> None:
         """Let the line be silent for a while before the first request: who had it before may have asked."""
-        self._settled_at_s = time.monotonic() + seconds
+        self.settled_at_s = time.monotonic() + seconds
 
     def close(self) -> None:
         """End the connection; nothing is called any more."""
@@ -229,10 +235,10 @@ class Line(asyncio.Protocol, asyncio.DatagramProtocol):
         elif self.framer.fault is not None and self._ask is not None:
             self._fail(BadResponseError(self.framer.fault))
 
-    def drop(self, reason: str) -> None:
-        """Give the connection up and say why."""
+    def drop(self, reason: str, *, is_back: bool = False) -> None:
+        """Give the connection up and say why; the peer may have come anew already."""
         self.close()
-        self._owner.lost(LinkDownError(reason))
+        self._owner.lost(PeerIsBackError(reason) if is_back else LinkDownError(reason))
 
     # --- serial lines
 
@@ -261,7 +267,7 @@ class Line(asyncio.Protocol, asyncio.DatagramProtocol):
         if now_s >= self._deadline_s:
             self._fail(BadResponseError("the line is never silent"))
             return
-        rest_s = max(self._quiet_at_s, self._settled_at_s) - now_s
+        rest_s = max(self._quiet_at_s, self.settled_at_s) - now_s
         if rest_s > 0:
             self._sender = self._loop.call_later(rest_s, self._send_when_quiet)
             return

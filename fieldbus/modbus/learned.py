@@ -149,6 +149,10 @@ class Explorer:
         if count > self._longest.get(table.is_bits, 0):
             self._longest[table.is_bits] = count
 
+    def doubt(self) -> None:
+        """Believe no longer that reads are taken as long as they were."""
+        self._longest.clear()
+
     def explore(self, block: Block) -> Exploration:
         """Find out why a block was refused; yields reads and is sent whether they were taken."""
         groups = _inseparable(block.points)

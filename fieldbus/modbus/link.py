@@ -557,7 +557,7 @@ class ModbusClientLink:
         if line is None:
             return
         self._counters["requests"] += 1
-        lane.asked_s = now_s
+        lane.asked_s = now_s if line.is_stream else max(now_s, line.settled_at_s)
         timeout_s = state.unit.timeout_s
         lane.is_hurried = False
         is_doubted = now_s < self._silent_at_s + TROUBLE_S or not state.slowest_s
@@ -580,7 +580,11 @@ class ModbusClientLink:
         if is_decisive or len(self._states) == 1:
             return timeout_s
         slowest_s = state.slowest_s or max((other.slowest_s for other in self._states), default=0.0)
-        return max(_SHORTEST_PATIENCE_S, 8 * slowest_s) if slowest_s else timeout_s
+        if slowest_s:
+            return max(_SHORTEST_PATIENCE_S, 8 * slowest_s)
+        # Nobody has answered yet, and somebody was silent already: others may be luckier.
+        was_silent = self._silent_at_s > -NEVER
+        return max(2 * _SHORTEST_PATIENCE_S, timeout_s / 5) if was_silent else timeout_s
 
     def take_answer(self, lane: _Lane, answer: bytes) -> None:
         """Take the PDU that answers the request under way."""
@@ -877,6 +881,8 @@ class ModbusClientLink:
         """Find out why a block is refused, and plan anew."""
         is_broken_off = False
         before, limits = state.knowledge.facts, state.knowledge.limits(state.unit.limits)
+        if not poll.is_fresh:
+            state.explorer.doubt()  # it was taken before: the device is not what it was
         search = state.explorer.explore(poll.block)
         try:
             trial = next(search)

@@ -86,9 +86,20 @@ class ServerLinkSettings(LinkSettings):
         return self.transport in (*_SERIAL, "rtu-tcp")
 
     def conflict(self, other: LinkSettings) -> tuple[str, str] | None:
-        """Two links cannot have one serial port."""
-        if isinstance(self.port, str) and getattr(other, "port", None) == self.port:
-            return "port", f"{self.port} is another link's already"
+        """Two links cannot have one port."""
+        theirs = getattr(other, "port", None)
+        if isinstance(self.port, str):
+            return ("port", f"{self.port} is another link's already") if theirs == self.port else None
+        listens = isinstance(other, ServerLinkSettings) and (other.transport == "udp") == (
+            self.transport == "udp"
+        )
+        listens = listens or (getattr(other, "type", "") == "modbus-dial-in" and self.transport != "udp")
+        if (
+            listens
+            and self.port is not None
+            and (theirs, getattr(other, "host", "")) == (self.port, self.host)
+        ):
+            return "port", f"another link listens on {self.host}:{self.port} already"
         return None
 
     @field_validator("allow")

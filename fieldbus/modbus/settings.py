@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from fieldbus.modbus.link import ModbusClientLink
 from fieldbus.modbus.places import DialInPlace, Framing, Place, SerialPlace, TcpPlace, TlsFiles, UdpPlace
@@ -19,7 +19,17 @@ from fieldbus.settings import DeviceSettings, Duration, LinkSettings, Port, Secr
 
 FileOf = Callable[[Sequence[str], str], Path | None]
 """Returns the file that a setting of the link names, None if it cannot be used, which has then been said."""
-Host = Annotated[str, Field(min_length=1)]
+
+
+def _check_host(host: str) -> str:
+    if not host.strip():
+        raise problem("a host has a name or an address")
+    if host.count(":") == 1:
+        raise problem(f"{host!r} has a port in it: write `host` and `port` apart")
+    return host
+
+
+Host = Annotated[str, AfterValidator(_check_host)]
 SecretOf = Callable[[str, Secret | None], str | None]
 
 

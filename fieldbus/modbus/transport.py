@@ -215,7 +215,9 @@ def open_serial(place: SerialPlace, protocol: asyncio.Protocol) -> SerialTranspo
 
 def _serial_reason(error: BaseException, place: SerialPlace) -> str:
     if not isinstance(error, OSError):
-        return f"the port cannot be set to {place.baudrate} {place.bytesize}{place.parity}{place.stopbits:g}"
+        mode = f"{place.baudrate} {place.bytesize}{place.parity}{place.stopbits:g}"
+        hint = "" if place.parity == "N" else "; a pseudo-terminal has no parity: `parity: none`"
+        return f"the port cannot be set to {mode}{hint}"
     number = error.errno
     if number == 2:
         return "there is no such port"
@@ -378,7 +380,7 @@ class DialInPort:
         self._parked[registration] = caller
         line = self._lines.pop(registration, None)
         if line is not None and not line.is_lost:
-            line.drop("the device has dialled in anew")
+            line.drop("the device has dialled in anew", is_back=True)
 
 
 class _Caller(asyncio.Protocol):

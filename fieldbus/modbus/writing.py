@@ -281,6 +281,8 @@ def _write_scaled(write: Write, quirks: UnitQuirks) -> Steps:
     registers = place.encode(write.value, exponent)
     for request in requests(place.table, place.address, registers, quirks):
         yield from _ask(request)
+    nearest, _ = place.decode(registers, exponent)
+    write.value = write.value if nearest is None else nearest
 
 
 def _is_there(write: Write, data: bytes) -> Generator[bytes, bytes, bool]:

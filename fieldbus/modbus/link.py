@@ -46,12 +46,13 @@ from fieldbus.link import Delivery, DeviceHealth, Emit, Regrouped, Report, Write
 from fieldbus.modbus import pdu, writing
 from fieldbus.modbus.agenda import NEVER, Agenda, Rank
 from fieldbus.modbus.client import Line
+from fieldbus.modbus.dial_in import dial_in_port
 from fieldbus.modbus.framing import Ask
 from fieldbus.modbus.places import DialInPlace, Place, SerialPlace
 from fieldbus.modbus.planner import Block, Cost
 from fieldbus.modbus.quirks import LineQuirks
 from fieldbus.modbus.registers import RegisterPoint
-from fieldbus.modbus.transport import dial_in_port, open_line
+from fieldbus.modbus.transport import open_line
 from fieldbus.modbus.units import RETRY_S, Poll, Unit, UnitState, cost_on
 from fieldbus.model import Batch, Group, Point, Reason, Value
 

@@ -17,7 +17,7 @@ from rtu_peer import slave
 from watching import Watch, points_of, watching
 
 from fieldbus.errors import LinkDownError
-from fieldbus.modbus import transport
+from fieldbus.modbus import dial_in, transport
 from fieldbus.modbus.link import ModbusClientLink
 from fieldbus.modbus.places import DialInPlace, Framing
 from fieldbus.modbus.units import Unit
@@ -132,10 +132,10 @@ async def more(watch: Watch, count: int = 3, timeout_s: float = 5.0) -> None:
 @pytest.fixture
 async def port(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
     """A port on which devices are awaited; it is closed with the test."""
-    monkeypatch.setattr(transport, "_SETTLES_S", 0.03)
+    monkeypatch.setattr(dial_in, "_SETTLES_S", 0.03)
     number = free_port()
     yield number
-    found = transport._DIAL_IN_PORTS.pop(("127.0.0.1", number), None)
+    found = dial_in._DIAL_IN_PORTS.pop(("127.0.0.1", number), None)
     if found is not None:
         for registration in list(found._known):
             found.leave(registration)
@@ -173,7 +173,7 @@ def nothing_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 async def listening(port: int) -> None:
     """Wait until the port is open."""
     key = ("127.0.0.1", port)
-    await eventually(lambda: key in transport._DIAL_IN_PORTS and transport._DIAL_IN_PORTS[key]._server)
+    await eventually(lambda: key in dial_in._DIAL_IN_PORTS and dial_in._DIAL_IN_PORTS[key]._server)
 
 
 # --- who it is --------------------------------------------------------------------------------------
@@ -237,7 +237,7 @@ async def test_a_device_that_nobody_knows_is_hung_up_and_the_known_one_is_still_
 async def test_who_never_names_himself_is_hung_up_after_a_while(
     port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transport, "_NAMES_ITSELF_S", 0.1)
+    monkeypatch.setattr(dial_in, "_NAMES_ITSELF_S", 0.1)
     watch = dialled(port)
     async with watching(watch):
         await listening(port)
@@ -253,7 +253,7 @@ async def test_who_never_names_himself_is_hung_up_after_a_while(
 async def test_nameless_connections_are_not_kept_without_end(
     port: int, modem: Modem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transport, "_MOST_CALLERS", 10)
+    monkeypatch.setattr(dial_in, "_MOST_CALLERS", 10)
     watch = dialled(port)
     async with watching(watch):
         await listening(port)
@@ -271,14 +271,14 @@ async def test_a_device_that_talks_without_end_before_it_is_asked_costs_no_memor
     port: int, modem: Modem
 ) -> None:
     """Nobody waits for it yet: what it says meanwhile is not kept."""
-    await transport.dial_in_port(DialInPlace("127.0.0.1", port, b"SN-0001")).listen(b"SN-0001")
+    await dial_in.dial_in_port(DialInPlace("127.0.0.1", port, b"SN-0001")).listen(b"SN-0001")
     await modem.dial(b"SN-0001")
     await asyncio.sleep(0.06)
     for _ in range(50):
         modem.say(b"x" * 4096)
         await asyncio.sleep(0)
     await asyncio.sleep(0.05)
-    [parked] = transport._DIAL_IN_PORTS["127.0.0.1", port]._parked.values()
+    [parked] = dial_in._DIAL_IN_PORTS["127.0.0.1", port]._parked.values()
     assert len(parked._data) <= 2048
 
 
@@ -318,7 +318,7 @@ async def test_links_that_open_one_port_at_the_same_time_do_not_get_into_each_ot
 async def test_a_registration_may_begin_as_another_one(
     port: int, monkeypatch: pytest.MonkeyPatch, order: tuple[int, int], is_in_bytes: bool
 ) -> None:
-    monkeypatch.setattr(transport, "_MAY_GROW_S", 0.2)
+    monkeypatch.setattr(dial_in, "_MAY_GROW_S", 0.2)
     names = {1: b"M1", 2: b"M12"}
     watches = {mark: dialled(port, names[mark], mark=mark) for mark in order}
     modems = {mark: Modem(port, mark) for mark in order}
@@ -341,7 +341,7 @@ async def test_a_device_that_dials_in_before_anybody_waits_for_it_is_kept(port: 
     async with watching(second):
         await listening(port)
         # The port is open for another device; this one's link is down for the moment.
-        transport.dial_in_port(first.link.place)._known.add(b"SN-0001")
+        dial_in.dial_in_port(first.link.place)._known.add(b"SN-0001")
         await modem.dial(b"SN-0001")
         await asyncio.sleep(0.06)
         assert not modem.hung_up.is_set()
@@ -391,7 +391,7 @@ async def test_the_newest_connection_of_a_device_wins_over_one_that_is_dead_with
 
 async def test_of_several_connections_that_wait_the_newest_is_taken(port: int) -> None:
     place = DialInPlace("127.0.0.1", port, b"SN-0001")
-    await transport.dial_in_port(place).listen(b"SN-0001")
+    await dial_in.dial_in_port(place).listen(b"SN-0001")
     modems = [Modem(port) for _ in range(3)]
     for item in modems:
         await item.dial(b"SN-0001")
@@ -440,7 +440,7 @@ async def test_a_port_that_is_taken_says_so(port: int) -> None:
 async def test_the_port_is_closed_a_while_after_the_last_link_and_waiting_devices_with_it(
     port: int, modem: Modem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transport, "_KEPT_OPEN_S", 0.1)
+    monkeypatch.setattr(dial_in, "_KEPT_OPEN_S", 0.1)
     watch = dialled(port)
     async with watching(watch):
         await listening(port)
@@ -564,9 +564,13 @@ async def test_late_answers_of_a_device_with_rtu_frames_are_never_taken_for_the_
             asked = modem.asked
             modem.is_silent = True
             await eventually(lambda asked=asked: modem.asked > asked)
-            modem.is_silent = False
             wrong = rtu(1, bytes((3, 20)) + b"\xde\xad" * 10)
-            loop.call_later(late_s, modem.say, wrong)
+
+            def answer_late(wrong: bytes = wrong) -> None:
+                modem.say(wrong)  # before anything else: devices answer in order
+                modem.is_silent = False
+
+            loop.call_later(late_s, answer_late)
             await more(watch, 4)
     assert watch.reasons["timeout"] > 0
 

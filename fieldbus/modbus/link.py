@@ -61,6 +61,8 @@ GARBLED_TO_DEMOTE = 4
 """The same for answers that cannot be read: somebody is there."""
 FIRST_PROBE_S = 0.5
 LONGEST_PROBE_S = 10.0
+PROBES_TO_HANG_UP = 6
+"""How often in vain a device that dialled in must have been asked whether it is back."""
 MISSES_TO_SAY = 3
 """How often in a row a block must have been late before that is said."""
 LATER_TRIES = 3
@@ -820,7 +822,9 @@ class ModbusClientLink:
             for other in self._states
         )
         if everybody_is_lost and is_silence and not isinstance(self.place, SerialPlace):
-            must = True
+            # To dial in again takes a modem half a minute: it is only hung up on when it is silent for long.
+            probes = max((other.probes for other in self._states), default=0)
+            must = not isinstance(self.place, DialInPlace) or probes >= PROBES_TO_HANG_UP
         if must:
             self._reopen(lane)
 

@@ -525,7 +525,10 @@ class ModbusClientLink:
             if state.different_ask() is None:
                 # Nothing else can be asked: not before nobody expects a late answer any more.
                 self._spoil(poll, Reason.TIMEOUT)
-                self._agenda.reschedule(poll, now_s)
+                until_s = state.expected_until_s + 0.001
+                state.turns.probe_at_s = max(state.turns.probe_at_s, until_s)
+                poll.due_s = max(poll.due_s, until_s)
+                self._agenda.add(poll)
                 return
             poll.due_s = min(poll.due_s, now_s)
             self._agenda.add(poll)
@@ -603,7 +606,7 @@ class ModbusClientLink:
         line = lane.line
         if line is not None and line.framer.late_from is not None:
             self._heard_late(line)
-        if state.suspects and answer and answer[0] & 0x80:
+        if poll is not None and state.suspects and answer[0] & 0x80:
             state.suspect(ask, now_s)  # it may be the answer to an earlier one, and this one's may still come
         if poll is not None and len(answer) == ask.size and answer.startswith(ask.head):
             state.response_time_s = spent_s
@@ -612,7 +615,7 @@ class ModbusClientLink:
             if state.failures or not state.is_online or state.unreachable:
                 self._answered(state)
             if state.suspects:
-                state.suspects.clear()  # its answer looks different from all that may still come
+                state.in_step()  # its answer looks different from all that may still come
             poll.reason = None
             poll.tries = 0
             missed = self._agenda.reschedule(poll, now_s)
@@ -866,11 +869,11 @@ class ModbusClientLink:
             yield state, ask
         except DeviceExceptionError:
             # An answer, but perhaps to the request before: what was asked now may still be answered.
-            state.suspect(ask, time.monotonic())
+            state.was_refused(ask, time.monotonic())
         except RequestError:
             return
         else:
-            state.suspects.clear()
+            state.in_step()
 
     # --- learning
 
@@ -1026,6 +1029,8 @@ class ModbusClientLink:
             try:
                 answer = yield state, ask
             except RequestError as error:
+                if state.suspects and isinstance(error, DeviceExceptionError):
+                    state.suspect(ask, time.monotonic())  # it may be the answer to an earlier one
                 resend = _thrower(steps, error)
             else:
                 resend = _sender(steps, answer)

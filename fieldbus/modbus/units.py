@@ -23,8 +23,9 @@ RETRY_S = 300.0
 starting."""
 _DEVICE_S = 0.005
 """What a device is taken to need for an answer until it was measured."""
-_LATE_S = 30.0
-"""After so long nobody expects a late answer any more."""
+_LATE_S = 3.0
+_LATE_TIMEOUTS = 4
+"""After so long, or so many timeouts, nobody expects a late answer any more."""
 _SMOOTHING = 0.1
 
 
@@ -122,6 +123,8 @@ class UnitState:
         self.suspects: set[tuple[int, int]] = set()
         """Shapes of answers that may still come late."""
         self.suspected_s = 0.0
+        self.unanswered = 0
+        """How many requests were given up since the last answer that could be none of theirs."""
         self.is_explored = False
         """Whether it is being found out why one of its blocks is refused."""
         self.to_explore: list[tuple[Poll, int]] = []
@@ -237,13 +240,31 @@ class UnitState:
     def suspect(self, ask: Ask, now_s: float) -> None:
         """Expect that a request which was given up is still answered."""
         self.suspects.add(ask.shape)
+        self.unanswered += 1
         self.suspected_s = now_s
 
     def is_out_of_step(self, ask: Ask, now_s: float) -> bool:
         """Return whether a late answer to an earlier request could be taken for the answer to this one."""
-        if self.suspects and now_s - self.suspected_s > max(_LATE_S, 10 * self.unit.timeout_s):
-            self.suspects.clear()
+        if self.suspects and now_s > self.expected_until_s:
+            self.in_step()
         return ask.shape in self.suspects
+
+    @property
+    def expected_until_s(self) -> float:
+        """Until when a late answer may come."""
+        return self.suspected_s + max(_LATE_S, _LATE_TIMEOUTS * self.unit.timeout_s)
+
+    def in_step(self) -> None:
+        """Expect no late answer any more."""
+        self.suspects.clear()
+        self.unanswered = 0
+
+    def was_refused(self, ask: Ask, now_s: float) -> None:
+        """Learn that a different request, or the one before it, was refused: answers come in order."""
+        if self.unanswered <= 1:
+            self.suspects.clear()
+            self.unanswered = 0
+        self.suspect(ask, now_s)
 
     def different_ask(self) -> Ask | None:
         """Return a read whose answer looks like none of those that may still come; None if there is none."""

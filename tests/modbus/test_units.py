@@ -255,8 +255,8 @@ def test_an_answer_that_may_still_come_is_told_by_function_and_size() -> None:
     assert state.is_out_of_step(read(Table.HOLDING, 500, 2), 100.0)
     assert not state.is_out_of_step(read(Table.HOLDING, 0, 3), 100.0)
     assert not state.is_out_of_step(read(Table.INPUT, 0, 2), 100.0)
-    assert state.is_out_of_step(ask, 130.0)
-    assert not state.is_out_of_step(ask, 130.1)
+    assert state.is_out_of_step(ask, 104.0)
+    assert not state.is_out_of_step(ask, 104.1)
     assert not state.suspects
 
 
@@ -264,8 +264,8 @@ def test_a_slow_unit_is_expected_to_be_late_for_longer() -> None:
     state = state_of(words(0), timeout_s=10.0)
     ask = read(Table.HOLDING, 0, 2)
     state.suspects.add(ask.shape)
-    assert state.is_out_of_step(ask, 99.0)
-    assert not state.is_out_of_step(ask, 100.1)
+    assert state.is_out_of_step(ask, 39.9)
+    assert not state.is_out_of_step(ask, 40.1)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ Rules:
 * For a while after a silence nobody of several is polled for longer than eight times what it, or the slowest
   other, takes usually. Who is given up so has no values until it is asked again, which happens when nobody
   else waits, and decides.
-* Where it cannot (serial lines), a request that was not answered leaves its unit out of step: the next
-  request to it is one whose answer looks different, so that a late answer is never taken for the next one.
+* On lines without transaction ids (RTU, ASCII) a request that was not answered leaves its unit out of step:
+  the next request to it is one whose answer looks different, so that a late answer is never taken for the
+  next one.
 * An answer that does not belong to its request costs an MBAP connection, which is opened anew before the
   next request; a serial line only needs silence.
 * Exception 02 or 03 to a block: `learned.py` finds out why, between the polls of others, and the block's
@@ -135,13 +136,19 @@ class _Lane:
         self.state, self.poll, self.steps = None, None, None
         return found
 
-    def close(self) -> None:
+    def drop(self) -> tuple[UnitState | None, Poll | None, Steps | None]:
+        """Close the connection; return what the request under way was about, which may be answered late."""
         line, self.line = self.line, None
-        state, _, steps = self.take()
+        state, poll, steps = self.take()
         if line is not None:
             if state is not None and self.ask is not None and not line.framer.has_transactions:
                 state.suspect(self.ask, time.monotonic())
             line.close()
+        return state, poll, steps
+
+    def close(self) -> None:
+        """Close the connection and end what had more to ask."""
+        _, _, steps = self.drop()
         if steps is not None:
             steps.close()
 
@@ -434,13 +441,7 @@ class ModbusClientLink:
         """Learn that a connection is gone: the end of the session, unless there are others."""
         if lane.is_opening:
             return  # that is known already
-        ask = lane.ask
-        state, poll, steps = lane.take()
-        line, lane.line = lane.line, None
-        if line is not None:
-            if state is not None and ask is not None and not line.framer.has_transactions:
-                state.suspect(ask, time.monotonic())
-            line.close()
+        _, poll, steps = lane.drop()
         if not self._has_line:
             if steps is not None:
                 steps.close()
@@ -451,7 +452,7 @@ class ModbusClientLink:
         lane.is_opening = True
         lane.reopen_after_s = min(max(2 * lane.reopen_after_s, FIRST_PROBE_S), LONGEST_PROBE_S)
         asyncio.get_running_loop().call_later(lane.reopen_after_s, self._events.put_nowait, lane)
-        if steps is not None and state is not None:
+        if steps is not None:
             self._drive(lane, steps, None, BadResponseError(str(error)))
         self._poke()
 
@@ -827,7 +828,7 @@ class ModbusClientLink:
         if everybody_is_lost and is_silence and not isinstance(self.place, SerialPlace):
             # To dial in again takes a modem half a minute: it is only hung up on when it is silent for long.
             probes = max((other.probes for other in self._states), default=0)
-            must = not isinstance(self.place, DialInPlace) or probes >= PROBES_TO_HANG_UP
+            must = must or not isinstance(self.place, DialInPlace) or probes >= PROBES_TO_HANG_UP
         if must:
             self._reopen(lane)
 
@@ -886,59 +887,68 @@ class ModbusClientLink:
         self._background.append((steps, state, ask))
 
     def _explore(self, state: UnitState, poll: Poll, code: int) -> Steps:
-        """Find out why a block is refused, and plan anew."""
-        is_broken_off = False
-        before, limits = state.knowledge.facts, state.knowledge.limits(state.unit.limits)
-        if not poll.is_fresh:
-            state.explorer.doubt()  # it was taken before: the device is not what it was
-        search = state.explorer.explore(poll.block)
-        try:
-            trial = next(search)
-            while True:
-                table, address, count = trial
-                is_taken = False
-                ask = Ask(state.unit.unit_id, pdu.read_request(table, address, count))
-                for attempt in range(LATER_TRIES + 1):
-                    try:
-                        answer = yield state, ask
-                        pdu.check_read_reply(ask.pdu, answer)
-                        is_taken = True
-                    except DeviceExceptionError as error:
-                        if error.exception_code in _LATER and attempt < LATER_TRIES:
-                            state.rests_until_s = time.monotonic() + _LATER_S * 2**attempt
-                            continue
-                        if error.exception_code not in _ASK_DIFFERENTLY:
-                            raise
-                    break
-                trial = search.send(is_taken)
-        except StopIteration:
-            pass
-        except RequestError as error:
-            # Not now. What was found out so far is kept.
-            is_broken_off = True
-            if poll.reason is None:
-                self._spoil(poll, reason_of(error))
-        now_s = time.monotonic()
-        if state.knowledge.facts != before:
-            state.has_news = True
-        elif not state.explorer.was_passing and not poll.is_gone:
-            poll.explore_at_s = now_s + EXPLORE_AGAIN_S
-            self._spoil(poll, f"{Reason.DEVICE_EXCEPTION} {code:02X}")
-        state.explored.append(poll)
-        are_same = state.knowledge.limits(state.unit.limits) == limits
-        if state.to_explore and are_same and not is_broken_off:
-            # All that is refused is looked at before the plan is made anew, which takes longer than to ask.
-            yield from self._explore(state, *state.to_explore.pop(0))
-            return
+        """Find out why blocks of a unit are refused, one after the other, and plan anew."""
+        limits = state.knowledge.limits(state.unit.limits)
+        state.to_explore.append((poll, code))
+        explored: list[Poll] = []
+        has_news = False
+        # All that is refused is looked at before the plan is made anew, which takes longer than to ask; but
+        # when less may be asked at once than was believed, or nothing now, what is left is asked for anew.
+        while state.to_explore and state.knowledge.limits(state.unit.limits) == limits:
+            poll, code = state.to_explore.pop(0)
+            explored.append(poll)
+            before = state.knowledge.facts
+            reason: str = f"{Reason.DEVICE_EXCEPTION} {code:02X}"
+            is_broken_off = False
+            try:
+                yield from self._explore_one(state, poll)
+            except RequestError as error:
+                is_broken_off, reason = True, reason_of(error)  # what was found out so far is kept
+            if state.knowledge.facts != before:
+                has_news = True
+            elif not poll.is_gone and (is_broken_off or not state.explorer.was_passing):
+                poll.explore_at_s = time.monotonic() + EXPLORE_AGAIN_S
+                self._spoil(poll, reason)
+            if is_broken_off:
+                break
         state.is_explored = False
-        others = [*state.explored, *(other for other, _ in state.to_explore)]
-        state.explored, state.to_explore = [], []
+        now_s = time.monotonic()
+        others, state.to_explore = [*explored, *(other for other, _ in state.to_explore)], []
         for other in others:
             other.due_s = min(other.due_s, now_s) if other.explore_at_s <= now_s else now_s + other.period_s
             self._agenda.add(other)
-        if state.has_news:
-            state.has_news = False
+        if has_news:
             self._plan_anew(state)
+
+    def _explore_one(self, state: UnitState, poll: Poll) -> Steps:
+        """Try the reads from which it follows why a block is refused."""
+        if not poll.is_fresh:
+            state.explorer.doubt()  # it was taken before: the device is not what it was
+        search = state.explorer.explore(poll.block)
+        is_taken: bool | None = None
+        while True:
+            try:
+                table, address, count = next(search) if is_taken is None else search.send(is_taken)
+            except StopIteration:
+                return
+            ask = Ask(state.unit.unit_id, pdu.read_request(table, address, count))
+            is_taken = yield from self._is_taken(state, ask)
+
+    def _is_taken(self, state: UnitState, ask: Ask) -> Generator[tuple[UnitState, Ask], bytes, bool]:
+        """Ask, and again a little later if the device is busy; return whether it takes the read."""
+        for attempt in range(LATER_TRIES + 1):
+            try:
+                answer = yield state, ask
+                pdu.check_read_reply(ask.pdu, answer)
+            except DeviceExceptionError as error:
+                if error.exception_code in _ASK_DIFFERENTLY:
+                    return False
+                if error.exception_code not in _LATER or attempt == LATER_TRIES:
+                    raise
+                state.rests_until_s = time.monotonic() + _LATER_S * 2**attempt
+            else:
+                return True
+        return False
 
     def _plan_anew(self, state: UnitState) -> None:
         """Plan with what is known now, and say which points live in which groups from now on."""

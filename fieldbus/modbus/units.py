@@ -129,10 +129,6 @@ class UnitState:
         """Whether it is being found out why one of its blocks is refused."""
         self.to_explore: list[tuple[Poll, int]] = []
         """Blocks that were refused meanwhile, with the exception's code."""
-        self.explored: list[Poll] = []
-        """Blocks that were looked at since the last plan."""
-        self.has_news = False
-        """Whether something was found out since the last plan."""
         self.replan(0.0)
 
     def begin(self, now_s: float) -> None:
@@ -155,8 +151,6 @@ class UnitState:
         self.rests_until_s = 0.0
         self.is_explored = False
         self.to_explore.clear()
-        self.explored.clear()
-        self.has_news = False
         for poll in self.polls:
             poll.reader.forget()
             poll.reason = "not connected"

@@ -275,6 +275,18 @@ async def test_a_device_that_refuses_everything_while_it_starts_has_everything_a
             await watch.all_good(5.0)
 
 
+async def test_a_device_that_has_none_of_a_thousand_scattered_points_costs_no_session() -> None:
+    """Each is a block of its own that has to be looked into."""
+    points = points_of("plc", range(0, 60_000, 50))
+    async with slave("answer 1", "values mixed", "refuse 0-65535 2") as devices:
+        watch = Watch(link_to(TcpPlace("127.0.0.1", devices.port), Device(points, set())))
+        async with watching(watch):
+            await eventually(lambda: len(watch.bad) == len(points), 20.0)
+            await eventually(lambda: watch.link.counters["points_refused"] == len(points), 20.0)
+            assert set(watch.bad.values()) == {"device exception 02"}
+        assert watch.lost == {}
+
+
 async def test_values_stay_while_a_device_that_was_whole_begins_to_refuse_one_address(tmp_path: Path) -> None:
     points = points_of("plc", range(50))
     async with slave("answer 1", "values mixed") as devices:

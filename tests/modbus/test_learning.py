@@ -23,7 +23,6 @@ from watching import Watch, points_of, watching
 
 from fieldbus.modbus.link import ModbusClientLink
 from fieldbus.modbus.places import Place, SerialPlace, TcpPlace
-from fieldbus.modbus.planner import Limits
 from fieldbus.modbus.registers import RegisterPoint
 from fieldbus.modbus.units import Unit
 
@@ -278,10 +277,9 @@ async def test_a_device_that_refuses_everything_while_it_starts_has_everything_a
 
 async def test_a_device_that_has_none_of_a_thousand_scattered_points_costs_no_session() -> None:
     """Each is a block of its own that has to be looked into."""
-    points = points_of("plc", range(0, 2600, 2))
-    unit = Unit("plc", 1, points, SCAN_S, timeout_s=1.0, limits=Limits(max_registers=1))
+    points = points_of("plc", range(0, 60_000, 50))
     async with slave("answer 1", "values mixed", "refuse 0-65535 2") as devices:
-        watch = Watch(ModbusClientLink("net", TcpPlace("127.0.0.1", devices.port), [unit]))
+        watch = Watch(link_to(TcpPlace("127.0.0.1", devices.port), Device(points, set())))
         async with watching(watch):
             await eventually(lambda: len(watch.bad) == len(points), 20.0)
             await eventually(lambda: watch.link.counters["points_refused"] == len(points), 20.0)

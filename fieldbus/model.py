@@ -49,6 +49,11 @@ class Reason(StrEnum):
     WAITING = "waiting for first value"
     CONFIGURATION = "configuration"
     CONVERSION = "conversion"
+    SHORT_FRAME = "missing in a short frame"
+    ERROR_INDICATOR = "error indicator"
+    BUS_DOWN = "bus down"
+    BAD_CHECKSUM = "bad checksum"
+    STUCK_COUNTER = "stuck counter"
 
 
 class Kind(StrEnum):

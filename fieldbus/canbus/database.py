@@ -17,7 +17,7 @@ from typing import Any
 
 import cantools
 
-from fieldbus.canbus.codec import Condition, Message, Signal
+from fieldbus.canbus.layout import Condition, Message, Signal
 from fieldbus.errors import ConversionError, Problem
 from fieldbus.scaling import Linear
 

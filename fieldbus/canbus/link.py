@@ -33,7 +33,8 @@ from operator import ne
 
 import can
 
-from fieldbus.canbus.codec import BranchDecoder, Condition, FrameEncoder, Message, Signal
+from fieldbus.canbus.codec import BranchDecoder, FrameEncoder
+from fieldbus.canbus.layout import Condition, Message, Signal
 from fieldbus.errors import ConversionError, LinkDownError
 from fieldbus.link import Delivery, DeviceHealth, Emit, Report, WriteOutcome, WriteResult
 from fieldbus.model import NO_FLAWS, Batch, Flaw, Group, Point, Reason, Value

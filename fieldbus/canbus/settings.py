@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from fieldbus.canbus.codec import Message, Signal
+from fieldbus.canbus.layout import Message, Signal
 from fieldbus.canbus.link import CanLink, CanMessage, Request
 from fieldbus.model import Access, Kind, Point
 from fieldbus.settings import DeviceSettings, Duration, LinkSettings, Settings, problem

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from fieldbus.canbus.codec import Message
+from fieldbus.canbus.layout import Message
 from fieldbus.canbus.link import CanMessage
 from fieldbus.canbus.settings import (
     CanDeviceSettings,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fieldbus.canbus.codec import Message
+from fieldbus.canbus.layout import Message
 from fieldbus.canbus.link import CanLink
 from fieldbus.gateway.plant import Plant
 from fieldbus.link import Link

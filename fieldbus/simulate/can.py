@@ -13,7 +13,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import can
 
-from fieldbus.canbus.codec import Condition, FrameEncoder
+from fieldbus.canbus.codec import FrameEncoder
+from fieldbus.canbus.layout import Condition
 from fieldbus.canbus.link import CanMessage
 from fieldbus.errors import ConversionError, LinkDownError
 from fieldbus.simulate.motion import value_at

@@ -8,7 +8,7 @@ import can
 import pytest
 from conftest import eventually
 
-from fieldbus.canbus.codec import Message, Signal
+from fieldbus.canbus.layout import Message, Signal
 from fieldbus.canbus.link import CanLink, CanMessage, Request
 from fieldbus.errors import LinkDownError
 from fieldbus.link import Delivery, Target, WriteOutcome

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fieldbus.canbus.codec import BranchDecoder, FrameEncoder, Message, Signal
+from fieldbus.canbus.codec import BranchDecoder, FrameEncoder
+from fieldbus.canbus.layout import Message, Signal
 from fieldbus.errors import ConversionError
 from fieldbus.scaling import Linear
 

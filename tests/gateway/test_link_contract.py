@@ -7,7 +7,7 @@ import time
 import pytest
 from conftest import free_port
 
-from fieldbus.canbus.codec import Message, Signal
+from fieldbus.canbus.layout import Message, Signal
 from fieldbus.canbus.link import CanLink, CanMessage
 from fieldbus.errors import LinkDownError
 from fieldbus.link import Delivery, Target, WriteOutcome

@@ -14,7 +14,7 @@ import can
 import pytest
 from conftest import eventually, free_port, program, wait_for_port
 
-from fieldbus.canbus.codec import Message, Signal
+from fieldbus.canbus.layout import Message, Signal
 from fieldbus.canbus.link import CanLink, CanMessage
 from fieldbus.errors import LinkDownError
 from fieldbus.model import Access, Kind, Point

@@ -81,7 +81,7 @@ class Bus(Protocol):
     """An open bus."""
 
     dropped: int
-    """Frames that were received and lost before `drain` got them."""
+    """Frames that were received and lost before `drain` got them; of the last ones it is known after `status`."""
 
     def start(self, ready: Callable[[], None], lost: Callable[[Exception], None]) -> None:
         """Begin to receive; both are called in the running event loop."""
@@ -98,6 +98,7 @@ class Bus(Protocol):
 
         Raises:
             LinkDownError: the bus is gone.
+            RefusedError: this bus can never send such a frame; the bus lives.
         """
 
     def repeat(self, can_id: int, frames: Sequence[bytes], period_s: float, flags: int = 0) -> Cyclic | None:

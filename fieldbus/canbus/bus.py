@@ -81,7 +81,7 @@ class Bus(Protocol):
     """An open bus."""
 
     dropped: int
-    """Frames that were received and lost before `drain` got them; of the last ones it is known after `status`."""
+    """Frames that were received and lost before `drain` got them; of the last, it is known after `status`."""
 
     def start(self, ready: Callable[[], None], lost: Callable[[Exception], None]) -> None:
         """Begin to receive; both are called in the running event loop."""

@@ -28,11 +28,11 @@ is looked up, compared, wrapped and unwrapped again.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from fieldbus.model import Batch, Group, Point, Sample, Value
+from fieldbus.model import Batch, Group, Kind, Point, Sample, Value
 
 Emit = Callable[[Batch], None]
 """What a link calls with everything that it acquires."""
@@ -135,9 +135,22 @@ class Regrouped(NamedTuple):
     added: Sequence[Group]
 
 
-Report = Callable[[DeviceHealth | WriteResult | Regrouped], None]
+class Notice(NamedTuple):
+    """What people should know of a link, and would not see otherwise. Said once, not repeated."""
+
+    text: str
+    """One sentence, without the link's name."""
+
+
+class GaugesChanged(NamedTuple):
+    """What a `GaugedLink` measures of itself has changed, and is worth telling at once."""
+
+
+Event = DeviceHealth | WriteResult | Regrouped | Notice | GaugesChanged
+Report = Callable[[Event], None]
 """What a link calls when a device is lost or comes back; with the end of each routed write that has one: a
-register that was written, or refused; and when it has learnt to acquire its points in other groups."""
+register that was written, or refused; when it has learnt to acquire its points in other groups; and when
+there is something to be said of it."""
 
 
 class Link(Protocol):
@@ -188,3 +201,32 @@ class GatheringLink(Protocol):
 
     def gather(self, bundle: Bundle) -> None:
         """Take what goes into a gathered message. Like ``send`` it neither blocks nor raises."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gauge:
+    """A value that a link knows of itself: ``sys.<link>.<name>``."""
+
+    kind: Kind
+    unit: str | None = None
+    labels: Mapping[int, str] = field(default_factory=dict)
+
+
+@runtime_checkable
+class GaugedLink(Protocol):
+    """What a link has as well if it knows more of itself than totals."""
+
+    gauges: Mapping[str, Gauge]
+    """What there is, by name."""
+
+    def gauge_values(self) -> Mapping[str, Value | None]:
+        """Return what is known now; None for what is not."""
+        ...
+
+
+@runtime_checkable
+class LazyLink(Protocol):
+    """What a link has as well if it does not acquire what no route wants, unless somebody looks."""
+
+    def refresh(self) -> None:
+        """Emit the newest of what only watchers want."""

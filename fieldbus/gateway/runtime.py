@@ -23,7 +23,7 @@ from collections.abc import Iterable, Sequence
 from fieldbus.gateway.plant import Plant
 from fieldbus.gateway.session import Session
 from fieldbus.gateway.system import Status
-from fieldbus.link import Delivery, GatheringLink, Regrouped
+from fieldbus.link import Delivery, GatheringLink, GaugedLink, LazyLink, Regrouped
 from fieldbus.model import Batch, Point, Quality, Reason, Sample
 from fieldbus.routing.policy import NEVER
 from fieldbus.routing.router import Deliveries, Router
@@ -210,14 +210,20 @@ class Gateway:
         await asyncio.Event().wait()
 
     def refresh(self) -> None:
-        """Have the newest totals and measures of all links and devices in the router."""
+        """Have the newest of all links and devices in the router, also what no route wants."""
+        for link in self._links.values():
+            if isinstance(link, LazyLink):
+                link.refresh()
         self._tell_counters(self._links)
         self._tell_measures(self._links)
 
     def _tell_counters(self, links: Iterable[str]) -> None:
         for name in links:
             status = self.plant.link_status[name]
-            status.set(**self._links[name].counters)
+            link = self._links[name]
+            status.set(**link.counters)
+            if isinstance(link, GaugedLink):
+                status.set(**link.gauge_values())
             self._tell(status)
 
     def _tell_measures(self, links: Iterable[str]) -> None:

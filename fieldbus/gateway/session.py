@@ -22,7 +22,17 @@ from collections.abc import Callable, Sequence
 
 from fieldbus.errors import LinkDownError, PeerIsBackError
 from fieldbus.gateway.system import Status
-from fieldbus.link import DeviceHealth, Emit, Link, Regrouped, WriteOutcome, WriteResult
+from fieldbus.link import (
+    Emit,
+    Event,
+    GaugedLink,
+    GaugesChanged,
+    Link,
+    Notice,
+    Regrouped,
+    WriteOutcome,
+    WriteResult,
+)
 from fieldbus.model import Point, Reason
 
 FIRST_WAIT_S = 0.5
@@ -174,6 +184,8 @@ class Session:
             _LOG.warning("%s: %s %s (%s); trying again", self._link.name, where, self._link.endpoint, reason)
         self._waiting_reason = reason
         self._status.set(connected=False)
+        if isinstance(self._link, GaugedLink):
+            self._status.set(**self._link.gauge_values())
         self._tell(self._status)
         time_ns, now_s = time.time_ns(), time.monotonic()
         for group in self._link.groups:
@@ -184,9 +196,17 @@ class Session:
         for point in self._targets:
             self._missed(point)
 
-    def _report(self, event: DeviceHealth | WriteResult | Regrouped) -> None:
+    def _report(self, event: Event) -> None:
         if isinstance(event, WriteResult):
             self._wrote(event)
+            return
+        if isinstance(event, Notice):
+            _LOG.warning("%s: %s", self._link.name, event.text)
+            return
+        if isinstance(event, GaugesChanged):
+            if isinstance(self._link, GaugedLink):
+                self._status.set(**self._link.gauge_values())
+                self._tell(self._status)
             return
         if isinstance(event, Regrouped):
             self._regrouped(event)

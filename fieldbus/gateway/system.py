@@ -6,12 +6,13 @@ They are routed like any other, so that a PLC can read in a register that a CAN 
 ``sys.<link>.connected``                       whether the link is connected
 ``sys.<link>.reconnects``                      how often it was connected anew
 ``sys.<link>.<counter>``                       the link's totals: ``rx_dropped``, ``timeouts`` …
+``sys.<link>.<gauge>``                         what it knows of itself: a CAN bus's ``bus_state`` …
 ``sys.<device>.online``                        whether a polled device or CAN node answers
 ``sys.<device>.response_time_ms``              of a polled device, its last answer
 =============================================  ======================================================
 
-Rules: what is known at once is told at once (``connected``, ``online``); totals once a second, if
-they changed.
+Rules: what is known at once is told at once (``connected``, ``online``, a changed ``bus_state``); totals
+once a second, if they changed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 
-from fieldbus.link import Link
+from fieldbus.link import Gauge, GaugedLink, Link
 from fieldbus.model import NO_FLAWS, Batch, Flaw, Group, Kind, Point, Reason, Value, bad
 
 DEVICE = "sys"
@@ -28,14 +29,21 @@ DEVICE = "sys"
 class Status:
     """One group of system points and their present values."""
 
-    def __init__(self, owner: str, kinds: Mapping[str, Kind], units: Mapping[str, str]) -> None:
+    def __init__(self, owner: str, gauges: Mapping[str, Gauge]) -> None:
         self.owner = owner
         points = [
-            Point(DEVICE, f"{owner}.{name}", kind, unit=units.get(name), lowest=_lowest(kind))
-            for name, kind in kinds.items()
+            Point(
+                DEVICE,
+                f"{owner}.{name}",
+                gauge.kind,
+                unit=gauge.unit,
+                lowest=0 if gauge.kind.is_number else None,
+                labels=gauge.labels,
+            )
+            for name, gauge in gauges.items()
         ]
         self.group = Group(f"{DEVICE} {owner}", points)
-        self._index = {name: index for index, name in enumerate(kinds)}
+        self._index = {name: index for index, name in enumerate(gauges)}
         self._values: list[Value | None] = [None] * len(points)
         self._told: list[Value | None] | None = None
 
@@ -64,25 +72,24 @@ class Status:
         return Batch(self.group, time.time_ns(), time.monotonic(), self._told, flaws, changed)
 
 
-def _lowest(kind: Kind) -> float | None:
-    return None if kind is Kind.BOOL else 0
+_CONNECTED = {"connected": Gauge(Kind.BOOL), "reconnects": Gauge(Kind.INT)}
+_ONLINE = {"online": Gauge(Kind.BOOL)}
+_RESPONSE_TIME = {"response_time_ms": Gauge(Kind.FLOAT, unit="ms")}
 
 
 def link_status(link: Link) -> Status:
     """Return the status of a link, not connected yet."""
-    kinds = {"connected": Kind.BOOL, "reconnects": Kind.INT}
-    kinds |= dict.fromkeys(link.counters, Kind.INT)
-    status = Status(link.name, kinds, {})
+    gauges = _CONNECTED | dict.fromkeys(link.counters, Gauge(Kind.INT))
+    if isinstance(link, GaugedLink):
+        gauges |= link.gauges
+    status = Status(link.name, gauges)
     status.set(connected=False, reconnects=0, **link.counters)
     return status
 
 
 def device_status(device: str, *, has_response_time: bool) -> Status:
     """Return the status of a device, not online yet."""
-    kinds = {"online": Kind.BOOL}
-    if has_response_time:
-        kinds["response_time_ms"] = Kind.FLOAT
-    status = Status(device, kinds, {"response_time_ms": "ms"})
+    status = Status(device, _ONLINE | _RESPONSE_TIME if has_response_time else _ONLINE)
     status.set(online=False)
     return status
 

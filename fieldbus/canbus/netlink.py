@@ -201,7 +201,7 @@ def restart(index: int) -> str | None:
     link = link_of(index)
     if link is not None:
         if link.kind != "can":
-            return f"a {link.kind or 'virtual'} interface has no controller"
+            return f"{link.name} has no controller"
         if link.restart_ms:
             return f"the kernel restarts it by itself, after {link.restart_ms} ms"
         if link.state is not None and link.state != 3:

@@ -14,6 +14,7 @@ at all.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from bisect import bisect_left
@@ -67,6 +68,9 @@ def pack_frame(can_id: int, data: bytes, flags: int) -> bytes:
 
 def words(error: OSError) -> str:
     """Return what an error of the system says: one line, beginning small."""
+    if error.errno == errno.ENXIO:
+        # What a socket says whose interface was taken away while somebody else got the news.
+        return "no such device"
     text = os.strerror(error.errno) if error.errno else str(error) or type(error).__name__
     return text[:1].lower() + text[1:]
 

@@ -28,9 +28,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 from fieldbus.canbus import netlink
 from fieldbus.canbus.broadcast import Broadcaster
-from fieldbus.canbus.bus import BusStatus, Cyclic, Frame
+from fieldbus.canbus.bus import FD, BusStatus, Cyclic, Frame
 from fieldbus.canbus.filters import merge
-from fieldbus.canbus.kernel import AF_CAN, CAN_RAW, FD_BYTES, MAX_NAME_BYTES, down, pack_frame
+from fieldbus.canbus.kernel import AF_CAN, CAN_RAW, CLASSIC_BYTES, FD_BYTES, MAX_NAME_BYTES, down, pack_frame
 from fieldbus.canbus.receiving import SO_RXQ_OVFL, SO_TIMESTAMPNS, receiver_of
 from fieldbus.errors import LinkDownError, RefusedError
 
@@ -105,7 +105,7 @@ def _open(channel: str, fd: bool, receive_buffer: int) -> SocketCanBus:
     except LinkDownError:
         raw.close()
         raise
-    return SocketCanBus(raw, channel, index)
+    return SocketCanBus(raw, channel, index, takes_fd=link is None or link.mtu != CLASSIC_BYTES)
 
 
 def _enlarge(raw: socket.socket, receive_buffer: int) -> None:
@@ -120,11 +120,12 @@ def _enlarge(raw: socket.socket, receive_buffer: int) -> None:
 class SocketCanBus:
     """An open bus."""
 
-    def __init__(self, raw: socket.socket, channel: str, index: int) -> None:
+    def __init__(self, raw: socket.socket, channel: str, index: int, *, takes_fd: bool = True) -> None:
         self.dropped = 0
         self._raw = raw
         self._channel = channel
         self._index = index
+        self._takes_fd = takes_fd
         self._receiver = receiver_of(raw)
         self._overflow = 0
         self._broadcaster: Broadcaster | None = None
@@ -135,7 +136,7 @@ class SocketCanBus:
     def start(self, ready: Callable[[], None], lost: Callable[[Exception], None]) -> None:
         """Begin to receive; `ready` is called again as long as frames wait.
 
-        `lost` is called when it is a ``send`` that finds the bus gone; the reader finds out in `drain`.
+        `lost` is called once the bus is gone, whichever call has found out and raised it.
         """
         self._check()
         self._loop = asyncio.get_running_loop()
@@ -164,14 +165,17 @@ class SocketCanBus:
             if error.errno in _NO_ROOM:
                 return False
             if error.errno in _NOT_FOR_THIS_INTERFACE:
-                what = "CAN FD frames" if len(frame) == FD_BYTES else "such frames"
-                raise RefusedError(f"{self._channel} takes no {what}") from error
+                what = "CAN FD" if len(frame) == FD_BYTES else "such"
+                raise RefusedError(f"{self._channel} takes no {what} frames") from error
             raise self._ended(error) from error
         return True
 
     def repeat(self, can_id: int, frames: Sequence[bytes], period_s: float, flags: int = 0) -> Cyclic | None:
         """Have frames repeated by the kernel, the first at once; None if they are too many for it."""
         self._check()
+        if flags & FD and not self._takes_fd:
+            # The kernel would accept it and send nothing.
+            raise RefusedError(f"{self._channel} takes no CAN FD frames")
         try:
             if self._broadcaster is None:
                 self._broadcaster = Broadcaster(self._channel)

@@ -1,30 +1,54 @@
-"""Bus databases: what cantools read from a DBC, KCD, SYM or ARXML file, as plain data.
+"""Bus databases: DBC, KCD, SYM and ARXML files as plain data, hostile until read.
 
 Rules:
 
-* Nothing of cantools leaves this file.
-* A message that cannot be used costs itself, not the file: it is left out, and said.
+* A file is read in a process of its own that is limited in time and memory; what comes back is
+  JSON, of bounded size, and is checked again when it becomes a `Message`.
+* A message or signal that cannot be used costs itself, not the file: it is repaired or left out, and said.
 * A file is refused unread when it is too large to be one.
+* The same bytes are read once, as long as they are among the last that were read.
+
+Design: parsers of other people hang or take gigabytes on files of a hundred bytes, and a thread cannot
+be stopped. A process can; it costs about 0.3 s for each file, at start-up and reload only.
 """
 
 from __future__ import annotations
 
-import re
+import contextlib
+import hashlib
+import json
+import subprocess
+import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import cantools
-
+from fieldbus.canbus.database_reader import (
+    CPU_LIMIT_S,
+    EXIT_ANSWER,
+    EXIT_MEMORY,
+    MAX_ANSWER_BYTES,
+    MAX_FILE_BYTES,
+    MEMORY_LIMIT_BYTES,
+    WALL_LIMIT_S,
+)
 from fieldbus.canbus.layout import Condition, Message, Signal
 from fieldbus.errors import ConversionError, Problem
-from fieldbus.scaling import Linear
+from fieldbus.scaling import Linear, Number
 
-MAX_FILE_BYTES = 32 * 1024 * 1024
 FORMATS = {".dbc": "dbc", ".kcd": "kcd", ".sym": "sym", ".arxml": "arxml"}
-_NAME = re.compile(r"[A-Za-z0-9_-]+")
-_LINE = re.compile(r"line (\d+)(?:, column (\d+))?", re.IGNORECASE)
+_KEPT_FILES = 32
+_KEPT_BYTES = 32 * 1024 * 1024
+"""Of the files that are remembered, together."""
+_SIGXCPU = 24
+_START = (
+    # The search path is this process's own, so that the reader is found however this package was.
+    "import sys; path, sys.argv = sys.argv[1].split('\\n'), sys.argv[1:]; sys.path[:] = path; "
+    "from fieldbus.canbus.database_reader import main; main()"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +57,7 @@ class Database:
 
     messages: Sequence[Message]
     warnings: Sequence[Problem]
-    """What was left out, and why."""
+    """What was repaired or left out, and why."""
 
 
 class DatabaseError(Exception):
@@ -44,6 +68,22 @@ class DatabaseError(Exception):
         self.problem = problem
 
 
+@dataclass(frozen=True, slots=True)
+class _Content:
+    messages: Sequence[Message]
+    notes: Sequence[tuple[int, str, str]]
+    size: int
+
+
+class _RefusedError(Exception):
+    """The content is no database; its words, and the place."""
+
+    def __init__(self, text: str, line: int = 0, column: int = 0) -> None:
+        super().__init__(text)
+        self.line = line
+        self.column = column
+
+
 def load(path: Path, shown: str) -> Database:
     """Read a database.
 
@@ -52,107 +92,208 @@ def load(path: Path, shown: str) -> Database:
         shown: how problems name it.
 
     Raises:
-        DatabaseError: it is none.
+        DatabaseError: it is none, or takes too much time or memory to read.
     """
-
-    def refuse(message: str, line: int = 0, column: int = 0, hint: str | None = None) -> DatabaseError:
-        return DatabaseError(Problem(shown, line, column, "", message, hint))
-
     format_ = FORMATS.get(path.suffix.lower())
     if format_ is None:
-        raise refuse(f"'{path.suffix}' is no database format", hint=f"one of {', '.join(FORMATS)}")
+        hint = f"one of {', '.join(FORMATS)}"
+        text = f"'{path.suffix}' is no database format"
+        raise DatabaseError(Problem(shown, 0, 0, "", text, hint))
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise refuse(f"larger than {MAX_FILE_BYTES // 1024 // 1024} MiB")
-        database: Any = cantools.database.load_file(
-            path, database_format=format_, strict=False, sort_signals=None
-        )
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+        if len(data) > MAX_FILE_BYTES:
+            raise _RefusedError(f"larger than {MAX_FILE_BYTES // 1024 // 1024} MiB")
+        content = _CACHE.get(format_, data)
     except OSError as error:
-        raise refuse((error.strerror or str(error)).lower()) from error
-    except DatabaseError:
+        text = (error.strerror or str(error)).lower()
+        raise DatabaseError(Problem(shown, 0, 0, "", text)) from error
+    except _RefusedError as error:
+        raise DatabaseError(Problem(shown, error.line, error.column, "", str(error))) from error
+    warnings = [Problem(shown, line, 0, path, text, is_warning=True) for line, path, text in content.notes]
+    return Database(content.messages, warnings)
+
+
+class _Cache:
+    """The last contents that were read, by their bytes."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: dict[tuple[str, bytes], _Content] = {}
+
+    def get(self, format_: str, data: bytes) -> _Content:
+        key = (format_, hashlib.sha256(data).digest())
+        with self._lock:
+            found = self._kept.pop(key, None)
+            if found is None:
+                answer = _read(format_, data)
+                found = content(answer, format_, len(data))
+            self._kept[key] = found
+            while len(self._kept) > 1 and (
+                len(self._kept) > _KEPT_FILES or sum(item.size for item in self._kept.values()) > _KEPT_BYTES
+            ):
+                del self._kept[next(iter(self._kept))]
+        return found
+
+
+_CACHE = _Cache()
+
+
+def _read(format_: str, data: bytes) -> Any:
+    """Have a process read a file and return its answer."""
+    path = "\n".join(entry for entry in sys.path if entry and "\n" not in entry)
+    process = subprocess.Popen(  # noqa: S603 - this interpreter, our own module
+        [sys.executable, "-I", "-c", _START, path, format_],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert process.stdin is not None  # noqa: S101 - a pipe was asked for
+    assert process.stdout is not None  # noqa: S101
+    is_late = threading.Event()
+
+    def end() -> None:
+        is_late.set()
+        process.kill()
+
+    timer = threading.Timer(WALL_LIMIT_S, end)
+    timer.start()
+    try:
+        # It reads all before it writes anything, so neither waits for the other. If it ends before it
+        # has read all, its exit code says why.
+        with contextlib.suppress(OSError):
+            process.stdin.write(data)
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+        answer = process.stdout.read(MAX_ANSWER_BYTES + 1)
+        if len(answer) > MAX_ANSWER_BYTES:
+            process.kill()
+        status = process.wait()
+    except BaseException:
+        process.kill()
+        process.wait()
         raise
-    except Exception as error:  # cantools raises whatever its parsers raise
-        text = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
-        text = re.sub(r'^DBC: "(.*?)"(?:,.*)?$', r"\1", text)
-        match = _LINE.search(text)
-        line, column = (int(match[1]), int(match[2] or 0)) if match else (0, 0)
-        raise refuse(f"not a readable {format_.upper()} file: {text[:300]}", line, column) from error
+    finally:
+        timer.cancel()
+        process.stdout.close()
+    return _judge(is_late.is_set(), status, answer)
+
+
+def _judge(is_late: bool, status: int, answer: bytes) -> Any:
+    if is_late:
+        raise _RefusedError(f"takes more than {WALL_LIMIT_S:.0f} s to read")
+    if status == -_SIGXCPU:
+        raise _RefusedError(f"takes more than {CPU_LIMIT_S} s to read")
+    if status == EXIT_MEMORY:
+        raise _RefusedError(f"needs more than {MEMORY_LIMIT_BYTES // 1024 // 1024} MiB to be read")
+    if status == EXIT_ANSWER or len(answer) > MAX_ANSWER_BYTES:
+        raise _RefusedError("describes more than can be held")
+    if status != 0:
+        raise _RefusedError(f"the process that reads it ended with status {status}")
+    return json.loads(answer)
+
+
+def content(answer: Any, format_: str, size: int) -> _Content:
+    """Return what an answer of the reader describes.
+
+    Args:
+        answer: of `database_reader.read`.
+        format_: of the file, for people.
+        size: of the file in bytes.
+    """
+    if "error" in answer:
+        line, column, text = answer["error"]
+        raise _RefusedError(f"not a readable {format_.upper()} file: {text}", line, column)
+    builder = _Builder()
     messages: list[Message] = []
-    warnings: list[Problem] = []
-    seen: dict[str, int] = {}
-    for item in database.messages:
+    notes = [(line, path, text) for line, path, text in answer["notes"]]
+    for item in answer["messages"]:
         try:
-            message = _message(item)
-            if message.name in seen:
-                raise ValueError("a message of this name was there before")
-        except (ValueError, TypeError, ArithmeticError, ConversionError) as error:
-            text = f"message {item.name} is left out: {error}"
-            warnings.append(Problem(shown, 0, 0, item.name, text, is_warning=True))
-            continue
-        seen[message.name] = message.frame_id
-        messages.append(message)
-    return Database(messages, warnings)
+            messages.append(builder.message(*item))
+        except (ValueError, ArithmeticError, ConversionError) as error:
+            notes.append((item[10], item[0], f"message {item[0]} is left out: {error}"))
+    return _Content(messages, notes, size)
 
 
-def _message(item: Any) -> Message:
-    if not _NAME.fullmatch(item.name):
-        raise ValueError("its name cannot be part of a point's")
-    if not 0 <= item.length <= 64:
-        raise ValueError(f"it has {item.length} bytes")
-    by_name = {signal.name: signal for signal in item.signals}
-    if len(by_name) != len(item.signals):
-        raise ValueError("two of its signals have one name")
-    signals = [_signal(signal, by_name) for signal in item.signals]
-    for signal in signals:
-        if signal.bytes_needed > item.length:
-            raise ValueError(f"signal {signal.name} ends behind the message's {item.length} bytes")
-    cycle_ms = item.cycle_time
-    return Message(
-        name=item.name,
-        frame_id=item.frame_id,
-        is_extended=item.is_extended_frame,
-        length=item.length,
-        signals=signals,
-        is_fd=bool(item.is_fd) or item.length > 8,
-        cycle_s=cycle_ms / 1000 if cycle_ms else None,
-        senders=tuple(item.senders or ()),
-        comment=item.comment or "",
-    )
+class _Builder:
+    """Makes messages of an answer; what is equal in many signals is one object."""
+
+    def __init__(self) -> None:
+        self._linear = cache(Linear)
+        self._ids = cache(_expanded)
+
+    def message(
+        self,
+        name: str,
+        frame_id: int,
+        is_extended: bool,
+        length: int,
+        is_fd: bool,
+        is_j1939: bool,
+        cycle_s: float | None,
+        timeout_s: float | None,
+        senders: list[str],
+        comment: str,
+        line: int,
+        signals: list[list[Any]],
+    ) -> Message:
+        """Return a message; the arguments are as the reader writes them."""
+        return Message(
+            name=name,
+            frame_id=frame_id,
+            is_extended=is_extended,
+            length=length,
+            signals=[self._signal(*item) for item in signals],
+            is_fd=is_fd,
+            cycle_s=cycle_s,
+            senders=tuple(senders),
+            comment=comment,
+            timeout_s=timeout_s,
+            is_j1939=is_j1939,
+            line=line,
+        )
+
+    def _signal(
+        self,
+        name: str,
+        start: int,
+        length: int,
+        is_little_endian: bool,
+        is_signed: bool,
+        is_float: bool,
+        scale: Number,
+        offset: Number,
+        minimum: Number | None,
+        maximum: Number | None,
+        unit: str,
+        labels: list[tuple[int, str]],
+        condition: list[tuple[str, list[tuple[int, int]]]],
+        raw_initial: Number,
+        comment: str,
+        timeout_s: float | None,
+    ) -> Signal:
+        steps: Condition = tuple(
+            (selector, self._ids(tuple((low, high) for low, high in ranges)))
+            for selector, ranges in condition
+        )
+        return Signal(
+            name=name,
+            start=start,
+            length=length,
+            is_little_endian=is_little_endian,
+            is_signed=is_signed,
+            is_float=is_float,
+            linear=self._linear(scale, offset),
+            minimum=minimum,
+            maximum=maximum,
+            unit=unit or None,
+            labels=dict(labels),
+            condition=steps,
+            raw_initial=raw_initial,
+            comment=comment,
+            timeout_s=timeout_s,
+        )
 
 
-def _signal(item: Any, by_name: dict[str, Any]) -> Signal:
-    if not _NAME.fullmatch(item.name):
-        raise ValueError(f"the name of signal {item.name!r} cannot be part of a point's")
-    linear = Linear(item.scale, item.offset)
-    labels = {int(raw): str(name) for raw, name in (item.choices or {}).items()}
-    return Signal(
-        name=item.name,
-        start=item.start,
-        length=item.length,
-        is_little_endian=item.byte_order == "little_endian",
-        is_signed=item.is_signed,
-        is_float=item.is_float,
-        linear=linear,
-        minimum=item.minimum,
-        maximum=item.maximum,
-        unit=item.unit,
-        labels=labels,
-        condition=_condition(item, by_name),
-        raw_initial=item.raw_initial or 0,
-        comment=item.comment or "",
-    )
-
-
-def _condition(item: Any, by_name: dict[str, Any]) -> Condition:
-    steps: list[tuple[str, frozenset[int]]] = []
-    seen = {item.name}
-    while item.multiplexer_ids is not None and item.multiplexer_signal is not None:
-        selector = by_name.get(item.multiplexer_signal)
-        if selector is None or selector.name in seen:
-            raise ValueError(f"the multiplexer of {item.name} is not in the message")
-        if not Linear(selector.scale, selector.offset).is_identity:
-            raise ValueError(f"multiplexer {selector.name} is scaled")
-        seen.add(selector.name)
-        steps.append((selector.name, frozenset(item.multiplexer_ids)))
-        item = selector
-    return tuple(reversed(steps))
+def _expanded(ranges: tuple[tuple[int, int], ...]) -> frozenset[int]:
+    return frozenset(value for low, high in ranges for value in range(low, high + 1))

@@ -45,19 +45,31 @@ def test_a_database_becomes_plain_data(tmp_path):
     assert found.warnings == []
 
 
-def test_a_message_that_cannot_be_used_costs_only_itself(tmp_path):
+def test_a_signal_that_cannot_be_used_costs_only_itself(tmp_path):
     text = GOOD.replace("BO_ 512 Mux: 8 ECU", "BO_ 512 Mux: 1 ECU")
     found = load(write(tmp_path, text), "bus.dbc")
+    assert [message.name for message in found.messages] == ["Status", "Engine", "Mux"]
+    assert [signal.name for signal in found.messages[2].signals] == ["Page"]
+    (problem,) = found.warnings
+    assert (problem.file, problem.line, problem.path) == ("bus.dbc", 12, "Mux.One")
+    assert "message Mux: signal One is left out: it begins at bit 8 of a message of 1 bytes" in problem.message
+    assert problem.is_warning
+
+
+def test_a_message_that_cannot_be_read_costs_only_itself_and_its_signals(tmp_path):
+    found = load(write(tmp_path, GOOD.replace("BO_ 512 Mux:", "BO_ 512")), "configs/bus.dbc")
     assert [message.name for message in found.messages] == ["Status", "Engine"]
-    assert "Mux is left out: signal One ends behind the message's 1 bytes" in found.warnings[0].message
-    assert found.warnings[0].is_warning
+    assert [(problem.file, problem.line) for problem in found.warnings] == [
+        ("configs/bus.dbc", line) for line in (10, 11, 12)
+    ]
+    assert "`BO_ 512 8 ECU` is left out: this message cannot be read" in found.warnings[0].message
 
 
-def test_a_file_that_is_none_is_refused_with_its_line(tmp_path):
+def test_a_file_that_is_none_is_refused(tmp_path):
     with pytest.raises(DatabaseError) as caught:
-        load(write(tmp_path, GOOD.replace("BO_ 512 Mux:", "BO_ 512")), "configs/bus.dbc")
+        load(write(tmp_path, "Dear all,\nplease find enclosed\n"), "configs/bus.dbc")
     problem = caught.value.problem
-    assert (problem.file, problem.line) == ("configs/bus.dbc", 10)
+    assert (problem.file, problem.line) == ("configs/bus.dbc", 1)
     assert "not a readable DBC file" in problem.message
 
 

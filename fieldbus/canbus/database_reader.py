@@ -1,0 +1,125 @@
+"""Reads a database in a process of its own: bytes on standard input, JSON on standard output.
+
+``python -m fieldbus.canbus.database_reader FORMAT`` is started by `fieldbus.canbus.database`, which
+turns its answer into messages. The answer is an object: ``messages`` and ``notes`` of what was repaired
+or left out, or ``error`` if the file is no database.
+
+Rules:
+
+* It ends after one file: what a file does to a parser in time or memory, it does to a process that is
+  limited in both.
+* The limits are set before the first byte is read; on systems without them the parent's wall clock
+  is the only one. The process ends with its parent.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import signal
+import sys
+from typing import Any
+
+from fieldbus.canbus.database_formats import READERS, UnreadableError
+from fieldbus.canbus.draft import DraftMessage, DraftSignal, Notes
+
+MAX_FILE_BYTES = 32 * 1024 * 1024
+MAX_ANSWER_BYTES = 64 * 1024 * 1024
+CPU_LIMIT_S = 10
+WALL_LIMIT_S = 20
+MEMORY_LIMIT_BYTES = 512 * 1024 * 1024
+EXIT_MEMORY = 71
+EXIT_ANSWER = 72
+
+_PR_SET_PDEATHSIG = 1
+
+
+def read(format_: str, data: bytes) -> dict[str, Any]:
+    """Return what a file describes, as plain JSON values.
+
+    Args:
+        format_: ``dbc``, ``kcd``, ``sym`` or ``arxml``.
+        data: the file.
+    """
+    notes = Notes()
+    try:
+        messages = READERS[format_](data, notes)
+    except UnreadableError as error:
+        return {"error": [error.line, error.column, str(error)]}
+    return {
+        "messages": [_plain(message) for message in messages],
+        "notes": [[note.line, note.path, note.text] for note in notes.ordered()],
+    }
+
+
+def _plain(message: DraftMessage) -> list[Any]:
+    return [
+        message.name,
+        message.frame_id,
+        message.is_extended,
+        message.length,
+        message.is_fd,
+        message.is_j1939,
+        message.cycle_s,
+        message.timeout_s,
+        message.senders,
+        message.comment,
+        message.line,
+        [_plain_signal(item) for item in message.signals],
+    ]
+
+
+def _plain_signal(item: DraftSignal) -> list[Any]:
+    return [
+        item.name,
+        item.start,
+        item.length,
+        item.is_little_endian,
+        item.is_signed,
+        item.is_float,
+        item.scale,
+        item.offset,
+        item.minimum,
+        item.maximum,
+        item.unit,
+        [*item.labels.items()],
+        [[selector.name, ranges] for selector, ranges in item.condition],
+        item.raw_initial,
+        item.comment,
+        item.timeout_s,
+    ]
+
+
+def _limit() -> None:
+    """Limit this process, as far as the system can."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if sys.platform != "win32":
+        import resource  # noqa: PLC0415
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_CPU, (CPU_LIMIT_S, CPU_LIMIT_S + 1))
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
+        # Where a dead parent is not told of, this ends it.
+        signal.alarm(WALL_LIMIT_S + 1)
+
+
+def main() -> None:
+    """Read one file."""
+    _limit()
+    gc.disable()  # one file, one answer
+    try:
+        answer = json.dumps(read(sys.argv[1], sys.stdin.buffer.read(MAX_FILE_BYTES + 1))).encode()
+    except MemoryError:
+        os._exit(EXIT_MEMORY)
+    if len(answer) > MAX_ANSWER_BYTES:
+        os._exit(EXIT_ANSWER)
+    sys.stdout.buffer.write(answer)
+    sys.stdout.buffer.flush()
+    os._exit(0)  # taking a hundred thousand objects down costs time, and nobody is served
+
+
+if __name__ == "__main__":
+    main()

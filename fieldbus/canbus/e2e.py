@@ -240,8 +240,8 @@ class EndToEnd:
             ValueError: that is no layout, and why.
         """
         shape = _SHAPES[profile]
-        bits = 12 if mode is DataIdMode.NIBBLE else shape.id_bits
-        if mode is not DataIdMode.BOTH and mode not in MODES.get(profile, ()):
+        bits = 12 if mode == DataIdMode.NIBBLE else shape.id_bits
+        if mode != DataIdMode.BOTH and mode not in MODES.get(profile, ()):
             raise ValueError(f"profile {profile} does not know {mode} identifiers")
         if profile == "2" and (len(data_id_list) != shape.counters or offset):
             raise ValueError("profile 2 has 16 identifiers, and its header at byte 0")
@@ -260,7 +260,7 @@ class EndToEnd:
             self._fixed.append((_moved(shape.length_field, offset), length))
         if shape.id_field is not None:
             self._fixed.append((_moved(shape.id_field, offset), data_id))
-        if mode is DataIdMode.NIBBLE:
+        if mode == DataIdMode.NIBBLE:
             self._fixed.append((_moved(_ID_NIBBLE, offset), data_id >> 8))
         low, high = data_id & 0xFF, data_id >> 8 & 0xFF
         self._before: Sequence[bytes] = (b"",)

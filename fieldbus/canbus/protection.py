@@ -322,6 +322,8 @@ class _Signals:
                 raise ValueError(f"{message.name} has no bytes {first}-{last}")
             self._compute = _algorithm(message, checksum, field)
             self._checksum_field = field
+            if self._counter_field is not None and _overlap(field, self._counter_field):
+                raise ValueError(f"{message.name}: checksum and counter have bits in common")
             self._first, self._stop = first, last + 1
             self._own_mask = 0 if field.last > field.first else field.mask << field.shift
             self.length = max(self.length, last + 1, field.last + 1)
@@ -453,13 +455,11 @@ def _place(signal: Signal) -> Field:
     return Field(first, last, "big", (last + 1) * 8 - signal.first_bit - signal.length, mask)
 
 
+def _overlap(one: Field, other: Field) -> bool:
+    bits = one.bits()
+    return any(bits.get(index, 0) & mask for index, mask in other.bits().items())
+
+
 def _overlapping(message: Message, fields: Sequence[Field]) -> frozenset[str]:
-    ours: dict[int, int] = {}
-    for field in fields:
-        for index, mask in field.bits().items():
-            ours[index] = ours.get(index, 0) | mask
-    return frozenset(
-        signal.name
-        for signal in message.signals
-        if any(ours.get(index, 0) & mask for index, mask in _place(signal).bits().items())
-    )
+    places = {signal.name: _place(signal) for signal in message.signals}
+    return frozenset(name for name, place in places.items() if any(_overlap(place, ours) for ours in fields))

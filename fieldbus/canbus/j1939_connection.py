@@ -271,6 +271,8 @@ class Sender:
         self._asked = 0
         """The highest number of packets that the receiver said it has, plus 1."""
         self._repeats = 0
+        self._granted = 0, 0
+        """What the last CTS said: how many packets, and which is the first."""
         self._held_from_s: float | None = None
 
     def start(self, now_s: float) -> list[Outgoing]:
@@ -338,6 +340,9 @@ class Sender:
         if not 1 <= first <= self._furthest or first > self._packets:
             return self._fail(f"{self.destination} asks for packet {first} of {self._packets}", BAD_SEQUENCE)
         self._held_from_s = None
+        if (count, first) == self._granted and self._next < self._end:
+            return []  # the bus may deliver a frame twice: nobody asks again before he got what he asked for
+        self._granted = count, first
         if first > self._asked:
             self._asked, self._repeats = first, 0
         else:

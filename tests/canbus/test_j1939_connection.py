@@ -177,6 +177,15 @@ def test_many_packets_go_out_in_bursts():
     assert sent == 29
 
 
+def test_a_cts_that_comes_twice_is_one():
+    sender = Sender(PGN, bytes(200), 1, 2)
+    sender.start(0.0)
+    first = sender.heard(*back("11 10 01 ffff" + DM1), 0.0)
+    assert sender.heard(*back("11 10 01 ffff" + DM1), 0.0) == []
+    rest = sender.tick(0.01)
+    assert [data[0] for _, data in first + rest] == list(range(1, 17))
+
+
 @pytest.mark.parametrize(
     ("answer", "failure", "reason"),
     [

@@ -11,6 +11,7 @@ Rules: what can be told without the database is told here; the rest when a `Prot
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Annotated, Literal
 
@@ -21,6 +22,7 @@ from fieldbus.canbus.layout import Message
 from fieldbus.canbus.protection import CAR_MAKERS, CRC_NAMES, E2E, SUM_NAMES, Checksum, Counter, Protection
 from fieldbus.settings import Settings, problem
 
+_RANGE = re.compile(r"[0-9]{1,4}-[0-9]{1,4}")
 _VARIANTS = {"A": DataIdMode.BOTH, "B": DataIdMode.ALTERNATING, "C": DataIdMode.NIBBLE}
 _SHORT_NAMES = (*SUM_NAMES, *CRC_NAMES, *CAR_MAKERS)
 
@@ -54,9 +56,7 @@ class ChecksumSettings(Settings):
     xor_out: Annotated[int, Field(ge=0)] | None = Field(
         None, description="What the result is combined with; default: the algorithm's."
     )
-    over: str | None = Field(
-        None, pattern=r"^\d{1,4}-\d{1,4}$", description="First and last byte, such as 0-6; default: all."
-    )
+    over: str | None = Field(None, description="First and last byte, such as 0-6; default: all.")
     prefix: Hex = Field("", description="Bytes that go in before the data, hexadecimal.")
     suffix: Hex = Field("", description="Bytes that go in behind the data.")
     include_id: bool = Field(
@@ -78,6 +78,8 @@ class ChecksumSettings(Settings):
     @field_validator("over")
     @classmethod
     def _check_over(cls, over: str | None) -> str | None:
+        if over is not None and not _RANGE.fullmatch(over):
+            raise problem(f"{over!r} is not a first and a last byte, such as 0-6")
         if over is not None and _range(over)[0] > _range(over)[1]:
             raise problem(f"{over!r} ends before it begins")
         return over

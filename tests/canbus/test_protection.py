@@ -413,6 +413,7 @@ def test_an_identifier_that_varies_cannot_go_into_a_checksum(algorithm):
     [
         ({"checksum": {"signal": "Crc", "algorithm": "md5"}}, "there is no checksum 'md5'"),
         ({"checksum": {"signal": "Crc", "algorithm": "xor", "over": "6-0"}}, "ends before it begins"),
+        ({"checksum": {"signal": "Crc", "algorithm": "xor", "over": "0..6"}}, "such as 0-6"),
         ({"checksum": {"signal": "Crc", "algorithm": "xor", "prefix": "0x1"}}, "not hexadecimal"),
         ({"checksum": {"signal": "Crc", "algorithm": "xor"}, "counter": {"signal": "Crc"}}, "both"),
         ({"counter": {"signal": "Alive", "step": 0}}, "does not count"),

@@ -17,9 +17,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import time
 from collections.abc import Iterable, Sequence
 
+from fieldbus import clock
 from fieldbus.gateway.plant import Plant
 from fieldbus.gateway.session import Session
 from fieldbus.gateway.system import Status
@@ -116,7 +116,7 @@ class Gateway:
 
     def _emit(self, batch: Batch) -> None:
         """Route a batch; what every link calls with everything that it acquires."""
-        deliveries = self.router.dispatch(batch, time.monotonic())
+        deliveries = self.router.dispatch(batch, clock.monotonic_s())
         if deliveries:
             self._deliver(deliveries)
         for bundle in self.router.gathered(batch):
@@ -140,11 +140,11 @@ class Gateway:
         """Learn that a target has not, or no longer, the value that a route gave it."""
         self.router.missed(target)
         if target in self.delivered:
-            self.delivered[target] = Sample(None, Quality.BAD, Reason.NOT_CONNECTED, time.time_ns())
+            self.delivered[target] = Sample(None, Quality.BAD, Reason.NOT_CONNECTED, clock.wall_ns())
 
     def _catch_up(self, targets: Sequence[Point]) -> None:
         """Give a link that is up for the first time what came just before it was."""
-        now_s = time.monotonic()
+        now_s = clock.monotonic_s()
         self._deliver(self.router.offer_missed(targets, now_s - START_UP_S, now_s))
 
     def _guarded(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
@@ -181,14 +181,14 @@ class Gateway:
         self._timer_due_s = due_s
         self._timer = None
         if due_s != NEVER:
-            delay_s = max(0.0, due_s - time.monotonic())
+            delay_s = max(0.0, due_s - clock.monotonic_s())
             self._timer = asyncio.get_running_loop().call_later(delay_s, self._expire)
 
     def _expire(self) -> None:
         self._timer = None
         self._timer_due_s = NEVER
         try:
-            self._deliver(self.router.expire(time.monotonic()))
+            self._deliver(self.router.expire(clock.monotonic_s()))
         finally:
             self._arm()
 

@@ -17,9 +17,9 @@ once a second, if they changed.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping
 
+from fieldbus import clock
 from fieldbus.link import Gauge, GaugedLink, Link
 from fieldbus.model import NO_FLAWS, Batch, Flaw, Group, Kind, Point, Reason, Value, bad
 
@@ -69,7 +69,7 @@ class Status:
         flaws: Mapping[int, Flaw] = {
             index: missing for index, value in enumerate(self._values) if value is None
         } or NO_FLAWS
-        return Batch(self.group, time.time_ns(), time.monotonic(), self._told, flaws, changed)
+        return Batch(self.group, clock.wall_ns(), clock.monotonic_s(), self._told, flaws, changed)
 
 
 _CONNECTED = {"connected": Gauge(Kind.BOOL), "reconnects": Gauge(Kind.INT)}

@@ -22,12 +22,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import aiomqtt
 
+from fieldbus import clock
 from fieldbus.errors import LinkDownError
 from fieldbus.link import Bundle, Delivery, Emit, Report, WriteOutcome, WriteResult
 from fieldbus.model import NO_FLAWS, Batch, Flaw, Group, Point, Quality, Sample, Value
@@ -218,7 +218,7 @@ class MqttLink:
                 if target.point is not None:
                     put(self._topic_of[target.point], sample_bytes(target.point, delivery.sample))
             elif target.is_shared:
-                self._gatherer.take_delivery(target.topic, delivery, time.monotonic())
+                self._gatherer.take_delivery(target.topic, delivery, clock.monotonic_s())
                 self._arm()
             elif target.gathers:
                 key = target.topic, delivery.source.device
@@ -231,26 +231,26 @@ class MqttLink:
 
     def gather(self, bundle: Bundle) -> None:
         """Put what needs no treatment into the message of its topic."""
-        self._gatherer.take_bundle(bundle, time.monotonic())
+        self._gatherer.take_bundle(bundle, clock.monotonic_s())
         if self._timer is None:
             self._arm()
 
     def _arm(self) -> None:
         """Have `_expire` called when a message has waited long enough."""
         if self._timer is None and self._gatherer.next_due_s != NEVER:
-            delay_s = max(0.0, self._gatherer.next_due_s - time.monotonic())
+            delay_s = max(0.0, self._gatherer.next_due_s - clock.monotonic_s())
             self._timer = asyncio.get_running_loop().call_later(delay_s, self._expire)
 
     def _expire(self) -> None:
         self._timer = None
-        self._gatherer.expire(time.monotonic())
+        self._gatherer.expire(clock.monotonic_s())
         self._arm()
 
     async def write(self, values: Mapping[Point, Value]) -> list[WriteResult]:
         """Publish values on the topics of their points."""
         results = []
         for point, value in values.items():
-            sample = Sample(value, Quality.GOOD, None, time.time_ns())
+            sample = Sample(value, Quality.GOOD, None, clock.wall_ns())
             try:
                 if self._client is None:
                     raise aiomqtt.MqttError("not connected")
@@ -297,7 +297,7 @@ class MqttLink:
         self._counters["received"] += 1
         payload = message.payload
         data = payload if isinstance(payload, bytes) else str(payload or "").encode()
-        now_ns, now_s = time.time_ns(), time.monotonic()
+        now_ns, now_s = clock.wall_ns(), clock.monotonic_s()
         for place, group in self._readers.get(str(message.topic), ()):
             sample = read(place, data, now_ns)
             if sample.is_bad:
@@ -318,7 +318,7 @@ class MqttLink:
         return aiomqtt.Will(self.status_topic, self._status("offline", _LOST), 1, True)
 
     def _status(self, status: str, reason: str | None = None) -> bytes:
-        found = {"status": status, "reason": reason, "time": iso_time(time.time_ns())}
+        found = {"status": status, "reason": reason, "time": iso_time(clock.wall_ns())}
         if self._version:
             found["version"] = self._version
         return json.dumps(found).encode()

@@ -48,6 +48,7 @@ _CAN_FD_FRAME = 0x0800
 _COMMAND = struct.Struct("@IIIllllII")
 _PADDING = bytes(-_COMMAND.size % 8)
 _SHORTEST_S = 1e-4
+_LONGEST_S = 86_400.0
 _MAX_EVENT = 4096
 
 
@@ -77,16 +78,16 @@ class Broadcaster:
         """
         if not frames:
             raise ValueError("no frames to repeat")
-        if not _SHORTEST_S <= period_s < math.inf:
+        if not _SHORTEST_S <= period_s <= _LONGEST_S:
             raise ValueError(f"a period of {period_s} s")
         if len(frames) > MAX_FRAMES:
             return None
-        key = can_id, bool(flags & FD)
-        before = self._repetitions.get(key)
+        repetition = Repetition(self, can_id, frames, period_s, flags)
+        before = self._repetitions.get(repetition.key)
         if before is not None:
             before.stop()
-        repetition = Repetition(self, can_id, frames, period_s, flags)
-        self._repetitions[key] = repetition
+        repetition.begin()
+        self._repetitions[repetition.key] = repetition
         return repetition
 
     def command(self, message: bytes) -> None:
@@ -132,7 +133,7 @@ class Broadcaster:
 
 
 class Repetition:
-    """A frame, or a sequence of frames, that is repeated; begins when it is made."""
+    """A frame, or a sequence of frames, that is repeated."""
 
     def __init__(
         self, broadcaster: Broadcaster, can_id: int, frames: Sequence[bytes], period_s: float, flags: int
@@ -146,6 +147,13 @@ class Repetition:
         self._period_s = period_s
         self._is_over = False
         self._take(frames)
+
+    def begin(self) -> None:
+        """Send the first frame, and the others in their time.
+
+        Raises:
+            LinkDownError: the interface is gone.
+        """
         self._setup(_SETTIMER | _STARTTIMER)
 
     def update(self, frames: Sequence[bytes], *, at_once: bool) -> None:
@@ -171,7 +179,7 @@ class Repetition:
         self._take(frames)
         if self._count > before:
             self._broadcaster.command(self._head(_TX_DELETE, 0, 0))
-            self._setup(_SETTIMER | _STARTTIMER)
+            self.begin()
             return
         is_fewer = self._count < before
         flags = (_TX_RESET_MULTI_IDX if is_fewer else 0) | (_TX_ANNOUNCE if at_once else 0)
@@ -212,9 +220,12 @@ class Repetition:
 
     def _head(self, opcode: int, flags: int, count: int) -> bytes:
         flags |= _TX_COUNTEVT | (_CAN_FD_FRAME if self._flags & FD else 0)
-        seconds, rest_s = divmod(self._period_s, 1)
-        microseconds = min(round(rest_s * 1e6), 999_999)
         # One more, because it is counted down when the timer was started too.
         lives = math.ceil(DEAD_MAN_S / self._period_s) + 1
-        head = (opcode, flags, lives, int(seconds), microseconds, 0, 0, self._can_id, count)
+        head = (opcode, flags, lives, *split(self._period_s), 0, 0, self._can_id, count)
         return _COMMAND.pack(*head) + _PADDING
+
+
+def split(period_s: float) -> tuple[int, int]:
+    """Return a period as whole seconds and the microseconds beside them."""
+    return divmod(round(period_s * 1e6), 1_000_000)

@@ -35,7 +35,7 @@ from fieldbus.canbus.receiving import SO_RXQ_OVFL, SO_TIMESTAMPNS, receiver_of
 from fieldbus.errors import LinkDownError, RefusedError
 
 RECEIVE_BUFFER = 4 * 1024 * 1024
-"""Holds some 11 000 frames, more than a second of the fastest classic bus."""
+"""Holds some 11 000 frames: more than a second of full frames at 1 Mbit/s."""
 
 _SOL_SOCKET = 1
 _SO_ERROR = 4
@@ -71,7 +71,12 @@ async def open_socketcan(
         LinkDownError: there is no such interface, it is down, or this machine has no SocketCAN.
     """
     # Somebody who sets up an interface right now holds a lock that we may have to wait for.
-    return await asyncio.to_thread(_open, channel, fd, receive_buffer)
+    opening = asyncio.get_running_loop().run_in_executor(None, _open, channel, fd, receive_buffer)
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        opening.add_done_callback(_discard)
+        raise
 
 
 def _open(channel: str, fd: bool, receive_buffer: int) -> SocketCanBus:
@@ -106,6 +111,12 @@ def _open(channel: str, fd: bool, receive_buffer: int) -> SocketCanBus:
         raw.close()
         raise
     return SocketCanBus(raw, channel, index, takes_fd=link is None or link.mtu != CLASSIC_BYTES)
+
+
+def _discard(opened: asyncio.Future[SocketCanBus]) -> None:
+    """Close what nobody waits for any more."""
+    if not opened.cancelled() and opened.exception() is None:
+        opened.result().close_now()
 
 
 def _enlarge(raw: socket.socket, receive_buffer: int) -> None:
@@ -227,6 +238,10 @@ class SocketCanBus:
 
     async def close(self) -> None:
         """Leave the bus; ends what `repeat` began."""
+        self.close_now()
+
+    def close_now(self) -> None:
+        """Leave the bus, for who cannot wait."""
         self._end = self._end or LinkDownError("closed")
         self._lost = None
         if self._loop is not None:
@@ -251,8 +266,12 @@ class SocketCanBus:
     def _tell(self, end: LinkDownError) -> None:
         if self._end is None:
             self._end = end
-            if self._loop is not None and self._lost is not None:
-                self._loop.call_soon(self._lost, end)
+            if self._loop is not None:
+                self._loop.call_soon(self._announce, end)
+
+    def _announce(self, end: LinkDownError) -> None:
+        if self._lost is not None:
+            self._lost(end)
 
     def _count(self, overflow: int) -> None:
         """Take a reading of the kernel's counter, of whatever age."""

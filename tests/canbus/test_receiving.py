@@ -114,7 +114,7 @@ def test_what_the_system_says_is_raised_once(pair, way):
 
 
 @WAYS
-def test_a_closed_socket_is_an_error_and_not_another_ones_frames(way):
+def test_a_closed_socket_is_an_error(way):
     pair = Pair()
     receiver = way(pair.raw)
     pair.close()

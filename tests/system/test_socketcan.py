@@ -168,6 +168,26 @@ async def test_filters_filter(buses):
     assert len(found) < 1200
 
 
+async def test_filters_are_exchanged_without_losing_or_doubling_a_frame(buses):
+    bus = await buses()
+    tool = program("cangen", "can-utils")
+    options = ("-g", "0", "-n", "3000", "-I", "123", "-L", "8", "-D", "i")
+    sender = subprocess.Popen([tool, "vcan0", *options])
+    changes = 0
+    while sender.poll() is None:
+        bus.select(
+            [(0x123, EXACT_STANDARD)]
+            if changes % 3
+            else None
+            if changes % 2
+            else [(0x120, 0x7F0), (0x123, 0x7FF)]
+        )
+        changes += 1
+    assert changes > 20
+    numbers = [int.from_bytes(frame.data, "little") for frame in everything(bus)]
+    assert numbers == list(range(3000))
+
+
 async def test_an_error_frame_of_a_controller_arrives(buses):
     bus, peer = await buses(), await buses()
     bus.select([])
@@ -393,6 +413,18 @@ async def main():
 
 asyncio.run(main())
 """
+
+
+@pytest.mark.parametrize(
+    ("change", "said"), [(("set", "vcan1", "down"), "network is down"), (("del", "vcan1"), "no such device")]
+)
+async def test_a_repetition_on_an_interface_that_goes_away_says_so(interface, buses, change, said):
+    bus = await buses(interface)
+    cyclic = bus.repeat(0x306, [b"a"], 0.05)
+    ip("link", *change)
+    with pytest.raises(LinkDownError, match=said):
+        cyclic.keep_alive()
+    cyclic.stop()
 
 
 def test_the_rhythm_outlives_a_stopped_process_for_five_seconds(start, tmp_path):

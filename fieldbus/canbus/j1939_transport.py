@@ -7,17 +7,18 @@ Rules:
 * Broadcast (BAM): packets in sequence, each within T1 of the one before. Anything else ends it, also a
   packet that comes twice: what is doubled may as well be of another message.
 * Connection (RTS and CTS): packets count only as the receiver's CTS allow them, in sequence; a gap stays
-  open until a CTS asks for it again. A packet that comes again must be the same. The message is whole when
-  the receiver says so (EndOfMsgACK) with the size of the RTS and no packet is missing here.
+  open until a CTS asks for it again. A packet that comes again must be the same; a CTS that begins anew with
+  packet 1 throws all away that came before, for it may belong to an RTS that we missed. The message is whole
+  when the receiver says so (EndOfMsgACK) with the size of the RTS and no packet is missing here.
 * There is one message at a time from one address to another: a new announcement replaces the old one.
 * At most `max_sessions` messages are under way; one more, and the oldest is given up. Everything that is
   given up is counted, by reason.
 * Time is that of the frames: `now_s` should be when a frame was received, not when it was looked at.
 
-Limit: the protocol has no checksum and no message number. If the end of a broadcast, the announcement of
-the next one of the same size from the same node and its first packets are all lost in one go and within
-T1, the rest fits. On a bus a frame is not lost to one listener alone, except in its own queues: whoever
-feeds this must call `clear` when frames were dropped (`Bus.dropped`), and then it cannot happen.
+Limit: the protocol has no checksum and no message number. If the end of a message, the announcement of the
+next one of the same PGN and size between the same nodes and its first packets are all lost in one go and
+within T1, the rest fits. On a bus a frame is not lost to one listener alone, except in its own queues:
+whoever feeds this must call `clear` when frames were dropped (`Bus.dropped`), and then it cannot happen.
 
 Design: frames to our own address belong to a `Responder`, which answers; here they would only time out,
 because a bus does not hand us our own CTS.
@@ -191,7 +192,10 @@ class Reassembler:
         if count == 0:
             session.packets.end = session.packets.expected
             session.due_s = now_s + T4_S
-        elif session.packets.allow(first, count):
+            return
+        if first == 1:
+            session.packets = Packets(session.announced.size)
+        if session.packets.allow(first, count):
             session.due_s = now_s + T2_S
         else:
             self._give_up(key, Broken.DISAGREEMENT)

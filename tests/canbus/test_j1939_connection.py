@@ -302,10 +302,8 @@ class Line:
 class Node:
     """A node with an address that sends its messages one after the other and receives what is for it."""
 
-    GAP_S = 5.0
-    """Longer than anybody waits for the rest of a message: one that begins then is never mixed with it."""
-
-    def __init__(self, address, messages):
+    def __init__(self, address, messages, gap_s=5.0):
+        self.gap_s = gap_s  # longer than anybody waits for the rest of a message
         self.address, self.messages = address, deque(messages)
         self.responder = Responder(address)
         self.sender, self.next_s = None, 0.0
@@ -342,7 +340,7 @@ class Node:
         if self.sender is not None and self.sender.is_done:
             if self.sender.failure is None:
                 self.succeeded.append(self.sent[-1])
-            self.sender, self.next_s = None, now_s + self.GAP_S
+            self.sender, self.next_s = None, now_s + self.gap_s
 
 
 def run(nodes, listener, lines, rng):
@@ -443,3 +441,15 @@ def test_thousands_of_buses_with_faults_never_yield_another_message():
         parts += listener.broken.total()
     assert whole > 2000
     assert parts > 300
+
+
+@pytest.mark.parametrize("loss", [0.02, 0.1, 0.3])
+def test_messages_that_look_alike_once_a_second_are_never_mixed(loss):
+    for seed in range(250):
+        rng = random.Random(seed)
+        size = rng.choice([9, 14, 20, 40])
+        messages = [(PGN, destination, rng.randbytes(size)) for destination in (255, 255, 255, 2, 2, 2)]
+        nodes = [Node(1, messages, gap_s=1.0), Node(2, [])]
+        found = run(nodes, Reassembler(), {node: Line(rng, loss, 0, 0) for node in [*nodes, None]}, rng)
+        assert set(found) <= set(nodes[0].sent), seed
+        assert set(nodes[1].received) <= set(nodes[0].sent), seed

@@ -166,12 +166,20 @@ def test_a_whole_window_sent_again_is_the_same_message():
     assert [message.payload for message in feed(Reassembler(), frames)] == [PAYLOAD]
 
 
-def test_a_window_sent_again_with_other_contents_is_none():
+def test_packets_sent_again_with_other_contents_are_none():
     reassembler = Reassembler()
     frames = connection()
-    frames[-1:] = [management(CTS, 2, 1), data("01 ffffffffffffff", 1, 2), frames[-1]]
+    frames[-1:] = [management("11 02 02 ffff" + DM1, 2, 1), data("02 ffffffffffffff", 1, 2), frames[-1]]
     assert feed(reassembler, frames) == []
     assert reassembler.broken == {Broken.ALTERED: 1}
+
+
+def test_a_message_whose_rts_we_missed_is_not_filled_up_from_the_one_before():
+    reassembler = Reassembler()
+    again = [management(CTS, 2, 1), data("02 ffffffffffffff", 1, 2), data(PACKETS[2], 1, 2)]
+    frames = [*connection()[:3], *again]
+    assert feed(reassembler, [*frames, management(EOMA, 2, 1)]) == []
+    assert reassembler.broken == {Broken.INCOMPLETE: 1}
 
 
 @pytest.mark.parametrize(

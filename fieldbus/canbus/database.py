@@ -125,9 +125,9 @@ class _Cache:
         key = (format_, hashlib.sha256(data).digest())
         with self._lock:
             found = self._kept.pop(key, None)
-            if found is None:
-                answer = _read(format_, data)
-                found = content(answer, format_, len(data))
+        if found is None:
+            found = content(_read(format_, data), format_, len(data))
+        with self._lock:
             self._kept[key] = found
             while len(self._kept) > 1 and (
                 len(self._kept) > _KEPT_FILES or sum(item.size for item in self._kept.values()) > _KEPT_BYTES

@@ -179,18 +179,21 @@ READERS: dict[str, Callable[[bytes, Notes], list[DraftMessage]]] = {
 
 def _loader(format_: str) -> Callable[[str], list[Any]]:
     """Return cantools' own reader of a format, without what it prepares for decoding."""
-    from cantools.database.can.message import Message  # noqa: PLC0415
-
-    def refresh(self: Any, strict: bool | None = None) -> None:  # noqa: ARG001
-        # Builds the codecs that we do not use, in time and memory of the product of lengths, and
-        # refuses a file for one message.
-        self._signal_dict = {item.name: item for item in self._signals}
-
-    Message.refresh = refresh  # type: ignore[method-assign]
+    message_type = import_module("cantools.database.can.message").Message
     module = import_module(f"cantools.database.can.formats.{format_}")
 
+    def refresh(self: Any, strict: bool | None = None) -> None:  # noqa: ARG001
+        # The codecs, which we do not use, take time and memory by the product of lengths; the checks
+        # refuse a file for one message.
+        self._signal_dict = {item.name: item for item in self._signals}
+
     def load(text: str) -> list[Any]:
-        return list(module.load_string(text, strict=False, sort_signals=None).messages)
+        original = message_type.refresh
+        message_type.refresh = refresh
+        try:
+            return list(module.load_string(text, strict=False, sort_signals=None).messages)
+        finally:
+            message_type.refresh = original
 
     return load
 
@@ -299,7 +302,7 @@ def _draft_signal(item: Any) -> DraftSignal:
     draft = DraftSignal(
         name=str(item.name),
         unit=str(item.unit or ""),
-        labels={raw: str(name) for raw, name in (item.choices or {}).items() if isinstance(raw, int)},
+        labels={int(raw): str(name) for raw, name in (item.choices or {}).items() if int(raw) == raw},
         comment=str(item.comment or ""),
         raw_initial=_finite(item.raw_initial) or 0,
         selector=item.multiplexer_signal,

@@ -56,7 +56,7 @@ _SIGNAL = re.compile(
     # Who receives it is of no interest.
     rf"(?:[ \t]*+(?:,\s*+)?(?!{_ANY})[\w.-]++)*+(?:[ \t]*+;)?"
 )
-_MULTIPLEXED = re.compile(r"M|m(\d{1,20})(M?)")
+_MULTIPLEXED = re.compile(r"[Mm]|m(\d{1,20})M?")
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,4})?")
 _OBJECT = r"(?:BO_\s+(?P<message>\d+)|SG_\s+(?P<of>\d+)\s+(?P<signal>\S+)|(?:BU_|EV_)\s+[^\s\"]+)"
 _STATEMENTS = {
@@ -254,7 +254,7 @@ class _Reader:
             self._skip("this message cannot be read")
             return
         frame_id, name, length, sender = match.groups()
-        name = "_".join(name.split())
+        name = " ".join(name.split())
         self._message = MessageText(self._line, frame_id, name, length, sender or "")
         self.found.messages.append(self._message)
         self.found.statements += 1
@@ -277,8 +277,8 @@ class _Reader:
         self._message.signals.append(
             SignalText(
                 line=self._line,
-                name="_".join(words),
-                is_selector=marker is not None and marker[0].endswith("M"),
+                name=" ".join(words),
+                is_selector=marker is not None and (marker[1] is None or marker[0].endswith("M")),
                 selected_by=None if marker is None or marker[1] is None else int(marker[1]),
                 start=start,
                 length=length,

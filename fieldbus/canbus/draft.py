@@ -172,11 +172,15 @@ def safe_name(name: str) -> str:
     return f"_{safe}" if not safe or safe[0].isdigit() else safe
 
 
-def clip(ranges: Iterable[tuple[int, int]], bits: int) -> Ranges:
-    """Return the part of the ranges that a selector of so many bits can have, ascending and apart."""
+def clip(ranges: Iterable[tuple[int, int]], bits: int, is_signed: bool) -> Ranges:
+    """Return the part of the ranges that a selector of so many bits can have, ascending and apart.
+
+    A signed one may be named by its value or by that of its bits.
+    """
+    lowest = -(1 << bits - 1) if is_signed else 0
     found: list[tuple[int, int]] = []
     for first, last in sorted(ranges):
-        low, high = max(first, 0), min(last, (1 << bits) - 1)
+        low, high = max(first, lowest), min(last, (1 << bits) - 1)
         if low > high:
             continue
         if found and low <= found[-1][1] + 1:
@@ -215,7 +219,9 @@ def _message_fault(message: DraftMessage) -> str | None:
     limit = MAX_MESSAGE_BYTES if message.is_j1939 else MAX_FD_BYTES
     if not 0 <= message.length <= limit:
         return f"it has {message.length} bytes, {limit} at most"
-    limit = MAX_EXTENDED_ID if message.is_extended else MAX_STANDARD_ID
+    limit = MAX_STANDARD_ID
+    if message.is_extended or message.frame_id > MAX_EXTENDED_ID:
+        limit = MAX_EXTENDED_ID
     if not 0 <= message.frame_id <= limit:
         return f"its id 0x{message.frame_id:X} is not within 0..0x{limit:X}"
     return None
@@ -252,7 +258,7 @@ def leave_out(message: DraftMessage, fault_of: Callable[[DraftSignal], str | Non
         else:
             name = _short(signal.name)
             text = f"message {message.name}: signal {name} is left out: {fault}"
-            notes.add(signal.line, f"{message.name}.{name}", text)
+            notes.add(signal.line or message.line, f"{message.name}.{name}", text)
     message.signals = kept
 
 
@@ -293,7 +299,7 @@ def _resolve(signal: DraftSignal, by_name: dict[str, DraftSignal], budget: _Budg
             return f"more than {MAX_NESTING} multiplexers select each other"
         if selector.is_float:
             return f"its multiplexer {selector.name} is a float"
-        ranges = clip(item.ids, selector.length)
+        ranges = clip(item.ids, selector.length, selector.is_signed)
         fault = budget.fault(ranges)
         if fault is not None:
             return fault

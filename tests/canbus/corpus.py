@@ -1,0 +1,72 @@
+"""Databases that other people wrote: the test files of cantools and those of opendbc.
+
+They are fetched once, as the packages that they are in, into the checkout's cache.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from functools import cache
+from pathlib import Path
+
+import pytest
+from conftest import MUST_NOT_SKIP, ROOT
+
+FOLDER = ROOT / ".cache" / "databases"
+ENDINGS = (".dbc", ".kcd", ".sym", ".arxml")
+SOURCES = ("cantools==45.1.0", "opendbc==0.3.1")
+
+
+@cache
+def corpus() -> list[Path]:
+    """Return all files, or skip the test if they cannot be fetched (in CI: fail)."""
+    if not FOLDER.exists():
+        try:
+            _fetch()
+        except (OSError, subprocess.SubprocessError) as error:
+            reason = f"the corpus of databases cannot be fetched: {error}"
+            if MUST_NOT_SKIP:
+                pytest.fail(reason)
+            pytest.skip(reason)
+    return sorted(path for path in FOLDER.rglob("*") if path.suffix in ENDINGS)
+
+
+def name_of(path: Path) -> str:
+    """Return what a file is called in the tests."""
+    return str(path.relative_to(FOLDER))
+
+
+def _fetch() -> None:
+    FOLDER.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=FOLDER.parent) as made:
+        folder = Path(made)
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
+        for requirement in SOURCES:
+            # The wheel of cantools has no test files; pip makes metadata of the source package.
+            options = ["--no-binary", "cantools"] if requirement.startswith("cantools") else []
+            subprocess.run([*pip, *options, requirement], check=True, capture_output=True, timeout=300)
+        ready = folder / "ready"
+        for path in folder.glob("cantools-*.tar.gz"):
+            with tarfile.open(path) as archive:
+                for member in archive:
+                    if "/tests/files/" in member.name and member.name.endswith(ENDINGS):
+                        content = archive.extractfile(member)
+                        assert content is not None
+                        _write(ready / "cantools" / member.name.split("/tests/files/")[1], content.read())
+        for path in folder.glob("opendbc-*.whl"):
+            with zipfile.ZipFile(path) as archive:
+                for name in archive.namelist():
+                    if name.endswith(ENDINGS):
+                        _write(ready / "opendbc" / Path(name).name, archive.read(name))
+        shutil.rmtree(FOLDER, ignore_errors=True)
+        ready.rename(FOLDER)
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)

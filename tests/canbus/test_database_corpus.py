@@ -1,0 +1,211 @@
+"""Databases that other people wrote: each is read, and read as cantools reads it where it can."""
+
+import random
+import struct
+import warnings
+from functools import cache
+
+import cantools
+import pytest
+from corpus import corpus, name_of
+
+from fieldbus.canbus.codec import MessageDecoder
+from fieldbus.canbus.database import FORMATS, DatabaseError, content, load
+from fieldbus.canbus.database_reader import read
+from fieldbus.canbus.dbc_text import decode
+
+BROKEN = {
+    "cantools/arxml/system-bad-root-tag-4.2.arxml": "another root element",
+    "cantools/arxml/system-dangling-reference-4.2.arxml": "refers to what is not there",
+    "cantools/arxml/system-illegal-namespace-4.2.arxml": "another namespace",
+    "cantools/arxml/system-illegal-root-4.2.arxml": "another root element",
+    "cantools/arxml/system-illegal-version-4.2.2.1.0.arxml": "a version that is none",
+    "cantools/arxml/system-missing-denominator-4.2.arxml": "a fraction without denominator",
+    "cantools/arxml/system-missing-factor-4.2.arxml": "a line without factor",
+    "cantools/sym/jopp-5.0.sym": "a format of before 2005, which cantools does not read",
+}
+"""Broken on purpose, in what all their messages need."""
+
+DIFFERENT = {
+    ("cantools/arxml/system-4.2.arxml", "OneToContainThemAll"): "a container, which we leave out",
+    ("cantools/kcd/the_homer.kcd", "Radio"): "two signals of one name, of which cantools decodes one",
+    ("cantools/sym/jopp-6.0.sym", "Message2"): "two messages of one name",
+    ("cantools/sym/test_multiline_enum.sym", "Message2"): "two messages of one name",
+    ("cantools/sym/special-chars-6.0.sym", "A/=*"): "names that cannot be part of a point's",
+    ("cantools/sym/type-extended-cycle-dash-p.sym", "CAN-Tx Query"): "names that cannot be part of a point's",
+}
+"""Where we mean to differ from cantools."""
+
+
+@cache
+def ours(path):
+    answer = read(FORMATS[path.suffix], path.read_bytes())
+    return None if "error" in answer else content(answer, "", 0)
+
+
+@cache
+def theirs(path):
+    """Return what cantools reads strictly, None if it cannot."""
+    text = decode(path.read_bytes())
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return cantools.database.load_string(text, path.suffix[1:], strict=True, sort_signals=None)
+    except Exception:
+        return None
+
+
+def pairs(path):
+    """Yield our messages with theirs."""
+    found, reference = ours(path), theirs(path)
+    if found is None or reference is None:
+        return
+    by_id = {}
+    for message in found.messages:
+        by_id.setdefault((message.frame_id, message.is_extended), []).append(message)
+    for item in reference.messages:
+        same = by_id.get((item.frame_id, item.is_extended_frame), [])
+        message = same.pop(0) if same else None
+        if (name_of(path), item.name) not in DIFFERENT:
+            yield message, item
+
+
+def test_every_file_is_read_but_those_that_are_broken_on_purpose():
+    assert {name_of(path) for path in corpus() if ours(path) is None} == set(BROKEN)
+    assert sum(len(ours(path).messages) for path in corpus() if ours(path)) > 5000
+
+
+def test_the_largest_of_each_format_are_read_within_the_limits_of_their_process():
+    for ending in FORMATS:
+        path = max((path for path in corpus() if path.suffix == ending), key=lambda path: path.stat().st_size)
+        found = load(path, name_of(path))
+        assert [message.name for message in found.messages] == [each.name for each in ours(path).messages]
+    with pytest.raises(DatabaseError):
+        load(next(path for path in corpus() if name_of(path) in BROKEN), "broken")
+
+
+def test_what_cantools_reads_strictly_is_read_the_same():
+    compared = 0
+    for path in corpus():
+        for message, item in pairs(path):
+            assert message is not None, (name_of(path), item.name)
+            compared += 1
+            assert [*differing(message, item)] == [], (name_of(path), item.name)
+    assert compared > 3000
+
+
+def differing(message, item):
+    """Yield in what one message differs."""
+    cycle_s = item.cycle_time / 1000 if item.cycle_time else None
+    for what, own, other in (
+        ("name", message.name, item.name),
+        ("length", message.length, item.length),
+        ("cycle", message.cycle_s, cycle_s),
+        ("comment", message.comment, item.comment or ""),
+        ("signals", [each.name for each in message.signals], [each.name for each in item.signals]),
+    ):
+        if own != other:
+            yield what, own, other
+    by_name = {each.name: each for each in item.signals}
+    for signal in message.signals:
+        each = by_name.get(signal.name)
+        if each is None:
+            continue
+        for what, own, other in (
+            ("start", signal.start, each.start),
+            ("length", signal.length, each.length),
+            ("order", signal.is_little_endian, each.byte_order == "little_endian"),
+            ("signed", signal.is_signed, each.is_signed),
+            ("float", signal.is_float, each.is_float),
+            ("scale", signal.linear.scale, each.scale),
+            ("offset", signal.linear.offset, each.offset),
+            # [0.0|0.0] is no range, however it is written.
+            ("range", (signal.minimum or 0, signal.maximum or 0), (each.minimum or 0, each.maximum or 0)),
+            ("unit", signal.unit, each.unit or None),
+            ("labels", signal.labels, {raw: str(name) for raw, name in (each.choices or {}).items()}),
+            ("initial", signal.raw_initial, each.raw_initial or 0),
+            ("comment", signal.comment, each.comment or ""),
+            ("condition", signal.condition, condition(each, by_name)),
+        ):
+            if own != other:
+                yield signal.name, what, own, other
+
+
+def condition(each, by_name):
+    steps = []
+    while each.multiplexer_ids is not None and each.multiplexer_signal is not None:
+        steps.append((each.multiplexer_signal, frozenset(each.multiplexer_ids)))
+        each = by_name[each.multiplexer_signal]
+    return tuple(reversed(steps))
+
+
+def test_frames_are_decoded_as_cantools_decodes_them():
+    rng = random.Random(7)
+    compared = 0
+    for path in corpus():
+        for message, item in pairs(path):
+            for data in frames(message, rng):
+                try:
+                    expected = item.decode(data, decode_choices=False, scaling=False)
+                except cantools.database.DecodeError:
+                    continue  # a selector has a value that selects nothing: cantools gives up the frame
+                found = decoded(message, data)
+                compared += len(found)
+                assert same(found, expected), (name_of(path), item.name, data.hex())
+    assert compared > 40_000
+
+
+def test_frames_are_decoded_as_their_bits_say_one_by_one():
+    rng = random.Random(11)
+    compared = 0
+    for path in corpus():
+        for message in () if ours(path) is None else ours(path).messages:
+            for data in frames(message, rng):
+                found = decoded(message, data)
+                compared += len(found)
+                assert same(found, by_bits(message, data)), (name_of(path), message.name, data.hex())
+    assert compared > 60_000
+
+
+def frames(message, rng):
+    return [rng.randbytes(message.length) for _ in range(3)] if message.length <= 64 else []
+
+
+def decoded(message, data):
+    decoder = MessageDecoder(message)
+    found = {}
+    for index in decoder.select(data):
+        branch = decoder.branches[index]
+        names = [each.name for each in branch.signals]
+        found |= dict(zip(names, branch.raw(data), strict=True))
+    return found
+
+
+def by_bits(message, data):
+    """Return the raw values in a frame, in the simplest way."""
+    values = {signal.name: bits_of(signal, data) for signal in message.signals}
+    return {
+        signal.name: values[signal.name]
+        for signal in message.signals
+        if all(values[selector] in ids for selector, ids in signal.condition)
+    }
+
+
+def bits_of(signal, data):
+    bits, at = [], signal.start
+    for _ in range(signal.length):
+        bits.append(data[at // 8] >> at % 8 & 1)
+        if signal.is_little_endian:
+            at += 1
+        else:
+            at = at - 1 if at % 8 else at + 15
+    value = int("".join(map(str, bits[::-1] if signal.is_little_endian else bits)), 2)
+    if signal.is_float:
+        return struct.unpack(f">{' ef d'[signal.length // 16]}", value.to_bytes(signal.length // 8, "big"))[0]
+    return value - (bits[-1 if signal.is_little_endian else 0] << signal.length) * signal.is_signed
+
+
+def same(found, expected):
+    return found.keys() == expected.keys() and all(
+        value == found[key] or (value != value and found[key] != found[key])
+        for key, value in expected.items()
+    )

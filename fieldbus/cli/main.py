@@ -6,6 +6,7 @@ import typer
 
 from fieldbus import __version__
 from fieldbus.cli.check import check
+from fieldbus.cli.decode import decode
 from fieldbus.cli.demo import demo
 from fieldbus.cli.plan import plan
 from fieldbus.cli.read import read
@@ -39,7 +40,7 @@ def _top(
     """Industrial fieldbus gateway: polls Modbus and CAN devices, forwards typed values over routes."""
 
 
-for command in (run, demo, check, plan, sim, read, write, watch, schema):
+for command in (run, demo, check, plan, sim, read, write, watch, decode, schema):
     app.command()(command)
 
 

@@ -1,0 +1,100 @@
+"""``fieldbus decode``: a CAN log as engineering values, one line a frame."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fieldbus.canbus.database import DatabaseError, load
+from fieldbus.canbus.log_decoder import LogDecoder, most_frequent, printable
+from fieldbus.canbus.logged import LogError
+from fieldbus.canbus.logs import LogReader, read_log
+from fieldbus.cli.common import JsonOption, fail, say_problems
+
+_SHOWN_IDS = 5
+_MAX_CHANNELS_SHOWN = 20
+
+
+def decode(
+    database: Annotated[
+        Path, typer.Argument(metavar="DATABASE", help="What describes the messages: DBC, KCD, SYM, ARXML.")
+    ],
+    log: Annotated[
+        Path, typer.Argument(metavar="LOG", help="candump (.log), .asc, .blf, .trc or .csv; also .gz.")
+    ],
+    as_json: JsonOption = False,
+    channel: Annotated[
+        str | None, typer.Option("--channel", help="Only frames of this channel of the log.")
+    ] = None,
+    j1939: Annotated[
+        bool, typer.Option("--j1939", help="Take extended identifiers as J1939, whatever the database says.")
+    ] = False,
+) -> None:
+    """Decode a CAN log with what DATABASE describes: one line a frame, a summary on stderr."""
+    try:
+        found = load(database, str(database))
+    except DatabaseError as error:
+        raise fail(str(error.problem)) from None
+    say_problems(found.warnings)
+    decoder = LogDecoder(found.messages, is_json=as_json, is_j1939=j1939)
+    for name, other in decoder.doubles:
+        typer.echo(f"{database}: warning: {name} has the identifier of {other} and is not seen", err=True)
+    trouble: LogError | None = None
+    try:
+        reader = read_log(log)
+    except LogError as error:
+        raise fail(str(error)) from None
+    others: dict[str, None] = {}
+    try:
+        _write_lines(reader, decoder, channel, others)
+    except LogError as error:
+        trouble = error
+    except BrokenPipeError:
+        # Whoever read has enough. What is still buffered must not fail once more when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return
+    _sum_up(reader, decoder)
+    if not decoder.frames and others:
+        names = ", ".join(printable(name) for name in others)
+        typer.echo(f"{log}: no frame of channel {channel}; there are {names}", err=True)
+    if trouble is not None:
+        raise fail(str(trouble))
+    if reader.bad_lines or not decoder.decoded:
+        raise typer.Exit(1)
+
+
+def _write_lines(
+    reader: LogReader, decoder: LogDecoder, channel: str | None, others: dict[str, None]
+) -> None:
+    line_of, write = decoder.line, sys.stdout.write
+    try:
+        for frame in reader:
+            if channel is None or frame.channel == channel:
+                write(line_of(frame) + "\n")
+            elif len(others) < _MAX_CHANNELS_SHOWN:
+                others[frame.channel] = None
+    finally:
+        sys.stdout.flush()
+
+
+def _sum_up(reader: LogReader, decoder: LogDecoder) -> None:
+    parts = [f"{decoder.frames} frames", f"{decoder.decoded} decoded"]
+    if decoder.unknown:
+        ids = len(decoder.unknown)
+        most = ", ".join(most_frequent(decoder.unknown, _SHOWN_IDS))
+        parts.append(f"{decoder.unknown.total()} of {ids} unknown identifiers: {most}")
+    if decoder.undecodable:
+        parts.append(f"{decoder.undecodable} remote, error or partial")
+    if reader.bad_lines:
+        parts.append(f"{reader.bad_lines} bad lines")
+    typer.echo(f"{reader.path}: {'; '.join(parts)}", err=True)
+    for note in reader.notes:
+        typer.echo(f"{reader.path}: {note}", err=True)
+    for line in reader.first_bad:
+        typer.echo(f"{reader.path}:{line.number}: {line.reason}", err=True)
+    if reader.bad_lines > len(reader.first_bad):
+        typer.echo(f"{reader.path}: … and {reader.bad_lines - len(reader.first_bad)} more", err=True)

@@ -30,6 +30,8 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from fieldbus.canbus.kernel import words
+
 AF_NETLINK = 16
 _ERROR = 2
 _NEW_LINK = 16
@@ -209,18 +211,21 @@ def restart(index: int) -> str | None:
     name = link.name if link is not None else "can0"
     try:
         code = parse_error(_ask(restart_request(index)))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        return words(error)
+    except ValueError as error:
         return str(error)
+    if code is None:
+        return "the kernel gave another answer"
     if code in (errno.EPERM, errno.EACCES):
         return f"not permitted: give it CAP_NET_ADMIN, or `ip link set {name} type can restart-ms 100`"
     return {
         0: None,
-        None: "the kernel gave another answer",
         errno.EBUSY: "the bus is not off",
         errno.ENODEV: "no such device",
         errno.EINVAL: "the interface is down, or restarts by itself",
         errno.EOPNOTSUPP: "this driver cannot be restarted from outside",
-    }.get(code, f"errno {code}")
+    }.get(code, words(OSError(code, "")))
 
 
 def _ask(request: bytes) -> bytes:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fieldbus.canbus import netlink
 from fieldbus.canbus.netlink import (
     Link,
     attribute,
@@ -124,3 +125,55 @@ def test_the_kernel_describes_the_loopback_interface():
     assert link.rx_packets is not None
     assert link_of(2**31 - 1) is None
     assert restart(1) == "lo has no controller"
+
+
+def answering(monkeypatch, link, code):
+    answers = [link, message(2, struct.pack("=i", -code))]
+    asked = []
+
+    def ask(request):
+        asked.append(request)
+        return answers.pop(0)
+
+    monkeypatch.setattr(netlink, "_ask", ask)
+    return asked
+
+
+def controller(state, restart_ms):
+    data = attribute(4, words(state)) + attribute(6, words(restart_ms))
+    return described(attribute(3, b"can0\0"), attribute(18, attribute(1, b"can\0") + attribute(2, data)))
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (0, None),
+        (1, "not permitted: give it CAP_NET_ADMIN, or `ip link set can0 type can restart-ms 100`"),
+        (16, "the bus is not off"),
+        (19, "no such device"),
+        (22, "the interface is down, or restarts by itself"),
+        (95, "this driver cannot be restarted from outside"),
+        (5, "input/output error"),
+    ],
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="the numbers are Linux's")
+def test_a_controller_that_is_off_is_restarted_or_it_is_said_why_not(monkeypatch, code, said):
+    asked = answering(monkeypatch, controller(3, 0), code)
+    assert restart(7) == said
+    assert asked == [link_request(7), restart_request(7)]
+
+
+def test_a_controller_that_needs_no_restart_is_left_alone(monkeypatch):
+    for link, said in (
+        (controller(2, 0), "the bus is not off"),
+        (controller(3, 100), "the kernel restarts it by itself, after 100 ms"),
+    ):
+        asked = answering(monkeypatch, link, 0)
+        assert restart(7) == said
+        assert asked == [link_request(7)]
+
+
+def test_an_answer_that_is_none_is_a_reason(monkeypatch):
+    monkeypatch.setattr(netlink, "_ask", lambda _: b"noise")
+    assert restart(7) == "a message that is too short"
+    assert link_of(7) is None

@@ -14,8 +14,9 @@ Rules:
 
 from __future__ import annotations
 
+import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fieldbus.errors import ConversionError
@@ -84,6 +85,24 @@ class Signal:
             return -(1 << self.length - 1), (1 << self.length - 1) - 1
         return 0, (1 << self.length) - 1
 
+    @property
+    def indicator_from(self) -> int | None:
+        """Bits (unsigned) from here on are no value; None where all are."""
+        known = [bits for bits in (self.error_from, self.absent_from) if bits is not None]
+        return min(known, default=None)
+
+    @property
+    def declared_range(self) -> tuple[Number | None, Number | None]:
+        """Lowest and highest engineering value; None where there is no such bound.
+
+        A range of 0 to 0 is how a DBC file says that there is none, and what is not finite bounds nothing.
+        """
+        low, high = (
+            None if isinstance(bound, float) and not math.isfinite(bound) else bound
+            for bound in (self.minimum, self.maximum)
+        )
+        return (None, None) if low == high == 0 else (low, high)
+
     def shift(self, frame_length: int) -> int:
         """Return by how much the frame, read as one integer in the signal's order, is shifted right."""
         if self.is_little_endian:
@@ -91,19 +110,35 @@ class Signal:
         return frame_length * 8 - self.first_bit - self.length
 
     def to_raw(self, value: Value) -> int:
-        """Return the bits, as an unsigned integer, that hold an engineering value.
+        """Return the bits, as an unsigned integer, that hold an engineering value, or that a label names.
 
         Raises:
-            ConversionError: it does not fit.
+            ConversionError: it does not fit, or the bits would say that there is no value.
         """
-        if isinstance(value, str):
-            raise ConversionError(f"{value!r} is not a number")
+        try:
+            bits = self._label_bits(value) if isinstance(value, str) else self._number_bits(value)
+        except OverflowError as error:
+            raise ConversionError(f"a number beyond 1e308 does not fit {self.name}") from error
+        if self.indicator_from is not None and bits >= self.indicator_from:
+            raise ConversionError(f"{value} in {self.name} would say that there is no value")
+        return bits
+
+    def _number_bits(self, value: Number) -> int:
         if self.is_float:
             return self._float_bits(self.linear.inverse_float(value))
-        raw = self.linear.inverse_int(value)
+        return self._integer_bits(self.linear.inverse_int(value), value)
+
+    def _label_bits(self, label: str) -> int:
+        for raw, name in self.labels.items():
+            if name == label:
+                return self._float_bits(float(raw)) if self.is_float else self._integer_bits(raw, label)
+        raise ConversionError(f"{label!r} is not a number, nor a label of {self.name}")
+
+    def _integer_bits(self, raw: int, value: Value) -> int:
         low, high = self.raw_range
         if not low <= raw <= high:
-            raise ConversionError(f"{value:g} does not fit the {self.length} bits of {self.name}")
+            shown = value if isinstance(value, str) else f"{value:g}"
+            raise ConversionError(f"{shown} does not fit the {self.length} bits of {self.name}")
         return raw & (1 << self.length) - 1
 
     def initial_raw(self) -> int:
@@ -113,6 +148,8 @@ class Signal:
         return int(self.raw_initial) & (1 << self.length) - 1
 
     def _float_bits(self, number: float) -> int:
+        if not math.isfinite(number):
+            raise ConversionError(f"{number} is not a value of {self.name}")
         try:
             return int.from_bytes(FLOATS[self.length].pack(number), "big")
         except (OverflowError, struct.error) as error:
@@ -148,3 +185,28 @@ class Message:
         for signal in self.signals:
             found.setdefault(signal.condition, []).append(signal)
         return found
+
+
+def selector_bits(selector: Signal, values: Iterable[int]) -> frozenset[int]:
+    """Return the bits, as unsigned integers, with which a selector says one of the raw `values`.
+
+    A negative value and that of its bits are the same to a signed selector. What it cannot say is left
+    out.
+    """
+    if selector.is_float:
+        return frozenset(bits for value in values for bits in _float_patterns(selector.length, value))
+    lowest, beyond = selector.raw_range[0], 1 << selector.length
+    return frozenset(value % beyond for value in values if lowest <= value < beyond)
+
+
+def _float_patterns(length: int, value: int) -> Iterator[int]:
+    """Yield the bits of a float that is equal to `value`, of which zero has two."""
+    form = FLOATS[length]
+    try:
+        packed = form.pack(value)
+    except (OverflowError, struct.error):
+        return
+    if form.unpack(packed)[0] == value:
+        yield int.from_bytes(packed, "big")
+        if value == 0:
+            yield 1 << length - 1

@@ -10,6 +10,9 @@ Rules:
 * Frames are sent in turn, one a period, the first at once; at most 256, all classic or all CAN FD.
 * The rhythm is the kernel's: a process that is stopped for a second, or busy, does not disturb it, nor
   does `Repetition.update`.
+* A period is counted from when the kernel has sent the last frame, so it is longer than asked for by what
+  that takes: frames do not bunch, and are not in step with any other clock.
+* What is repeated is received by the raw sockets of this machine, ours too, flagged as `OWN`.
 * It ends `DEAD_MAN_S` after the last `keep_alive`, so that a process that hangs does not repeat an old
   value for ever, and at once when the process ends. `keep_alive` after that begins it anew.
 * An identifier is repeated once: another repetition of it takes the first one's place, which is over.

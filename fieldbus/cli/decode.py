@@ -54,8 +54,7 @@ def decode(
     except LogError as error:
         trouble = error
     except BrokenPipeError:
-        # Whoever read has enough. What is still buffered must not fail once more when Python ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        end_quietly()
         return
     _sum_up(reader, decoder)
     if not decoder.frames and others:
@@ -65,6 +64,12 @@ def decode(
         raise fail(str(trouble))
     if reader.bad_lines or not decoder.decoded:
         raise typer.Exit(1)
+
+
+def end_quietly() -> None:
+    """Have nothing more written: whoever read our output has enough."""
+    # What is still buffered must not fail once more when Python ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _write_lines(

@@ -26,19 +26,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fieldbus.canbus.database_reader import (
-    CPU_LIMIT_S,
-    EXIT_ANSWER,
-    EXIT_MEMORY,
-    MAX_ANSWER_BYTES,
-    MAX_FILE_BYTES,
-    MEMORY_LIMIT_BYTES,
-    WALL_LIMIT_S,
-)
+from fieldbus.canbus.database_reader import EXIT_ANSWER, EXIT_MEMORY, MAX_ANSWER_BYTES, MAX_FILE_BYTES
 from fieldbus.canbus.layout import Condition, Message, Signal
 from fieldbus.errors import ConversionError, Problem
 from fieldbus.scaling import Linear, Number
 
+CPU_LIMIT_S = 10
+WALL_LIMIT_S = 20
+MEMORY_LIMIT_BYTES = 512 * 1024 * 1024
 FORMATS = {".dbc": "dbc", ".kcd": "kcd", ".sym": "sym", ".arxml": "arxml"}
 _KEPT_FILES = 32
 _KEPT_BYTES = 32 * 1024 * 1024
@@ -142,8 +137,9 @@ _CACHE = _Cache()
 def _read(format_: str, data: bytes) -> Any:
     """Have a process read a file and return its answer."""
     path = "\n".join(entry for entry in sys.path if entry and "\n" not in entry)
+    limits = [str(limit) for limit in (CPU_LIMIT_S, WALL_LIMIT_S, MEMORY_LIMIT_BYTES)]
     process = subprocess.Popen(  # noqa: S603 - this interpreter, our own module
-        [sys.executable, "-I", "-c", _START, path, format_],
+        [sys.executable, "-I", "-c", _START, path, format_, *limits],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -181,7 +177,7 @@ def _read(format_: str, data: bytes) -> Any:
 
 def _judge(is_late: bool, status: int, answer: bytes) -> Any:
     if is_late:
-        raise _RefusedError(f"takes more than {WALL_LIMIT_S:.0f} s to read")
+        raise _RefusedError(f"takes more than {WALL_LIMIT_S} s to read")
     if status == -_SIGXCPU:
         raise _RefusedError(f"takes more than {CPU_LIMIT_S} s to read")
     if status == EXIT_MEMORY:

@@ -1,8 +1,8 @@
 """Reads a database in a process of its own: bytes on standard input, JSON on standard output.
 
-``python -m fieldbus.canbus.database_reader FORMAT`` is started by `fieldbus.canbus.database`, which
-turns its answer into messages. The answer is an object: ``messages`` and ``notes`` of what was repaired
-or left out, or ``error`` if the file is no database.
+``python -m fieldbus.canbus.database_reader FORMAT CPU_S WALL_S MEMORY_BYTES`` is started by
+`fieldbus.canbus.database`, which turns its answer into messages. The answer is an object: ``messages`` and
+``notes`` of what was repaired or left out, or ``error`` if the file is no database.
 
 Rules:
 
@@ -27,9 +27,6 @@ from fieldbus.canbus.draft import DraftMessage, DraftSignal, Notes
 
 MAX_FILE_BYTES = 32 * 1024 * 1024
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
-CPU_LIMIT_S = 10
-WALL_LIMIT_S = 20
-MEMORY_LIMIT_BYTES = 512 * 1024 * 1024
 EXIT_MEMORY = 71
 EXIT_ANSWER = 72
 
@@ -92,26 +89,32 @@ def _plain_signal(item: DraftSignal) -> list[Any]:
     ]
 
 
-def _limit() -> None:
+def limit(cpu_s: int, wall_s: int, memory_bytes: int) -> None:
     """Limit this process, as far as the system can."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if sys.platform != "win32":
-        import resource  # noqa: PLC0415
+        import resource  # noqa: PLC0415 - not on every system
 
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_CPU, (CPU_LIMIT_S, CPU_LIMIT_S + 1))
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
+        for kind, soft, hard in (
+            (resource.RLIMIT_CORE, 0, 0),
+            (resource.RLIMIT_CPU, cpu_s, cpu_s + 1),
+            (resource.RLIMIT_AS, memory_bytes, memory_bytes),
+        ):
+            highest = resource.getrlimit(kind)[1]
+            if highest == resource.RLIM_INFINITY or hard <= highest:
+                resource.setrlimit(kind, (soft, hard))
         # Where a dead parent is not told of, this ends it.
-        signal.alarm(WALL_LIMIT_S + 1)
+        signal.alarm(wall_s + 1)
 
 
 def main() -> None:
-    """Read one file."""
-    _limit()
+    """Read one file, within the limits in the arguments."""
+    format_, *limits = sys.argv[1:]
+    limit(*map(int, limits))
     gc.disable()  # one file, one answer
     try:
-        answer = json.dumps(read(sys.argv[1], sys.stdin.buffer.read(MAX_FILE_BYTES + 1))).encode()
+        answer = json.dumps(read(format_, sys.stdin.buffer.read(MAX_FILE_BYTES + 1))).encode()
     except MemoryError:
         os._exit(EXIT_MEMORY)
     if len(answer) > MAX_ANSWER_BYTES:

@@ -21,7 +21,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from fieldbus.canbus.dbc_text import Attached, DbcText, MessageText, SignalText, number
-from fieldbus.canbus.draft import MAX_EXTENDED_ID, MAX_STANDARD_ID, DraftMessage, DraftSignal, Notes
+from fieldbus.canbus.draft import (
+    MAX_EXTENDED_ID,
+    MAX_STANDARD_ID,
+    NO_NUMBER,
+    DraftMessage,
+    DraftSignal,
+    Notes,
+)
 from fieldbus.scaling import Number
 
 _EXTENDED = 1 << 31
@@ -35,8 +42,6 @@ _FRAME_FORMATS = {
     14: "StandardCAN_FD",
     15: "ExtendedCAN_FD",
 }
-_HUGE = 1 << 30
-"""Stands for a number that is none where only its being too large matters."""
 
 
 def drafts(found: DbcText, notes: Notes) -> list[DraftMessage]:
@@ -113,7 +118,7 @@ class _Builder:
             text = f"message {item.name} is repaired: its id 0x{frame_id:X} is taken as an extended one"
             self._notes.add(item.line, item.name, text)
         message = DraftMessage(
-            item.name, frame_id, is_extended, length if isinstance(length, int) else _HUGE, item.line
+            item.name, frame_id, is_extended, length if isinstance(length, int) else NO_NUMBER, item.line
         )
         message.senders = [item.sender] if item.sender not in ("", _NOBODY) else []
         selectors: list[DraftSignal] = []
@@ -143,8 +148,8 @@ class _Builder:
         return DraftSignal(
             name=item.name,
             line=item.line,
-            start=start if isinstance(start, int) else _HUGE,
-            length=length if isinstance(length, int) else _HUGE,
+            start=start if isinstance(start, int) else NO_NUMBER,
+            length=length if isinstance(length, int) else NO_NUMBER,
             is_little_endian=item.is_little_endian,
             is_signed=item.is_signed,
             scale=number(item.scale),

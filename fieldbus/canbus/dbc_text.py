@@ -48,7 +48,9 @@ _OPEN_ENDED = {
     "BS_": re.compile(r"BS_\s*:?[ \t]*[0-9,:; \t]*"),
     "BU_": _NODES,
 }
-_MESSAGE = re.compile(rf'BO_\s++(\S++)\s++([^:"\n]++):\s*+([^\s"]++)(?:[ \t]++(?!{_ANY})([^\s";]++))?')
+_MESSAGE = re.compile(
+    rf'BO_[ \t]++(\S++)[ \t]++([^:"\n]++):[ \t]*+([^\s"]++)(?:[ \t]++(?!{_ANY})([^\s";]++))?'
+)
 _SIGNAL = re.compile(
     r'SG_\s++([^:"\n]++):\s*+([^\s|"]++)\s*+\|\s*+([^\s@"]++)\s*+@\s*+([01])\s*+([+-])'
     r'\s*+\(\s*+([^\s,"]++)\s*+,\s*+([^\s)"]++)\s*+\)\s*+\[\s*+([^\s|"]++)\s*+\|\s*+([^\s\]"]++)\s*+\]'
@@ -306,7 +308,9 @@ class _Reader:
             self._at = end + has_end
             self.found.statements += 1
             return
-        is_read = self._take(keyword, body, _AS_WRITTEN, _PAIR)
+        # Without a `;`, a string that swallows whole statements is one without an end.
+        is_whole = has_end or not (self._text.startswith('"', end) or _NEXT.search(body, 1))
+        is_read = is_whole and self._take(keyword, body, _AS_WRITTEN, _PAIR)
         if not is_read:
             end = self._text.find("\n", self._at)
             end = len(self._text) if end < 0 else end

@@ -32,6 +32,8 @@ MAX_IDS = 1 << 20
 """… and for all different ranges of a file together."""
 MAX_NESTING = 16
 """Selectors inside selectors."""
+NO_NUMBER = 1 << 30
+"""Of a start or a length that is no whole number."""
 MAX_NOTES = 1000
 MAX_NAME = 128
 """Characters of a name, comfortably more than any tool writes."""
@@ -216,6 +218,8 @@ def _short(name: str) -> str:
 
 
 def _message_fault(message: DraftMessage) -> str | None:
+    if message.length == NO_NUMBER:
+        return "its length is no whole number"
     limit = MAX_MESSAGE_BYTES if message.is_j1939 else MAX_FD_BYTES
     if not 0 <= message.length <= limit:
         return f"it has {message.length} bytes, {limit} at most"
@@ -228,6 +232,8 @@ def _message_fault(message: DraftMessage) -> str | None:
 
 
 def _signal_fault(signal: DraftSignal, message: DraftMessage) -> str | None:
+    if NO_NUMBER in (signal.start, signal.length):
+        return "its start or its length is no whole number"
     if not 1 <= signal.length <= 64:
         return f"it has {signal.length} bits, which must be 1..64"
     if not 0 <= signal.start < max(8 * message.length, 1):

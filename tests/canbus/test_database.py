@@ -1,8 +1,18 @@
 """Reading databases."""
 
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import pytest
 
-from fieldbus.canbus.database import DatabaseError, load
+import fieldbus
+from fieldbus.canbus import database
+from fieldbus.canbus.database import FORMATS, DatabaseError, load
+from fieldbus.canbus.database_reader import read
 
 HEAD = 'VERSION ""\nNS_ :\nBS_:\nBU_: ECU GW\n'
 GOOD = (
@@ -52,7 +62,9 @@ def test_a_signal_that_cannot_be_used_costs_only_itself(tmp_path):
     assert [signal.name for signal in found.messages[2].signals] == ["Page"]
     (problem,) = found.warnings
     assert (problem.file, problem.line, problem.path) == ("bus.dbc", 12, "Mux.One")
-    assert "message Mux: signal One is left out: it begins at bit 8 of a message of 1 bytes" in problem.message
+    assert (
+        "message Mux: signal One is left out: it begins at bit 8 of a message of 1 bytes" in problem.message
+    )
     assert problem.is_warning
 
 
@@ -103,3 +115,192 @@ def test_a_kcd_file_is_read(tmp_path):
     message = load(write(tmp_path, text, "bus.kcd"), "bus.kcd").messages[0]
     assert (message.name, message.frame_id, message.cycle_s) == ("M", 0x123, 0.05)
     assert message.signals[0].linear.scale == 0.5
+
+
+# --- hostile files --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("BO_ 1 A: 100000 X", "message A is left out: it has 100000 bytes, 64 at most"),
+        (
+            'BO_ 1 A: 8 X\n SG_ S : 0|1000000@1+ (1,0) [0|0] "" X',
+            "signal S is left out: it has 1000000 bits, which must be 1..64",
+        ),
+        (
+            (
+                'BO_ 1 A: 8 X\n SG_ M M : 0|32@1+ (1,0) [0|0] "" X\n SG_ S m0 : 32|8@1+ (1,0) [0|0] "" X\n'
+                "SG_MUL_VAL_ 1 S M 0-1000000;"
+            ),
+            "signal S is left out: 1000001 multiplexer values select it, 65536 at most",
+        ),
+    ],
+)
+def test_small_files_that_cost_cantools_minutes_are_read_at_once(text, words):
+    start = time.process_time()
+    answer = read("dbc", text.encode())
+    assert time.process_time() - start < 1
+    assert len(text) < 150
+    assert [words in note[2] for note in answer["notes"]] == [True]
+
+
+def many_messages(count):
+    lines = [f'BO_ {i | 1 << 31} M{i}: 8 X\n SG_ S{i} : 0|16@1+ (0.1,{i}) [0|0] "" X' for i in range(count)]
+    return "\n".join([*lines, ""])
+
+
+def test_a_file_that_takes_too_long_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(database, "CPU_LIMIT_S", 1)
+    with pytest.raises(DatabaseError) as caught:
+        load(write(tmp_path, many_messages(25_000)), "configs/bus.dbc")
+    assert str(caught.value) == "configs/bus.dbc:0:0: takes more than 1 s to read"
+
+
+def test_a_reader_that_hangs_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(database, "WALL_LIMIT_S", 1)
+    monkeypatch.setattr(database, "_START", "import time; time.sleep(60)")
+    with pytest.raises(DatabaseError) as caught:
+        load(write(tmp_path, GOOD + "// hangs"), "bus.dbc")
+    assert caught.value.problem.message == "takes more than 1 s to read"
+
+
+def test_a_file_that_needs_too_much_memory_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(database, "MEMORY_LIMIT_BYTES", 80 * 1024 * 1024)
+    with pytest.raises(DatabaseError) as caught:
+        load(write(tmp_path, many_messages(20_000)), "bus.dbc")
+    assert caught.value.problem.message == "needs more than 80 MiB to be read"
+
+
+def test_a_reader_that_breaks_off_is_said_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(database, "_START", "import os; os._exit(3)")
+    with pytest.raises(DatabaseError) as caught:
+        load(write(tmp_path, GOOD + "// breaks off" + " " * 300_000), "bus.dbc")
+    assert caught.value.problem.message == "the process that reads it ended with status 3"
+
+
+def test_a_file_that_is_too_large_is_refused_unread(tmp_path):
+    path = tmp_path / "bus.dbc"
+    with path.open("wb") as file:
+        file.truncate(database.MAX_FILE_BYTES + 1)
+    with pytest.raises(DatabaseError) as caught:
+        load(path, "bus.dbc")
+    assert caught.value.problem.message == "larger than 32 MiB"
+
+
+BILLION_LAUGHS = '<!DOCTYPE a [<!ENTITY a "aaaaaaaa"><!ENTITY b "&a;&a;&a;">]>'
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "iso-8859-1"])
+@pytest.mark.parametrize("format_", ["kcd", "arxml"])
+def test_xml_with_entities_is_refused(format_, encoding):
+    declared = encoding.removesuffix("-sig")
+    text = f'<?xml version="1.0" encoding="{declared}"?>{BILLION_LAUGHS}<a>&b;</a>'
+    assert "a document type or entities are not allowed" in read(format_, text.encode(encoding))["error"][2]
+
+
+def test_random_bytes_are_refused_or_read():
+    rng = random.Random(5)
+    for format_ in FORMATS.values():
+        for _ in range(20):
+            answer = read(format_, rng.randbytes(200))
+            assert "error" in answer or answer["messages"] == []
+
+
+# --- other formats, part by part ------------------------------------------------------------------
+
+
+def kcd(*messages):
+    return (
+        '<NetworkDefinition xmlns="http://kayak.2codeornot2code.org/1.0"><Document/><Bus name="b">'
+        + "".join(messages)
+        + "</Bus></NetworkDefinition>"
+    )
+
+
+def test_a_message_of_a_kcd_file_that_cannot_be_used_costs_itself(tmp_path):
+    good = '<Message id="0x{0}" length="8" name="Good{0}"><Signal name="S" offset="0"/></Message>'
+    text = kcd(
+        good.format(1),
+        '<Message id="nothing" length="8" name="NoId"/>',
+        '<Message id="0x1000" length="8" name="LargeId"/>',
+        '<Message id="0x5" length="100000" name="Long"/>',
+        '<Message id="0x6" length="8" name="Wide"><Signal name="S" offset="0" length="1000000"/></Message>',
+        good.format(2),
+    )
+    found = load(write(tmp_path, text, "bus.kcd"), "bus.kcd")
+    assert [(message.name, len(message.signals)) for message in found.messages] == [
+        ("Good1", 1), ("Wide", 0), ("Good2", 1),
+    ]  # fmt: skip
+    assert sorted(problem.path for problem in found.warnings) == ["LargeId", "Long", "NoId", "Wide.S"]
+
+
+def test_a_message_of_a_sym_file_that_cannot_be_used_costs_itself(tmp_path):
+    text = """FormatVersion=6.0 // Do not edit this line!
+Title="t"
+
+{SEND}
+
+[Good]
+ID=100h
+Len=8
+Var=S unsigned 0,8
+
+[Bad]
+ID=101h
+Len=8
+Sig=Nowhere 0
+
+[Many]
+ID=00000000h-1FFFFFFFh
+Type=Extended
+Len=8
+"""
+    found = load(write(tmp_path, text, "bus.sym"), "bus.sym")
+    (good,) = found.messages
+    assert (good.name, good.frame_id, good.line, good.signals[0].length) == ("Good", 0x100, 6, 8)
+    assert [(problem.line, problem.path) for problem in found.warnings] == [(11, "Bad"), (16, "Many")]
+
+
+# --- what is read again ---------------------------------------------------------------------------
+
+
+def test_the_same_bytes_are_read_once(tmp_path, monkeypatch):
+    first = load(write(tmp_path, GOOD.replace("BO_ 512 Mux: 8", "BO_ 512 Mux: 1")), "one.dbc")
+    monkeypatch.setattr(database, "_START", "not python")
+    second = load(tmp_path / "bus.dbc", "two.dbc")
+    assert second.messages is first.messages
+    assert [problem.file for problem in second.warnings] == ["two.dbc"]
+    with pytest.raises(DatabaseError):
+        load(write(tmp_path, GOOD + "// other bytes"), "bus.dbc")
+
+
+def test_the_reader_is_found_from_a_tree_that_is_not_installed(tmp_path):
+    path = write(tmp_path, GOOD)
+    code = f"from pathlib import Path; from fieldbus.canbus.database import load; print(len(load(Path({str(path)!r}), '').messages))"
+    copy = tmp_path / "tree"
+    shutil.copytree(
+        Path(fieldbus.__file__).parent, copy / "fieldbus", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=copy, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("3\n", 0), done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
+def test_the_reader_ends_with_its_parent(tmp_path):
+    code = (
+        "import subprocess, sys, time; from fieldbus.canbus import database\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'from fieldbus.canbus.database_reader import limit;"
+        "limit(50, 50, 1 << 29); print(flush=True); import time; time.sleep(50)'], stdout=subprocess.PIPE)\n"
+        "child.stdout.readline(); print(child.pid, flush=True); time.sleep(50)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    child = Path("/proc") / parent.stdout.readline().strip()
+    assert child.exists()
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + 5
+    # It may stay behind as a zombie where nobody collects orphans.
+    while child.exists() and "\nState:\tZ" not in (child / "status").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

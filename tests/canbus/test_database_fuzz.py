@@ -1,0 +1,132 @@
+"""Damaged DBC texts: whatever was done to one, it is read or refused, and what was not touched is there."""
+
+import json
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fieldbus.canbus.database import Database, content
+from fieldbus.canbus.database_reader import read
+
+COUNT = 6
+HEAD = ['VERSION ""', "NS_ :", "\tCM_", "\tBA_", "BS_:", "BU_: ECU GW"]
+MESSAGES = [
+    [
+        f"BO_ {(0x80000400 if index % 2 else 0x100) + index} Message{index}: 8 ECU",
+        f' SG_ Page{index} M : 0|4@1+ (1,0) [0|0] "" GW',
+        f' SG_ Speed{index} m1 : 8|16@1- (0.125,-{index}) [0|8000] "rpm" GW,ECU',
+        f' SG_ Torque{index} m2 : 15|16@0+ (1,0) [0|100] "Nm" GW',
+        f' SG_ Level{index} : 32|32@1- (1,0) [0|0] "°C" GW',
+        "",
+    ]
+    for index in range(COUNT)
+]
+TAIL = [
+    line
+    for index in range(COUNT)
+    for number in [(0x80000400 if index % 2 else 0x100) + index]
+    for line in (
+        f'CM_ BO_ {number} "about',
+        f'message {index}";',
+        f'BA_ "GenMsgCycleTime" BO_ {number} 100;',
+        f'VAL_ {number} Page{index} 1 "one" 2 "two" ;',
+        f"SIG_VALTYPE_ {number} Level{index} : 1;",
+        f"SG_MUL_VAL_ {number} Speed{index} Page{index} 1-1, 3-5;",
+    )
+]
+LINES = [*HEAD, *(line for message in MESSAGES for line in message), *TAIL]
+LINE_OF = [len(HEAD) + index * len(MESSAGES[0]) for index in range(COUNT)]
+
+
+def messages(text):
+    """Return what is read of a text, as far as a signal's layout goes; empty if it is refused."""
+    answer = json.loads(json.dumps(read("dbc", text.encode("utf-8", "replace"))))
+    if "error" in answer:
+        return {}
+    found = content(answer, "dbc", 0)
+    assert isinstance(Database(found.messages, []).messages, list)
+    return {
+        message.name: [
+            (signal.name, signal.start, signal.length, signal.linear.scale, signal.minimum)
+            for signal in message.signals
+        ]
+        for message in found.messages
+    }
+
+
+WHOLE = messages("\n".join(LINES))
+
+line_numbers = st.integers(0, len(LINES) - 1)
+edits = st.lists(
+    st.tuples(
+        st.sampled_from(["delete", "double", "swap", "cut", "character", "insert"]),
+        line_numbers,
+        line_numbers,
+        st.integers(0, 60),
+        st.sampled_from(
+            [*'";:|@()[],.-+\\ \n\0mM0123456789aBO_SG°', "BO_ ", "SG_ ", 'CM_ "', "1e999", "//", "NS_ :"]
+        ),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+def damage(changes):
+    """Return the damaged lines, and the numbers of the lines that were touched."""
+    lines = list(LINES)
+    touched = set()
+    for kind, at, other, column, piece in changes:
+        touched.add(at)
+        line = lines[at]
+        if kind == "delete":
+            lines[at] = ""
+        elif kind == "double":
+            lines[at] = f"{line}\n{line}"
+        elif kind == "swap":
+            lines[at], lines[other] = lines[other], line
+            touched.add(other)
+        elif kind == "cut":
+            lines[at] = line[:column]
+        elif kind == "character":
+            lines[at] = line[:column] + piece + line[column + 1 :]
+        else:
+            lines[at] = line[:column] + piece + line[column:]
+    return lines, touched
+
+
+def test_the_undamaged_text_is_read_whole():
+    assert [len(signals) for signals in WHOLE.values()] == [4] * COUNT
+
+
+@given(edits)
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+def test_what_was_not_touched_is_there_whatever_was_done_to_the_rest(changes):
+    lines, touched = damage(changes)
+    found = messages("\n".join(lines))
+    for index, at in enumerate(LINE_OF):
+        name = f"Message{index}"
+        # Without the head of the next message, its signals are this one's: nothing tells them apart.
+        own = set(range(at - 1, at + len(MESSAGES[0]) + 1))
+        behind = len(HEAD) + COUNT * len(MESSAGES[0]) + index * len(TAIL) // COUNT
+        own |= set(range(behind, behind + len(TAIL) // COUNT))
+        if not own & touched and name not in "\n".join(lines[number] for number in touched):
+            assert found.get(name) == WHOLE[name], changes
+
+
+@given(st.integers(0, len("\n".join(LINES))))
+@settings(max_examples=100, deadline=None)
+def test_a_file_that_ends_anywhere_gives_what_was_before(end):
+    text = "\n".join(LINES)[:end]
+    found = messages(text)
+    for index in range(COUNT - 1):
+        if f" Message{index + 1}: " in text:
+            assert [signal[0] for signal in found[f"Message{index}"]] == [
+                signal[0] for signal in WHOLE[f"Message{index}"]
+            ]
+
+
+@given(st.binary(max_size=400))
+@settings(max_examples=100, deadline=None)
+def test_any_bytes_are_read_or_refused(data):
+    read("dbc", data)

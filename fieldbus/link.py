@@ -210,6 +210,8 @@ class Gauge:
     kind: Kind
     unit: str | None = None
     labels: Mapping[int, str] = field(default_factory=dict)
+    highest: float | None = None
+    """The highest value that it can have, if there is one."""
 
 
 @runtime_checkable

@@ -38,6 +38,7 @@ class Status:
                 gauge.kind,
                 unit=gauge.unit,
                 lowest=0 if gauge.kind.is_number else None,
+                highest=gauge.highest,
                 labels=gauge.labels,
             )
             for name, gauge in gauges.items()

@@ -8,9 +8,9 @@ Layout, in discrete inputs (what is true or false) and in input registers (numbe
 ==================  ========================================================================
 
 In a link's block: discrete input 0 is ``connected``; a total takes four registers (uint64, most significant
-word first) at the place that `LINK_TOTALS` gives its name, the same for every type of link; what is measured
-takes the first two of such a place (float32). In a device's block: discrete input 0 is ``online``;
-``response_time_ms`` is a float32 in the registers 0 and 1.
+word first) at the place that `LINK_TOTALS` gives its name, the same for every type of link; what is measured,
+or may be unknown, takes the first two of such a place (float32). In a device's block: discrete input 0 is
+``online``; ``response_time_ms`` is a float32 in the registers 0 and 1.
 
 Rules:
 
@@ -43,9 +43,13 @@ LINK_TOTALS = (
     "reconnects", "requests", "timeouts", "exceptions", "bad_responses", "scans_missed", "writes",
     "writes_failed", "writes_dropped", "rx_frames", "rx_dropped", "tx_frames", "tx_dropped",
     "conversions_failed", "sessions", "sessions_refused", "bad_frames", "published", "received", "rx_bad",
-    "answers_dropped", "points_refused", "load_percent",
+    "answers_dropped", "points_refused", "load_percent", "bus_state", "bus_load_percent", "tx_error_count",
+    "rx_error_count", "error_frames", "bus_offs", "restarts", "tx_delayed", "rx_not_believed",
+    "j1939_messages", "j1939_broken",
 )  # fmt: skip
 """Totals of links in the order of their places, four registers each. Append, never insert."""
+MAY_BE_UNKNOWN = frozenset({"bus_state", "tx_error_count", "rx_error_count"})
+"""Whole numbers that a link may not know; they are float32, as what is measured."""
 LINK_FLAGS = ("connected",)
 DEVICE_FLAGS = ("online",)
 DEVICE_MEASURES = ("response_time_ms",)
@@ -92,7 +96,8 @@ def _block(
             address, table, type_ = base + flags.index(name), Table.DISCRETE, RegisterType.BOOL
         elif source.kind.is_number and name in numbers:
             table = Table.INPUT
-            is_measure = source.kind is Kind.FLOAT or size < RegisterType.UINT64.bits // 16
+            is_long = size >= RegisterType.UINT64.bits // 16
+            is_measure = source.kind is Kind.FLOAT or name in MAY_BE_UNKNOWN or not is_long
             type_ = RegisterType.FLOAT32 if is_measure else RegisterType.UINT64
             address = base + numbers.index(name) * size
         else:

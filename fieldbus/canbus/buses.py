@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fieldbus.canbus.bus import Bus, Options
 from fieldbus.canbus.python_can import open_python_can
+from fieldbus.canbus.socketcan import RECEIVE_BUFFER, open_socketcan
 
 
 async def open_bus(options: Options) -> Bus:
@@ -15,4 +16,14 @@ async def open_bus(options: Options) -> Bus:
     Raises:
         LinkDownError: it cannot be opened.
     """
+    if options.get("interface") == "socketcan":
+        return await open_socketcan(
+            str(options.get("channel", "")),
+            fd=bool(options.get("fd")),
+            receive_buffer=_number(options.get("receive_buffer"), RECEIVE_BUFFER),
+        )
     return await open_python_can(options)
+
+
+def _number(value: object, default: int) -> int:
+    return value if isinstance(value, int) else default

@@ -89,7 +89,18 @@ class FrameEncoder:
             if any(signal.name == name for signal in self._message.signals):
                 raise ConversionError(f"{name} is not in the {self._message.length} bytes of the message")
             raise KeyError(name)
-        raw = self._signals[index].to_raw(value)
+        return self._set_bits(index, self._signals[index].to_raw(value))
+
+    def set_absent(self, name: str) -> bool:
+        """Set all bits of a signal, which means "not available"; return whether that changed any.
+
+        Raises:
+            KeyError: no frame of the message has such a signal.
+        """
+        index = self._index[name]
+        return self._set_bits(index, (1 << self._signals[index].length) - 1)
+
+    def _set_bits(self, index: int, raw: int) -> bool:
         is_changed = self._raw[index] != raw
         if self._masks[index] & self._contested:
             turns = self._turns

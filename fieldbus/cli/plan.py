@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from fieldbus.canbus.j1939 import pgn_of
 from fieldbus.canbus.link import CanLink
 from fieldbus.cli.check import load_table
 from fieldbus.cli.common import ConfigArgument, JsonOption, load_or_exit, out, print_json
@@ -105,16 +106,20 @@ def _requests(plant: Plant) -> list[dict[str, Any]]:
             for message in link.messages:
                 if message.request is None:
                     continue
-                kind = "rtr" if message.request.is_remote else "request"
+                request = message.request
+                kind = "rtr" if request.is_remote else "request"
+                asked = f"{kind} 0x{request.frame_id:X}"
+                if request.is_pgn:
+                    asked = f"pgn {pgn_of(request.frame_id)}"
                 found.append(
                     {
                         "link": name,
                         "device": message.device,
                         "unit_id": None,
-                        "table": f"{kind} 0x{message.request.frame_id:X}",
+                        "table": asked,
                         "address": None,
                         "count": None,
-                        "period_s": message.request.scan_s,
+                        "period_s": request.scan_s,
                         "points": [point.name for point in message.points.values()],
                     }
                 )

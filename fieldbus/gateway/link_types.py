@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fieldbus.canbus.layout import Message
-from fieldbus.canbus.link import CanMessage
+from fieldbus.canbus.messages import CanMessage
 from fieldbus.canbus.settings import (
     CanDeviceSettings,
     CanLinkSettings,
     build_link,
     build_messages,
 )
-from fieldbus.errors import closest
 from fieldbus.link import Link
 from fieldbus.modbus.point_settings import PointSettings
 from fieldbus.modbus.points import build_points, point_faults
@@ -92,6 +91,10 @@ class Assembly:
     secret: Callable[[str, Secret | None], str | None]
     file: Callable[[Sequence[str], str], Path | None] = lambda _, name: Path(name)
     """Finds the file that a setting of the link (a path of keys) names."""
+    sources: Sequence[Point] = ()
+    """Points that routes read."""
+    fault: Callable[[Sequence[str], str, str | None], None] = lambda _path, _message, _hint: None
+    """Reports a problem at a path of keys inside the link."""
     memory: Path | None = None
     """The folder for what devices teach us."""
 
@@ -157,12 +160,9 @@ def _described(
 
 def _describe_can(device: str, settings: CanDeviceSettings, around: Surroundings) -> Description:
     messages = around.database(device, settings.database)
-    names = {message.name for message in messages}
-    for name in settings.messages:
-        if messages and name not in names:
-            text = f"the database has no message '{name}'"
-            around.fault(device, ("messages", name), text, closest(name, names))
-    built = build_messages(device, settings, messages)
+    built = build_messages(
+        device, settings, messages, lambda path, message, hint: around.fault(device, path, message, hint)
+    )
     points = [point for message in built for point in message.points.values()]
     frames = {point: message for message in built for point in message.points.values()}
     return Description(settings, points, built, frames=frames)
@@ -210,7 +210,16 @@ def _modbus_parts(parts: Assembly) -> tuple[dict[str, Any], dict[str, list[Regis
 
 def _assemble_can(parts: Assembly) -> Link:
     messages: list[CanMessage] = [message for item in parts.devices.values() for message in item.parts]
-    return build_link(parts.name, parts.settings, messages, parts.targets)
+    return build_link(
+        parts.name,
+        parts.settings,
+        messages,
+        parts.targets,
+        gateway=parts.gateway,
+        wanted=parts.sources,
+        fault=parts.fault,
+        file=parts.file,
+    )
 
 
 def _assemble_broker(parts: Assembly) -> Link:

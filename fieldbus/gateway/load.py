@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fieldbus.canbus.bits import frame_bits
 from fieldbus.canbus.layout import Message
 from fieldbus.canbus.link import CanLink
 from fieldbus.gateway.plant import Plant
@@ -45,14 +46,14 @@ def _predict(name: str, link: Link) -> LinkLoad:
         bitrate = link.options.get("bitrate")
         rate_is_known = isinstance(bitrate, int)
         bits = sum(
-            frame_bits(item.message) / item.cycle_s
+            _bits(item.message) / item.cycle_s
             for item in link.messages
             if item.cycle_s is not None and item.request is None
         )
         asked = [item for item in link.messages if item.request is not None]
         polls = sum(1 / item.request.scan_s for item in asked if item.request is not None)
         bits += sum(
-            2 * frame_bits(item.message) / item.request.scan_s for item in asked if item.request is not None
+            2 * _bits(item.message) / item.request.scan_s for item in asked if item.request is not None
         )
         rate_used = bitrate if isinstance(bitrate, int) else ASSUMED_BITRATE
         basis = f"cyclic messages at {rate_used // 1000} kbit/s" + ("" if rate_is_known else " (assumed)")
@@ -76,12 +77,5 @@ def _predict_polling(name: str, link: ModbusClientLink) -> LinkLoad:
     return LinkLoad(name, rate, busy * 100 / link.connections, basis)
 
 
-def frame_bits(message: Message) -> int:
-    """Return the bits of a classic data frame on the wire, with as many stuff bits as there can be.
-
-    A data frame has 44 bits and its data with a standard identifier, 64 with an extended one, and 3
-    bits of interframe space; 34 or 54 of them and the data are subject to stuffing, one bit in four.
-    """
-    data = message.length * 8
-    fixed, stuffed = (64, 54) if message.is_extended else (44, 34)
-    return fixed + data + 3 + (stuffed + data - 1) // 4
+def _bits(message: Message) -> int:
+    return frame_bits(message.length, is_extended=message.is_extended, is_fd=message.is_fd)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from fieldbus.canbus.link import CanLink, CanMessage
+from fieldbus.canbus.link import CanLink
 from fieldbus.errors import LinkDownError, RefusedError
 from fieldbus.gateway.plant import Plant
 from fieldbus.link import Link, Regrouped, WriteOutcome, WriteResult
@@ -226,10 +226,7 @@ def _link_for(plant: Plant, name: str, points: Sequence[Point], *, is_write: boo
         units = [unit for unit in as_master if unit.points]
         return ModbusClientLink(name, _as_masters_see(link), units)
     if isinstance(link, CanLink):
-        messages: list[CanMessage] = [
-            message for message in link.messages if wanted & set(message.points.values())
-        ]
-        return CanLink(name, link.options, messages, points if is_write else ())
+        return link.aside(points, is_write=is_write)
     if isinstance(link, MqttLink):
         return link.aside(f"fieldbus-{os.getpid()}-{name}")
     return link

@@ -14,7 +14,8 @@ import socket
 from collections.abc import Callable
 from typing import Protocol
 
-from fieldbus.canbus.link import CanLink, CanMessage
+from fieldbus.canbus.link import CanLink
+from fieldbus.canbus.messages import CanMessage
 from fieldbus.errors import LinkDownError
 from fieldbus.gateway.plant import Plant
 from fieldbus.modbus.link import ModbusClientLink
@@ -109,6 +110,8 @@ class Simulation:
 
     def _add_nodes(self, name: str, link: CanLink) -> None:
         interface = str(link.options.get("interface"))
+        if interface == "replay":
+            return  # it has its log
         channel = str(link.options.get("channel", ""))
         is_shared = interface == "udp_multicast" or (interface == "socketcan" and _is_vcan(channel))
         if interface == "virtual" or not is_shared:

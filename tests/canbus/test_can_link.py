@@ -9,9 +9,10 @@ import pytest
 from conftest import eventually
 
 from fieldbus.canbus.layout import Message, Signal
-from fieldbus.canbus.link import CanLink, CanMessage, Request
+from fieldbus.canbus.link import CanLink
+from fieldbus.canbus.messages import CanMessage, Request
 from fieldbus.errors import LinkDownError
-from fieldbus.link import Delivery, Target, WriteOutcome
+from fieldbus.link import Delivery, DeviceHealth, Target, WriteOutcome
 from fieldbus.model import Access, Kind, Point, Quality, Sample
 
 _CHANNELS = itertools.count()
@@ -44,12 +45,12 @@ class Bus:
         self.link = CanLink("can0", options, messages, targets)
         self.peer = can.Bus(**options)
         self.batches = []
-        self.health = []
+        self.reports = []
         self._task = None
 
     async def __aenter__(self):
         await self.link.connect()
-        self._task = asyncio.create_task(self.link.run(self.batches.append, self.health.append))
+        self._task = asyncio.create_task(self.link.run(self.batches.append, self.reports.append))
         await asyncio.sleep(0)
         return self
 
@@ -58,6 +59,10 @@ class Bus:
         await asyncio.gather(self._task, return_exceptions=True)
         await self.link.close()
         self.peer.shutdown()
+
+    @property
+    def online(self):
+        return [event.is_online for event in self.reports if isinstance(event, DeviceHealth)]
 
     def say(self, frame_id, data, **more):
         self.peer.send(can.Message(arbitration_id=frame_id, data=data, is_extended_id=False, **more))
@@ -104,7 +109,7 @@ async def test_an_overdue_message_is_stale_and_comes_back():
         bus.say(0x100, b"\x01\x02")
         await eventually(lambda: len(bus.batches) == 2)
         assert bus.batches[1].sample(0)[:3] == (None, "bad", "stale")
-        assert [event.is_online for event in bus.health] == [True, False]
+        assert bus.online == [True, False]
         bus.say(0x100, b"\x01\x02")
         await eventually(lambda: len(bus.batches) == 3)
         assert list(bus.batches[2].changed) == [0, 1]
@@ -240,7 +245,7 @@ async def test_a_driver_that_fails_while_it_reads_is_a_lost_link(monkeypatch):
     def fail(timeout=None):
         raise can.CanOperationError("the adapter was unplugged")
 
-    monkeypatch.setattr(link._bus, "recv", fail)
+    monkeypatch.setattr(link._bus._bus, "recv", fail)
     with pytest.raises(LinkDownError, match="unplugged"):
         await link.run(lambda _: None, lambda _: None)
     await link.close()
@@ -255,20 +260,20 @@ async def test_a_send_that_says_that_the_interface_is_gone_loses_the_link():
         def fail(frame, timeout=None):
             raise can.CanOperationError("send failed") from OSError(32, "broken pipe")
 
-        bus.link._bus.send = fail
+        bus.link._bus._bus.send = fail
         bus.route(point_of(message, "X"), 5)
         with pytest.raises(LinkDownError, match="broken pipe"):
             await asyncio.wait_for(bus._task, 2)
 
 
 async def test_frames_that_nobody_takes_in_time_are_counted(monkeypatch):
-    monkeypatch.setattr("fieldbus.canbus.link.MAX_PENDING_FRAMES", 10)
+    monkeypatch.setattr("fieldbus.canbus.python_can.MAX_PENDING_FRAMES", 10)
     async with Bus([status()]) as bus:
         for value in range(200):
             bus.say(0x100, bytes([value, 0]))
         # The loop is busy elsewhere; only the reader's thread works.
         deadline_s = time.monotonic() + 5
-        while len(bus.link._pending) + bus.link.counters["rx_dropped"] < 200:
+        while len(bus.link._bus._pending) + bus.link.counters["rx_dropped"] < 200:
             assert time.monotonic() < deadline_s
         await eventually(lambda: bus.link.counters["rx_frames"] + bus.link.counters["rx_dropped"] == 200)
         assert bus.link.counters["rx_dropped"] > 0

@@ -8,7 +8,8 @@ import pytest
 from conftest import free_port
 
 from fieldbus.canbus.layout import Message, Signal
-from fieldbus.canbus.link import CanLink, CanMessage
+from fieldbus.canbus.link import CanLink
+from fieldbus.canbus.messages import CanMessage
 from fieldbus.errors import LinkDownError
 from fieldbus.link import Delivery, Target, WriteOutcome
 from fieldbus.modbus.link import ModbusClientLink

@@ -322,7 +322,7 @@ class _Loader:
     ) -> tuple[dict[str, Link], dict[str, Status], dict[str, Status], list[Edge]]:
         """Expand the routes, then make the links, which must know what is written to them."""
         # System points exist for routes before their links do; the links come with the same names.
-        trial = self._assemble(gateway, links, types, devices, link_of, ())
+        trial = self._assemble(gateway, links, types, devices, link_of, None)
         statuses = {name: link_status(link) for name, link in trial.items()}
         device_statuses = {
             name: device_status(name, has_response_time=LINK_TYPES[types[link_of[name]]].has_response_time)
@@ -361,8 +361,7 @@ class _Loader:
                 )
         if self._error_count():
             return {}, statuses, device_statuses, edges
-        targets = [edge.target.point for edge in edges if edge.target.point is not None]
-        built = self._assemble(gateway, links, types, devices, link_of, targets)
+        built = self._assemble(gateway, links, types, devices, link_of, edges)
         return built, statuses, device_statuses, edges
 
     def _is_consequence(self, fault: Fault, route: Route, broken: set[str]) -> bool:
@@ -381,9 +380,12 @@ class _Loader:
         types: Mapping[str, str],
         devices: Mapping[str, Description],
         link_of: Mapping[str, str],
-        targets: Sequence[Point],
+        edges: Sequence[Edge] | None,
     ) -> dict[str, Link]:
+        """Make the links; without edges only on trial, and nothing is said of them."""
         built: dict[str, Link] = {}
+        targets = [edge.target.point for edge in edges or () if edge.target.point is not None]
+        sources = [edge.source for edge in edges or ()]
         for name, settings in links.items():  # a link with problems has none
             link_type: LinkType = LINK_TYPES[types[name]]
             parts = Assembly(
@@ -396,6 +398,10 @@ class _Loader:
                 secret=lambda key, secret, link=name: self.secret(link, key, secret),  # type: ignore[misc]
                 file=lambda keys, file, link=name: self.path(file, ("links", link, *keys)),  # type: ignore[misc]
                 memory=self._memory,
+                sources=sources,
+                fault=lambda keys, message, hint, link=name: (  # type: ignore[misc]
+                    None if edges is None else self._say(("links", link, *keys), message, hint)
+                ),
             )
             built[name] = link_type.assemble(parts)
         return built

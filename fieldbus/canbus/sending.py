@@ -1,0 +1,487 @@
+"""What goes out: routed values become frames, repeated by the bus's own clock where it has one.
+
+Rules:
+
+* Only messages of which a route writes a signal are ever sent, and none before a route has given one a
+  value. Signals that no route has given a value yet have their start value.
+* A message is sent when a routed signal of it changes, and at its cycle time. While the source of a
+  routed signal is bad the signal has its safe value, if the configuration says one; else the message
+  is not sent: its receivers see it missing, as they would see a dead node.
+* What the bus has no room for waits, for at most `QUEUE_AGE_S`; a newer frame takes the place of an older
+  one of the same message. What is too old is dropped and counted.
+* Where a budget of the bus's load is set, a change that would exceed it waits until it does not; what is
+  then sent is the newest.
+* After the bus was lost everything begins with start values again: what routes gave before is old.
+
+Design: a cyclic message is handed to the kernel's broadcast manager, which goes on while the gateway is
+stalled. It is told every second that we are there; otherwise it ends by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from fieldbus import clock
+from fieldbus.canbus.bits import frame_bits
+from fieldbus.canbus.bus import Bus, Cyclic
+from fieldbus.canbus.codec import FrameEncoder
+from fieldbus.canbus.layout import Condition, Signal
+from fieldbus.canbus.messages import CanMessage, Guard
+from fieldbus.canbus.schedule import Schedule
+from fieldbus.errors import ConversionError, LinkDownError, RefusedError
+from fieldbus.link import Delivery, WriteOutcome, WriteResult
+from fieldbus.model import Point, Value
+
+QUEUE_AGE_S = 0.25
+MAX_QUEUE = 512
+_RETRY_S = 0.002
+_KEEP_ALIVE_S = 1.0
+_BURST_S = 0.1
+"""So much of a second's budget may be used at once."""
+
+
+class Budget:
+    """How much of the bus we may use."""
+
+    def __init__(self, bits_per_s: float) -> None:
+        self._bits_per_s = bits_per_s
+        self._most = bits_per_s * _BURST_S
+        self._left = self._most
+        self._at_s: float | None = None
+
+    def wait_s(self, bits: int, now_s: float) -> float:
+        """Take the bits of a frame and return 0, or take none and return how long to wait."""
+        if self._at_s is not None:
+            self._left = min(self._most, self._left + (now_s - self._at_s) * self._bits_per_s)
+        self._at_s = now_s
+        if self._left >= min(bits, self._most):
+            self._left -= bits
+            return 0.0
+        return (min(bits, self._most) - self._left) / self._bits_per_s
+
+
+class Outgoing:
+    """A message that routes write."""
+
+    def __init__(self, message: CanMessage, routed: Sequence[Signal]) -> None:
+        self.message = message
+        self.branches: list[Condition] = list(dict.fromkeys(signal.condition for signal in routed))
+        """What is sent of a multiplexed message: one frame for each branch that is routed to."""
+        self.encoder = FrameEncoder(message.message)
+        make = message.guard
+        self.guards: dict[Condition, Guard] = {}
+        """Their counters go on over sessions: receivers that remember the last one must not see it again."""
+        if make is not None:
+            self.guards = {branch: make() for branch in self.branches}
+        self.bad: set[Point] = set()
+        self.has_value = False
+        self.sent_s = 0.0
+        self.cyclics: dict[Condition, Cyclic] = {}
+        self.repeated: dict[Condition, list[bytes]] = {}
+        """What the bus repeats for us."""
+        self.is_waiting = False
+        """Whether it waits for the budget."""
+        self.is_unsent = False
+        """Whether a change was not sent because the bus was off."""
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin with start values again."""
+        self.encoder = FrameEncoder(self.message.message)
+        self.bad.clear()
+        self.has_value = False
+        self.is_waiting = self.is_unsent = False
+        self.cyclics.clear()
+        self.repeated.clear()
+
+    @property
+    def may_be_sent(self) -> bool:
+        """Whether what it says is known."""
+        return self.has_value and not self.bad
+
+    def frame(self, branch: Condition) -> bytes:
+        """Return the data of its next frame."""
+        data = self.encoder.frame(branch)
+        guard = self.guards.get(branch)
+        return data if guard is None else guard.protect(data)
+
+    def turn(self, branch: Condition) -> list[bytes] | None:
+        """Return all frames of a turn of its counter; None if they are too many to be kept ready."""
+        data = self.encoder.frame(branch)
+        guard = self.guards.get(branch)
+        if guard is None:
+            return [data]
+        return None if guard.period is None else guard.sequence(data)
+
+
+class Address:
+    """Under which identifier a message goes out; J1939 puts its own address in."""
+
+    def can_id(self, message: CanMessage) -> int | None:
+        """Return the identifier; None while it may not be sent."""
+        return message.can_id
+
+    def send_long(self, message: CanMessage, data: bytes) -> bool:
+        """Send what does not fit a frame; False if that cannot be begun now."""
+        return False
+
+
+class Sender:
+    """All messages of a bus that routes write."""
+
+    def __init__(
+        self,
+        messages: Iterable[CanMessage],
+        targets: set[Point],
+        counters: dict[str, int],
+        *,
+        address: Address | None = None,
+        bits_per_s: float | None = None,
+    ) -> None:
+        """Take what is written.
+
+        Args:
+            messages: of which at least a signal is a target.
+            targets: points that routes write.
+            counters: where what happens is counted.
+            address: gives identifiers.
+            bits_per_s: the budget; None for no limit.
+        """
+        self.outgoing: dict[Point, Outgoing] = {}
+        self._signal_of: dict[Point, Signal] = {}
+        for message in messages:
+            routed = [signal for signal, point in message.points.items() if point in targets]
+            outgoing = Outgoing(message, routed)
+            for signal in routed:
+                self.outgoing[message.points[signal]] = outgoing
+                self._signal_of[message.points[signal]] = signal
+        self.messages = list(dict.fromkeys(self.outgoing.values()))
+        self._counters = counters
+        self._address = address or Address()
+        self._budget = None if bits_per_s is None else Budget(bits_per_s)
+        self._queue: dict[tuple[int, Condition | bytes], tuple[float, bytes, int]] = {}
+        """Frames that the bus had no room for, oldest first: until when, data and flags of each."""
+        self._bus: Bus | None = None
+        self._schedule: Schedule | None = None
+        self._lost: Callable[[Exception], None] = _nobody
+        self.is_silent = False
+        """Whether the bus is off."""
+
+    # --- a session
+
+    def start(self, bus: Bus, schedule: Schedule, lost: Callable[[Exception], None]) -> None:
+        """Begin to send."""
+        self._bus, self._schedule, self._lost = bus, schedule, lost
+        self.is_silent = False
+        now_s = clock.monotonic_s()
+        for outgoing in self.messages:
+            if outgoing.message.cycle_s is not None:
+                schedule.at(now_s, self._repeater(outgoing, outgoing.message.cycle_s))
+        if self.messages:
+            schedule.at(now_s + _KEEP_ALIVE_S, self._keep_alive)
+
+    def stop(self) -> None:
+        """End the session."""
+        self._bus, self._schedule, self._lost = None, None, _nobody
+        for outgoing in self.messages:
+            self._still(outgoing)
+            outgoing.reset()
+        self._queue.clear()
+
+    @property
+    def is_up(self) -> bool:
+        """Whether there is a bus that takes frames."""
+        return self._bus is not None and not self.is_silent
+
+    def silence(self) -> None:
+        """Send nothing any more: the bus is off. Values are still taken."""
+        self.is_silent = True
+        for outgoing in self.messages:
+            self._still(outgoing)
+
+    def speak(self) -> None:
+        """Send again: the bus is back."""
+        self.is_silent = False
+        self.resume()
+
+    def can_id(self, outgoing: Outgoing) -> int | None:
+        """Return the identifier under which a message goes out now."""
+        return self._address.can_id(outgoing.message)
+
+    # --- values
+
+    def take(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        """Put routed values into their messages and send those that changed; return what cannot go."""
+        if self._bus is None:
+            return deliveries
+        touched: dict[Outgoing, None] = {}
+        for delivery in deliveries:
+            point = delivery.target.point
+            outgoing = None if point is None else self.outgoing.get(point)
+            if outgoing is None or point is None:
+                continue
+            if self._put(outgoing, point, delivery.sample.value):
+                touched[outgoing] = None
+        if self.is_silent:
+            # What it says is kept for when the bus is back, and what was missed is offered anew.
+            for outgoing in touched:
+                outgoing.is_unsent = True
+            return deliveries
+        for outgoing in touched:
+            self._send_changed(outgoing)
+        return ()
+
+    def _put(self, outgoing: Outgoing, point: Point, value: Value | None) -> bool:
+        """Put a value in; return whether the message is to be sent because of it."""
+        signal = self._signal_of[point]
+        was_bad = point in outgoing.bad
+        if value is not None:
+            try:
+                if (refusal := point.refusal(value)) is not None:
+                    raise ConversionError(refusal)
+                is_changed = outgoing.encoder.set(signal.name, value)
+            except ConversionError:
+                # What cannot be said is not replaced by what was said before.
+                self._counters["conversions_failed"] += 1
+                return self._put_safe(outgoing, point, signal)
+            is_first = not outgoing.has_value
+            outgoing.bad.discard(point)
+            outgoing.has_value = True
+            return is_changed or was_bad or is_first or outgoing.is_unsent
+        return self._put_safe(outgoing, point, signal)
+
+    def _put_safe(self, outgoing: Outgoing, point: Point, signal: Signal) -> bool:
+        """Have a signal without value say what it is to say then; return whether that is to be sent."""
+        if signal not in outgoing.message.safe:
+            outgoing.bad.add(point)
+            self._still(outgoing)
+            return False
+        safe = outgoing.message.safe[signal]
+        if safe is None:
+            is_changed = outgoing.encoder.set_absent(signal.name)
+        else:
+            is_changed = outgoing.encoder.set(signal.name, safe)
+        return is_changed and outgoing.has_value
+
+    async def write(self, values: Mapping[Point, Value]) -> list[WriteResult]:
+        """Send messages with values and say how that ended."""
+        results = []
+        for point, value in values.items():
+            outgoing = self.outgoing.get(point)
+            if outgoing is None:
+                results.append(WriteResult(point, value, WriteOutcome.REFUSED, "not sent by us"))
+                continue
+            try:
+                outgoing.encoder.set(self._signal_of[point].name, value)
+            except ConversionError as error:
+                results.append(WriteResult(point, value, WriteOutcome.REFUSED, str(error)))
+                continue
+            outgoing.has_value = True
+            outgoing.bad.discard(point)
+            if await self._send_now(outgoing):
+                others = len(outgoing.message.points) > 1 and not all(
+                    other in values for other in outgoing.message.points.values()
+                )
+                note = f"other signals of {outgoing.message.message.name}: start values" if others else None
+                results.append(WriteResult(point, value, WriteOutcome.WRITTEN, note))
+            else:
+                reason = "the bus did not take the frame"
+                results.append(WriteResult(point, value, WriteOutcome.FAILED, reason))
+        return results
+
+    async def _send_now(self, outgoing: Outgoing) -> bool:
+        """Send a message's frames once, waiting a moment for room."""
+        end_s = clock.monotonic_s() + QUEUE_AGE_S
+        for branch in outgoing.branches:
+            data = outgoing.frame(branch)
+            while not self._hand_over(outgoing, data):
+                if not self.is_up or clock.monotonic_s() > end_s:
+                    return False
+                await asyncio.sleep(_RETRY_S)
+        return True
+
+    # --- frames
+
+    def _send_changed(self, outgoing: Outgoing) -> None:
+        """Send what a change made of a message, within the budget."""
+        if not outgoing.may_be_sent or outgoing.is_waiting:
+            return
+        if self._budget is not None:
+            message = outgoing.message.message
+            bits = frame_bits(message.length, is_extended=message.is_extended, is_fd=message.is_fd)
+            wait_s = self._budget.wait_s(bits * len(outgoing.branches), clock.monotonic_s())
+            if wait_s > 0 and self._schedule is not None:
+                self._counters["tx_delayed"] += 1
+                outgoing.is_waiting = True
+
+                def go_on(_now_s: float) -> None:
+                    outgoing.is_waiting = False
+                    self._send_changed(outgoing)
+
+                self._schedule.at(clock.monotonic_s() + wait_s, go_on)
+                return
+        self._transmit(outgoing)
+
+    def _transmit(self, outgoing: Outgoing) -> None:
+        """Send a message now, by the bus's clock from now on if it has one."""
+        if not outgoing.may_be_sent or not self.is_up:
+            return
+        outgoing.sent_s = clock.monotonic_s()
+        outgoing.is_unsent = False
+        # Every branch is tried, whether the bus took the one before or not.
+        for branch in outgoing.branches:
+            if outgoing.message.cycle_s is not None and self._repeat(outgoing, branch):
+                continue
+            self._enqueue(outgoing, branch, outgoing.frame(branch))
+
+    def _repeat(self, outgoing: Outgoing, branch: Condition) -> bool:
+        """Have the bus repeat a branch with its present content; return whether it does."""
+        bus, cycle_s = self._bus, outgoing.message.cycle_s
+        if bus is None or cycle_s is None:
+            return False
+        frames = outgoing.turn(branch)
+        can_id = self._address.can_id(outgoing.message)
+        if frames is None or can_id is None or len(frames[0]) > (64 if outgoing.message.flags else 8):
+            return False
+        cyclic = outgoing.cyclics.get(branch)
+        outgoing.repeated[branch] = frames
+        try:
+            if cyclic is not None:
+                cyclic.update(frames, at_once=True)
+                return True
+            cyclic = bus.repeat(can_id, frames, cycle_s, outgoing.message.flags)
+        except LinkDownError as error:
+            self._lost(error)
+            return True
+        if cyclic is None:
+            return False
+        outgoing.cyclics[branch] = cyclic
+        return True
+
+    def _still(self, outgoing: Outgoing) -> None:
+        """Have a message not repeated any more, nor sent late."""
+        for cyclic in outgoing.cyclics.values():
+            try:
+                cyclic.stop()
+            except (LinkDownError, OSError):
+                continue  # the bus is gone, and with it what it repeated
+        outgoing.cyclics.clear()
+        outgoing.repeated.clear()
+        can_id = self._address.can_id(outgoing.message)
+        for key in [key for key in self._queue if key[0] == can_id]:
+            del self._queue[key]
+
+    def still_all(self) -> None:
+        """Have nothing repeated any more; values stay."""
+        for outgoing in self.messages:
+            self._still(outgoing)
+
+    def resume(self) -> None:
+        """Send again what is known: the bus, or our address on it, is back."""
+        for outgoing in self.messages:
+            if outgoing.message.cycle_s is not None:
+                self._transmit(outgoing)
+
+    def _enqueue(self, outgoing: Outgoing, branch: Condition, data: bytes) -> None:
+        can_id = self._address.can_id(outgoing.message)
+        if can_id is None:
+            return
+        key = (can_id, branch)
+        if key in self._queue or not self._hand_over(outgoing, data):
+            if len(data) <= 64:
+                self._wait(key, data, outgoing.message.flags)
+            else:
+                self._counters["tx_dropped"] += 1
+
+    def _hand_over(self, outgoing: Outgoing, data: bytes) -> bool:
+        if outgoing.message.is_j1939 and len(data) > 8:
+            return self._address.send_long(outgoing.message, data)
+        can_id = self._address.can_id(outgoing.message)
+        return can_id is not None and self._raw(can_id, data, outgoing.message.flags)
+
+    def send_raw(self, can_id: int, data: bytes, flags: int = 0) -> bool:
+        """Send a frame that is no routed message: a request, a transport packet; it may wait too."""
+        if not self.is_up:
+            return False
+        if not self._raw(can_id, data, flags):
+            self._wait((can_id, data), data, flags)
+        return True
+
+    def _raw(self, can_id: int, data: bytes, flags: int) -> bool:
+        bus = self._bus
+        if bus is None or self.is_silent:
+            return False
+        try:
+            if not bus.send(can_id, data, flags):
+                return False
+        except LinkDownError as error:
+            self._lost(error)
+            return False
+        except RefusedError:
+            self._counters["tx_dropped"] += 1
+            return True  # it will never go: nothing to try again
+        self._counters["tx_frames"] += 1
+        return True
+
+    def _wait(self, key: tuple[int, Condition | bytes], data: bytes, flags: int) -> None:
+        until_s = clock.monotonic_s() + QUEUE_AGE_S
+        if key in self._queue:
+            until_s = self._queue[key][0]
+        elif len(self._queue) >= MAX_QUEUE:
+            self._counters["tx_dropped"] += 1
+            return
+        elif not self._queue and self._schedule is not None:
+            self._schedule.at(clock.monotonic_s() + _RETRY_S, self._retry)
+        self._queue[key] = (until_s, data, flags)
+
+    def _retry(self, now_s: float) -> float | None:
+        """Try again what waits, in its order."""
+        for key, (until_s, data, flags) in list(self._queue.items()):
+            if now_s > until_s:
+                del self._queue[key]
+                self._counters["tx_dropped"] += 1
+                continue
+            if not self._raw(key[0], data, flags):
+                break
+            self._queue.pop(key, None)
+        return now_s + _RETRY_S if self._queue else None
+
+    # --- the clock
+
+    def _repeater(self, outgoing: Outgoing, cycle_s: float) -> Callable[[float], float]:
+        due_s = clock.monotonic_s()
+
+        def repeat(now_s: float) -> float:
+            nonlocal due_s
+            due_s = max(due_s + cycle_s, now_s)
+            if outgoing.cyclics:
+                return due_s + 1.0  # the bus does it
+            # A frame that a change caused a moment ago serves as this cycle's.
+            if now_s - outgoing.sent_s >= cycle_s * 0.5:
+                self._transmit(outgoing)
+            return due_s
+
+        return repeat
+
+    def _keep_alive(self, now_s: float) -> float:
+        for outgoing in self.messages:
+            for cyclic in outgoing.cyclics.values():
+                try:
+                    cyclic.keep_alive()
+                except LinkDownError as error:
+                    self._lost(error)
+        return now_s + _KEEP_ALIVE_S
+
+    def is_repeated(self, can_id: int, data: bytes) -> bool:
+        """Return whether a frame is one that the bus repeats for us."""
+        return any(
+            data in frames
+            for outgoing in self.messages
+            if outgoing.repeated and self._address.can_id(outgoing.message) == can_id
+            for frames in outgoing.repeated.values()
+        )
+
+
+def _nobody(_error: Exception) -> None:
+    """Be told before anybody listens."""

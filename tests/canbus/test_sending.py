@@ -1,0 +1,221 @@
+"""What goes out: safe values, room, the budget, the bus's own clock."""
+
+import asyncio
+
+import pytest
+from conftest import eventually
+from fake_bus import FakeBus, Running
+from test_listening import describe, point_of
+
+from fieldbus.canbus import sending
+from fieldbus.canbus.bits import frame_bits
+from fieldbus.canbus.bus import BusStatus
+from fieldbus.canbus.layout import Message, Signal
+from fieldbus.canbus.protection import Checksum, Counter, Protection
+from fieldbus.errors import LinkDownError
+
+
+def command(safe=None, **more):
+    signals = [Signal("X", 0, 8), Signal("Y", 8, 8, raw_initial=9)]
+    message = Message("Command", 0x200, False, 2, signals)
+    chosen = {signal: safe[signal.name] for signal in signals if safe and signal.name in safe}
+    return describe(message, safe=chosen, **more)
+
+
+def routed(message):
+    return list(message.points.values())
+
+
+async def test_a_signal_whose_source_is_bad_has_its_safe_value(monkeypatch):
+    message = command({"X": 0})
+    async with Running(monkeypatch, [message], routed(message)) as running:
+        x = point_of(message, "X")
+        running.route(x, 50)
+        running.route(x, None)
+        running.route(x, 51)
+        assert running.bus.taken() == [(0x200, b"\x32\x09"), (0x200, b"\x00\x09"), (0x200, b"\x33\x09")]
+
+
+async def test_a_signal_can_say_that_it_is_not_available(monkeypatch):
+    message = command({"X": None})
+    async with Running(monkeypatch, [message], routed(message)) as running:
+        running.route(point_of(message, "X"), 50)
+        running.route(point_of(message, "X"), None)
+        assert running.bus.taken() == [(0x200, b"\x32\x09"), (0x200, b"\xff\x09")]
+
+
+async def test_safe_values_are_not_sent_before_there_was_a_value(monkeypatch):
+    message = command({"X": 0}, cycle_s=0.01)
+    async with Running(monkeypatch, [message], routed(message)) as running:
+        running.route(point_of(message, "X"), None)
+        await asyncio.sleep(0.05)
+        assert running.bus.taken() == []
+
+
+async def test_what_the_bus_repeats_is_updated_and_ended(monkeypatch):
+    monkeypatch.setattr(sending, "_KEEP_ALIVE_S", 0.05)
+    message = command(cycle_s=0.1)
+    bus = FakeBus(has_clock=True)
+    async with Running(monkeypatch, [message], routed(message), bus=bus) as running:
+        x = point_of(message, "X")
+        running.route(x, 1)
+        (cyclic,) = bus.cyclics
+        assert (cyclic.frames, cyclic.period_s) == ([b"\x01\x09"], 0.1)
+        running.route(x, 1)
+        assert cyclic.updates == 0
+        running.route(x, 2)
+        assert (cyclic.updates, cyclic.frames) == (1, [b"\x02\x09"])
+        await eventually(lambda: cyclic.alive >= 2)
+        running.route(x, None)
+        assert cyclic.is_over
+        running.route(x, 3)
+        assert bus.cyclics[-1] is not cyclic
+        assert bus.cyclics[-1].frames == [b"\x03\x09"]
+    assert bus.cyclics[-1].is_over
+
+
+async def test_a_whole_turn_of_the_counter_is_handed_to_the_bus(monkeypatch):
+    signals = [Signal("X", 0, 8), Signal("Alive", 8, 4), Signal("Crc", 16, 8)]
+    description = Message("Safe", 0x201, False, 3, signals)
+
+    def make():
+        return Protection(description, Checksum("Crc", "crc8-j1850"), Counter("Alive"))
+
+    message = describe(description, cycle_s=0.1, guard=make)
+    bus = FakeBus(has_clock=True)
+    async with Running(monkeypatch, [message], [point_of(message, "X")], bus=bus) as running:
+        running.route(point_of(message, "X"), 7)
+        frames = bus.cyclics[0].frames
+        assert [frame[1] for frame in frames] == list(range(16))
+        checker = make()
+        assert [checker.check(frame) for frame in [*frames, *frames]] == [None] * 32
+        running.route(point_of(message, "X"), 8)
+        assert [frame[:2] for frame in bus.cyclics[0].frames] == [bytes([8, count]) for count in range(16)]
+
+
+async def test_without_a_clock_of_the_bus_counters_still_count(monkeypatch):
+    signals = [Signal("X", 0, 8), Signal("Alive", 8, 4)]
+    description = Message("Counted", 0x202, False, 2, signals)
+    message = describe(
+        description, cycle_s=0.02, guard=lambda: Protection(description, None, Counter("Alive"))
+    )
+    async with Running(monkeypatch, [message], [point_of(message, "X")]) as running:
+        running.route(point_of(message, "X"), 7)
+        await asyncio.sleep(0.25)
+        counts = [data[1] for _, data in running.bus.taken()]
+        assert len(counts) > 5
+        assert counts == [number % 16 for number in range(len(counts))]
+
+
+async def test_a_frame_without_room_waits_and_the_newest_takes_its_place(monkeypatch):
+    message = command()
+    async with Running(monkeypatch, [message], routed(message)) as running:
+        running.bus.room = 0
+        x = point_of(message, "X")
+        for value in (1, 2, 3):
+            running.route(x, value)
+        assert running.bus.taken() == []
+        running.bus.room = None
+        await eventually(lambda: running.bus.sent)
+        assert running.bus.taken() == [(0x200, b"\x03\x09")]
+        assert running.link.counters["tx_dropped"] == 0
+
+
+async def test_a_frame_that_waits_too_long_is_dropped_and_counted(monkeypatch):
+    monkeypatch.setattr(sending, "QUEUE_AGE_S", 0.05)
+    message = command()
+    async with Running(monkeypatch, [message], routed(message)) as running:
+        running.bus.room = 0
+        running.route(point_of(message, "X"), 1)
+        await eventually(lambda: running.link.counters["tx_dropped"] == 1)
+        running.bus.room = None
+        await asyncio.sleep(0.05)
+        assert running.bus.taken() == []
+
+
+async def test_the_budget_is_kept_and_what_is_sent_at_last_is_the_newest(monkeypatch):
+    message = command()
+    bits = frame_bits(2, is_extended=False)
+    async with Running(monkeypatch, [message], routed(message), bits_per_s=bits * 50) as running:
+        x = point_of(message, "X")
+        for value in range(100):
+            running.route(x, value)
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(0.1)
+        sent = running.bus.taken()
+        assert 15 <= len(sent) <= 50  # 0.6 s at 50 frames a second, and a burst of five
+        assert sent[-1] == (0x200, b"\x63\x09")
+        assert running.link.counters["tx_delayed"] > 0
+
+
+async def test_while_the_bus_is_off_nothing_is_sent_and_afterwards_what_holds_then(monkeypatch):
+    message = command(cycle_s=0.05)
+    event = command()
+    event = describe(Message("Event", 0x210, False, 2, event.message.signals))
+    bus = FakeBus(has_clock=True)
+    targets = [*routed(message), *routed(event)]
+    async with Running(monkeypatch, [message, event], targets, bus=bus) as running:
+        running.route(point_of(message, "X"), 1)
+        running.route(point_of(event, "X"), 1)
+        bus.taken()
+        running.link._health.heard(0x20000040, bytes(8))
+        assert bus.cyclics[0].is_over
+        assert len(running.route(point_of(message, "X"), 2)) == 1  # handed back: it was not sent
+        assert len(running.route(point_of(event, "X"), 2)) == 1
+        await asyncio.sleep(0.1)
+        assert bus.taken() == []
+        running.link._health.heard(0x20000100, bytes(8))
+        assert bus.taken() == [(0x200, b"\x02\x09")]
+        running.route(point_of(event, "X"), 2)  # the next fresh sample, though it is like the one before
+        assert bus.taken() == [(0x210, b"\x02\x09")]
+
+
+async def test_a_source_that_goes_bad_while_the_bus_is_off_is_not_sent_afterwards(monkeypatch):
+    message = command(cycle_s=0.05)
+    async with Running(monkeypatch, [message], routed(message)) as running:
+        running.route(point_of(message, "X"), 1)
+        running.link._health.heard(0x20000040, bytes(8))
+        running.route(point_of(message, "X"), None)
+        running.bus.taken()
+        running.link._health.heard(0x20000100, bytes(8))
+        await asyncio.sleep(0.15)
+        assert running.bus.taken() == []
+
+
+async def test_a_bus_that_is_gone_while_we_send_is_a_lost_link(monkeypatch):
+    message = command()
+    running = Running(monkeypatch, [message], routed(message))
+    await running.begin()
+    running.bus.is_gone = True
+    running.route(point_of(message, "X"), 1)
+    with pytest.raises(LinkDownError, match="network is down"):
+        await asyncio.wait_for(running.task, 2)
+    await running.link.close()
+
+
+async def test_nothing_but_routed_messages_is_ever_sent(monkeypatch):
+    messages = [
+        command(cycle_s=0.01),
+        *(
+            describe(Message(f"M{n}", 0x300 + n, False, 1, [Signal("S", 0, 8)]), cycle_s=0.01)
+            for n in range(5)
+        ),
+    ]
+    async with Running(monkeypatch, messages, [point_of(messages[0], "X")]) as running:
+        for message in messages:
+            for point in message.points.values():
+                running.route(point, 1)
+        await asyncio.sleep(0.1)
+        assert {can_id for can_id, _ in running.bus.taken()} == {0x200}
+
+
+async def test_a_state_that_the_controller_tells_counts_too(monkeypatch):
+    monkeypatch.setattr("fieldbus.canbus.health.PERIOD_S", 0.03)
+    message = command(cycle_s=0.02)
+    async with Running(monkeypatch, [message], routed(message)) as running:
+        running.route(point_of(message, "X"), 1)
+        running.bus.now = BusStatus(state=3)
+        await eventually(lambda: running.link.gauge_values()["bus_state"] == 3)
+        running.bus.taken()
+        await asyncio.sleep(0.1)
+        assert running.bus.taken() == []

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +17,10 @@ from fieldbus.cli.common import fail, load_or_exit, out, samples_table
 from fieldbus.errors import LinkDownError
 from fieldbus.gateway import loop
 from fieldbus.gateway.control import stream
+from fieldbus.model import Reason
+
+_FIRST_LOOK_S = 1.5
+"""How long `--once` waits for what is not there yet."""
 
 
 def watch(
@@ -38,6 +44,7 @@ def watch(
 
 async def _watch(data_dir: Path, only: str, as_json: bool, once: bool, system: bool) -> None:
     values: dict[str, dict[str, Any]] = {}
+    until_s = time.monotonic() + _FIRST_LOOK_S
     shows_live = sys.stdout.isatty() and not once and not as_json
     console = out()
     stop = asyncio.Event()
@@ -60,18 +67,27 @@ async def _watch(data_dir: Path, only: str, as_json: bool, once: bool, system: b
                     if only in item["point"] and (system or not item["point"].startswith("sys."))
                 ]
                 values.update({item["point"]: item for item in fresh})
+                if once:
+                    # What nobody but us wants is acquired because we look: that takes a moment.
+                    if _is_waiting(values.values()) and time.monotonic() < until_s:
+                        continue
+                    for item in values.values() if as_json else ():
+                        typer.echo(json.dumps(item, ensure_ascii=False))
+                    if as_json:
+                        return
+                    break
                 if as_json:
                     for item in fresh:
                         typer.echo(json.dumps(item, ensure_ascii=False))
                 elif shows_live:
                     live.update(samples_table(values.values(), line["gateway"]), refresh=True)
-                elif once:
-                    break
                 else:
                     console.print(samples_table(fresh))
-                if once:
-                    return
         finally:
             ending.cancel()
             await lines.aclose()  # type: ignore[attr-defined]
     console.print(samples_table(values.values(), line["gateway"]))
+
+
+def _is_waiting(items: Iterable[Mapping[str, Any]]) -> bool:
+    return any(item["reason"] == Reason.WAITING for item in items)

@@ -15,7 +15,8 @@ import pytest
 from conftest import eventually, free_port, program, wait_for_port
 
 from fieldbus.canbus.layout import Message, Signal
-from fieldbus.canbus.link import CanLink, CanMessage
+from fieldbus.canbus.link import CanLink
+from fieldbus.canbus.messages import CanMessage
 from fieldbus.errors import LinkDownError
 from fieldbus.model import Access, Kind, Point
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fieldbus.canbus.bus import Bus, Options
 from fieldbus.canbus.python_can import open_python_can
+from fieldbus.canbus.replay import open_replay
 from fieldbus.canbus.socketcan import RECEIVE_BUFFER, open_socketcan
 
 
@@ -16,6 +17,8 @@ async def open_bus(options: Options) -> Bus:
     Raises:
         LinkDownError: it cannot be opened.
     """
+    if options.get("interface") == "replay":
+        return await open_replay(options)
     if options.get("interface") == "socketcan":
         return await open_socketcan(
             str(options.get("channel", "")),

@@ -18,7 +18,7 @@ wiring.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
 from fieldbus import clock
 from fieldbus.canbus import health, j1939_node, polling
@@ -28,7 +28,9 @@ from fieldbus.canbus.j1939 import filter_for as filter_for_pgn
 from fieldbus.canbus.j1939 import pgn_of, source_of
 from fieldbus.canbus.j1939_node import Node, NodeSettings
 from fieldbus.canbus.listening import Handler, Incoming, Listener
+from fieldbus.canbus.logged import LogError
 from fieldbus.canbus.messages import CanMessage, Request
+from fieldbus.canbus.replay import ReplayBus
 from fieldbus.canbus.schedule import Schedule
 from fieldbus.canbus.sending import Address, Sender
 from fieldbus.errors import LinkDownError
@@ -46,6 +48,8 @@ from fieldbus.model import Group, Point, Reason, Value
 _FRAMES_PER_WAKE_UP = 512
 """After so many frames others have their turn; the rest stays in the kernel's buffer."""
 _MAX_KNOWN_IDS = 65_536
+_LONGEST_DELAY_S = 60.0
+"""A frame cannot have waited for longer: its time is that of a log, or the clock was set."""
 _SAID_S = 10.0
 """A state that comes again so soon is not said again."""
 _COUNTERS = (
@@ -114,6 +118,8 @@ class CanLink:
         self._own_ids: frozenset[int] = frozenset()
         self._sources: dict[Incoming, int] = {}
         self._ambiguous: set[Incoming] = set()
+        self.open_bus: Callable[[Mapping[str, object]], Awaitable[Bus]] = open_bus
+        """Opens the bus; a stepped replay puts its own in the place."""
         self._bus: Bus | None = None
         self._dropped_before = 0
         self._dropped_seen = 0
@@ -159,7 +165,7 @@ class CanLink:
 
     async def connect(self) -> None:
         """Open the bus."""
-        self._bus = await open_bus(self.options)
+        self._bus = await self.open_bus(self.options)
 
     async def run(self, emit: Emit, report: Report) -> None:
         """Listen, poll and repeat until the bus is lost."""
@@ -173,6 +179,8 @@ class CanLink:
         self._dropped_seen = bus.dropped
         self._listener.start(emit, report, self._schedule)
         self._select()
+        if isinstance(bus, ReplayBus) and bus.on_end is None:
+            bus.on_end = self._log_ended
         bus.start(self._ready, self._lose)
         self._health.start(bus, self._schedule, self._state_changed, self._notice)
         self._sender.start(bus, self._schedule, self._lose)
@@ -235,6 +243,9 @@ class CanLink:
     def _tell(self, event: Event) -> None:
         if self._report is not None:
             self._report(event)
+
+    def _log_ended(self, fault: LogError | None) -> None:
+        self._notice(f"the log has ended{'' if fault is None else f', it cannot be read further: {fault}'}")
 
     def _keep_house(self, now_s: float) -> float:
         if self._listener.watchers_left(now_s):
@@ -302,6 +313,7 @@ class CanLink:
         now_s = clock.monotonic_s()
         # Ages count from when the interface had the frame, not from when we came to look.
         ahead_s = now_s - clock.wall_ns() * 1e-9
+        earliest_s = now_s - _LONGEST_DELAY_S
         handlers, own_ids = self._handlers, self._own_ids
         for can_id, data, time_ns, flags in frames:
             handler = handlers.get(can_id)
@@ -315,7 +327,7 @@ class CanLink:
                 self._counters["tx_frames"] += 1
                 continue
             at_s = time_ns * 1e-9 + ahead_s
-            handler(data, time_ns, at_s if at_s < now_s else now_s)  # noqa: FURB136 - min() takes thrice as long
+            handler(data, time_ns, at_s if earliest_s < at_s < now_s else now_s)
         self._counters["rx_frames"] += len(frames)
         return len(frames)
 

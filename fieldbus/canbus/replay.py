@@ -161,7 +161,7 @@ class ReplayBus:
         self._settings = settings
         self._speed = settings.speed
         self._stage = stage
-        self._on_end = on_end
+        self.on_end = on_end
         self._sent = sent
         self._pending: deque[Frame] = deque()
         self._filters: Sequence[tuple[int, int]] | None = None
@@ -339,8 +339,8 @@ class ReplayBus:
     def _end(self) -> None:
         if not self._is_over:
             self._is_over = True
-            if self._on_end is not None:
-                self._on_end(self._trouble)
+            if self.on_end is not None:
+                self.on_end(self._trouble)
 
     def send(self, can_id: int, data: bytes, flags: int = 0) -> bool:
         """Give the frame to whoever wants to know what would have been sent."""

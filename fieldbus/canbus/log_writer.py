@@ -77,6 +77,8 @@ class LogWriter:
         Raises:
             LogError: the file cannot be written.
         """
+        if self._file.closed:
+            raise LogError(self.path, "is closed")
         channel = self._channels.get(frame.channel)
         if channel is None:
             channel = self._channels[frame.channel] = self._number(frame.channel)

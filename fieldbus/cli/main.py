@@ -10,6 +10,7 @@ from fieldbus.cli.decode import decode
 from fieldbus.cli.demo import demo
 from fieldbus.cli.plan import plan
 from fieldbus.cli.read import read
+from fieldbus.cli.record import record
 from fieldbus.cli.run import run
 from fieldbus.cli.schema import schema
 from fieldbus.cli.sim import sim
@@ -40,7 +41,7 @@ def _top(
     """Industrial fieldbus gateway: polls Modbus and CAN devices, forwards typed values over routes."""
 
 
-for command in (run, demo, check, plan, sim, read, write, watch, decode, schema):
+for command in (run, demo, check, plan, sim, read, write, watch, decode, record, schema):
     app.command()(command)
 
 

@@ -459,6 +459,8 @@ class TestFiles:
         writer.write(FRAMES[0]._replace(time_ns=FRAMES[-1].time_ns))
         writer.close()
         assert len(list(read_log(tmp_path / f"a{suffix}"))) == len(FRAMES) + 1
+        with pytest.raises(LogError, match="is closed"):
+            writer.write(FRAMES[0])
 
     def test_fd_lengths_are_those_of_the_standard(self):
         assert [can.util.dlc2len(code) for code in range(16)] == list(FD_LENGTHS)

@@ -33,6 +33,7 @@ from fieldbus.canbus.codec import BranchDecoder, MessageDecoder
 from fieldbus.canbus.error_frames import decode_error_frame
 from fieldbus.canbus.j1939 import pgn_of
 from fieldbus.canbus.j1939_packets import is_transport
+from fieldbus.canbus.j1939_signals import as_j1939
 from fieldbus.canbus.j1939_transport import Reassembler
 from fieldbus.canbus.layout import Message, Signal
 from fieldbus.canbus.logged import LoggedFrame
@@ -78,7 +79,7 @@ class LogDecoder:
 
     def _enter(self, message: Message, *, is_pgn: bool) -> None:
         can_id = message.frame_id | (EXTENDED if message.is_extended else 0)
-        writer = _Writer(message, is_json=self._is_json)
+        writer = _Writer(as_j1939(message) if is_pgn else message, is_json=self._is_json)
         if is_pgn:
             pgn = pgn_of(can_id)
             first = self._by_source.setdefault((pgn, can_id & 0xFF), writer)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from fieldbus.canbus import deadlines, fault_points, j1939
 from fieldbus.canbus.bits import frame_bits
 from fieldbus.canbus.j1939_address import Name
 from fieldbus.canbus.j1939_node import NodeSettings
+from fieldbus.canbus.j1939_signals import as_j1939
 from fieldbus.canbus.layout import Condition, Message, Signal
 from fieldbus.canbus.link import CanLink
 from fieldbus.canbus.messages import GLOBAL_ADDRESS, CanMessage, Guard, Request
@@ -317,7 +317,7 @@ def _build(
     is_j1939 = message.is_j1939 if settings.protocol is None else settings.protocol == "j1939"
     is_j1939 = is_j1939 and message.is_extended
     if is_j1939:
-        message = _as_j1939(message)
+        message = as_j1939(message)
     cycle_s = own.cycle or message.cycle_s
     source = _source(settings, own, message) if is_j1939 else None
     guard, owned = _guard(own, message, fault)
@@ -340,19 +340,6 @@ def _build(
         source_address=source,
         destination=_destination(own, message) if is_j1939 else GLOBAL_ADDRESS,
     )
-
-
-def _as_j1939(message: Message) -> Message:
-    """Return a message whose signals know the raw values that mean an error or no value."""
-    signals = []
-    for signal in message.signals:
-        found = None if signal.is_float else j1939.indicators(signal.length)
-        is_selector = any(signal.name == name for item in message.signals for name, _ in item.condition)
-        if found is not None and not is_selector:
-            signals.append(dataclasses.replace(signal, error_from=found[0], absent_from=found[1]))
-        else:
-            signals.append(signal)
-    return dataclasses.replace(message, signals=signals, is_j1939=True, fill=0xFF)
 
 
 def _source(settings: CanDeviceSettings, own: MessageSettings, message: Message) -> int | None:

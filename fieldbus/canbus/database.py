@@ -136,7 +136,7 @@ _CACHE = _Cache()
 
 def _read(format_: str, data: bytes) -> Any:
     """Have a process read a file and return its answer."""
-    path = "\n".join(entry for entry in sys.path if entry and "\n" not in entry)
+    path = "\n".join(str(Path(entry).absolute()) for entry in sys.path if "\n" not in entry)
     limits = [str(limit) for limit in (CPU_LIMIT_S, WALL_LIMIT_S, MEMORY_LIMIT_BYTES)]
     process = subprocess.Popen(  # noqa: S603 - this interpreter, our own module
         [sys.executable, "-I", "-c", _START, path, format_, *limits],

@@ -19,7 +19,7 @@ from xml.etree import ElementTree as ET
 from xml.parsers import expat
 
 from fieldbus.canbus import dbc_draft, dbc_text
-from fieldbus.canbus.draft import DraftMessage, DraftSignal, Notes, leave_out, repair
+from fieldbus.canbus.draft import NO_NUMBER, DraftMessage, DraftSignal, Notes, leave_out, repair
 
 _CHUNK = 2000
 """Signals that cantools is given at once: it holds some hundred times their text in memory."""
@@ -164,8 +164,11 @@ def _read_arxml(data: bytes, notes: Notes) -> list[DraftMessage]:
     for item in items:
         if item.is_container:
             notes.add(0, item.name, f"message {item.name} is left out: it is a container of other messages")
-        else:
+            continue
+        try:
             drafts.append(_draft(item))
+        except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
+            notes.add(0, item.name, f"message {item.name} is left out: {_words(error)}")
     return repair(drafts, notes)
 
 
@@ -284,15 +287,16 @@ def _parsed(text: str) -> ET.Element:
 
 
 def _draft(item: Any) -> DraftMessage:
+    cycle_ms = _finite(item.cycle_time) or 0
     return DraftMessage(
         name=str(item.name),
         frame_id=item.frame_id,
         is_extended=bool(item.is_extended_frame),
-        length=item.length,
+        length=_whole(item.length),
         signals=[_draft_signal(each) for each in item.signals],
         is_fd=bool(item.is_fd) or (item.length > 8 and item.protocol != "j1939"),
         is_j1939=item.protocol == "j1939",
-        cycle_s=item.cycle_time / 1000 if item.cycle_time and item.cycle_time > 0 else None,
+        cycle_s=cycle_ms / 1000 if cycle_ms > 0 else None,
         senders=[str(sender) for sender in item.senders or ()],
         comment=str(item.comment or ""),
     )
@@ -313,11 +317,15 @@ def _draft_signal(item: Any) -> DraftSignal:
 
 
 def _take_layout(draft: DraftSignal, item: Any) -> None:
-    draft.start, draft.length = item.start, item.length
+    draft.start, draft.length = _whole(item.start), _whole(item.length)
     draft.is_little_endian = item.byte_order == "little_endian"
     draft.is_signed, draft.is_float = item.is_signed, item.is_float
     draft.scale, draft.offset = _finite(item.scale), _finite(item.offset)
     draft.minimum, draft.maximum = _finite(item.minimum), _finite(item.maximum)
+
+
+def _whole(value: Any) -> int:
+    return value if isinstance(value, int) else NO_NUMBER
 
 
 def _finite(value: Any) -> int | float | None:

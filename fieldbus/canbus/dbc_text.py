@@ -256,8 +256,7 @@ class _Reader:
             self._skip("this message cannot be read")
             return
         frame_id, name, length, sender = match.groups()
-        name = " ".join(name.split())
-        self._message = MessageText(self._line, frame_id, name, length, sender or "")
+        self._message = MessageText(self._line, frame_id, " ".join(name.split()), length, sender or "")
         self.found.messages.append(self._message)
         self.found.statements += 1
         self._at = match.end()
@@ -330,9 +329,8 @@ class _Reader:
         self, keyword: str, body: str, patterns: dict[str, re.Pattern[str]], pair: re.Pattern[str]
     ) -> bool:
         """Read one statement; return whether that was possible."""
-        if keyword == "VAL_" and not re.match(r"VAL_\s+\d+\s", body):
-            return True  # of an environment variable
-        if keyword == "BA_REL_" and "BU_SG_REL_" not in body:
+        is_of_variable = keyword == "VAL_" and not re.match(r"VAL_\s+\d+\s", body)
+        if is_of_variable or (keyword == "BA_REL_" and "BU_SG_REL_" not in body):
             return True
         match = patterns[keyword].fullmatch(body)
         if match is None:

@@ -13,7 +13,6 @@ Rules:
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -281,11 +280,8 @@ def _repair_numbers(message: DraftMessage, signal: DraftSignal, notes: Notes) ->
     low, high = signal.minimum, signal.maximum
     if low is not None and high is not None and low > high:
         text = f"message {message.name}: signal {signal.name} is repaired: its range {low}..{high} is dropped"
-        notes.add(signal.line, f"{message.name}.{signal.name}", text)
+        notes.add(signal.line or message.line, f"{message.name}.{signal.name}", text)
         signal.minimum = signal.maximum = None
-    initial = signal.raw_initial
-    if not math.isfinite(initial):
-        signal.raw_initial = 0
 
 
 def _resolve(signal: DraftSignal, by_name: dict[str, DraftSignal], budget: _Budget) -> str | None:
@@ -335,10 +331,10 @@ def _rename_signals(message: DraftMessage, notes: Notes) -> None:
         signal.name = name
         path, prefix = f"{message.name}.{name}", f"message {message.name}: signal"
         if fault is not None:
-            notes.add(signal.line, path, f"{prefix} {name} keeps its short name: {fault}")
+            notes.add(signal.line or message.line, path, f"{prefix} {name} keeps its short name: {fault}")
         if name not in (old, signal.long_name):
             text = f"{prefix} {_short(signal.long_name or old)} is repaired: it is called {name}"
-            notes.add(signal.line, path, text)
+            notes.add(signal.line or message.line, path, text)
 
 
 class _Names:
@@ -385,7 +381,7 @@ def _say_overlap(message: DraftMessage, notes: Notes) -> None:
         # The branches that this one lies in, and itself.
         if any(bits & seen.get(key[:depth], 0) for depth in range(len(key) + 1)):
             text = f"message {message.name}: signal {signal.name} shares bits with one before it"
-            notes.add(signal.line, f"{message.name}.{signal.name}", text)
+            notes.add(signal.line or message.line, f"{message.name}.{signal.name}", text)
             return
         seen[key] = seen.get(key, 0) | bits
 

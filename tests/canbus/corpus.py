@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 from conftest import MUST_NOT_SKIP, ROOT
 
-FOLDER = ROOT / ".cache" / "databases"
 ENDINGS = (".dbc", ".kcd", ".sym", ".arxml")
 SOURCES = ("cantools==45.1.0", "opendbc==0.3.1")
+FOLDER = ROOT / ".cache" / "-".join(["databases", *SOURCES]).replace("==", "-")
 
 
 @cache

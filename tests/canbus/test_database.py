@@ -282,8 +282,11 @@ def test_the_reader_is_found_from_a_tree_that_is_not_installed(tmp_path):
     shutil.copytree(
         Path(fieldbus.__file__).parent, copy / "fieldbus", ignore=shutil.ignore_patterns("__pycache__")
     )
+    reader = copy / "fieldbus" / "canbus" / "database_reader.py"
+    marked = 'read = lambda *_: {"messages": [], "notes": []}\nif __name__'
+    reader.write_text(reader.read_text().replace("if __name__", marked))
     done = subprocess.run([sys.executable, "-c", code], cwd=copy, capture_output=True, text=True, check=False)
-    assert (done.stdout, done.returncode) == ("3\n", 0), done.stderr
+    assert (done.stdout, done.returncode) == ("0\n", 0), done.stderr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")

@@ -126,6 +126,69 @@ def test_a_file_that_ends_anywhere_gives_what_was_before(end):
             ]
 
 
+OTHERS = {
+    "kcd": """<NetworkDefinition xmlns="http://kayak.2codeornot2code.org/1.0"><Document/><Bus name="b">
+<Message id="0x1" length="8" name="A" interval="50"><Multiplex name="M" offset="0" length="4">
+<MuxGroup count="1"><Signal name="S" offset="8" length="16" endianess="big"><Value slope="0.5" min="0" max="9"/>
+<LabelSet><Label name="off" value="0"/></LabelSet></Signal></MuxGroup></Multiplex></Message>
+<Message id="0x10000" length="auto" name="B" format="extended"><Signal name="S" offset="3"/></Message></Bus>
+</NetworkDefinition>""",
+    "sym": """FormatVersion=6.0 // Do not edit this line!
+Title="t"
+{ENUMS}
+Enum=E(0="off", 1="on")
+{SIGNALS}
+Sig=S signed 16 -m /u:V /f:0.5 /o:-10 /min:0 /max:9 // comment
+Sig=T E 4
+{SENDRECEIVE}
+[A]
+ID=100h
+Len=8
+CycleTime=100
+Mux=M1 0,8 01h
+Sig=S 8
+[A]
+Len=8
+Mux=M2 0,8 02h
+Sig=T 8
+[B]
+ID=00000100h-00000102h
+Type=Extended
+Len=2
+Var=V unsigned 0,8
+""",
+}
+
+
+@given(
+    st.sampled_from(sorted(OTHERS)),
+    st.lists(
+        st.tuples(
+            st.integers(0, 900),
+            st.integers(0, 12),
+            st.sampled_from(["", "0", "-1", "1e999", "x", '"', "<", "999999999999"]),
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+)
+@settings(max_examples=200, deadline=None)
+def test_other_formats_are_read_or_refused_whatever_was_done_to_them(format_, changes):
+    text = OTHERS[format_]
+    for at, length, piece in changes:
+        text = text[:at] + piece + text[at + length :]
+    answer = json.loads(json.dumps(read(format_, text.encode())))
+    if "error" not in answer:
+        content(answer, format_, 0)
+
+
+def test_the_undamaged_texts_of_other_formats_are_read_whole():
+    assert {format_: len(read(format_, text.encode())["messages"]) for format_, text in OTHERS.items()} == {
+        "kcd": 2,
+        "sym": 4,
+    }
+
+
 @given(st.binary(max_size=400))
 @settings(max_examples=100, deadline=None)
 def test_any_bytes_are_read_or_refused(data):

@@ -164,14 +164,13 @@ class LogReader:
             nonlocal elapsed_ns
             if reader.timestamps_format == "relative":
                 # Each line has the time since the one before, also those that are no frames.
-                elapsed_ns += sum(source.stamps)
-                source.stamps.clear()
+                elapsed_ns = source.sum_ns
             else:
                 elapsed_ns = _ns(source.line.split(None, 1)[0], 1_000_000_000)
             return round(reader.start_time * 1000) * 1_000_000 + elapsed_ns
 
         source.ends_header = True
-        source.keeps_stamps = lambda: reader.timestamps_format == "relative"
+        source.adds_up = lambda: reader.timestamps_format == "relative"
         yield from self._texts(source, reader, time_ns, first_channel=1, takes_line=True)
         if reader.start_time == 0 and self.frames:
             self.notes.append(_START_IS_0)
@@ -270,9 +269,9 @@ class _Source:
         self.number = 0
         self.ends_header = False
         """Whether what reads takes one more line for the header, and it must not be the first frame."""
-        self.keeps_stamps: Callable[[], bool] = lambda: False
-        self.stamps: list[int] = []
-        """Times at the beginnings of lines, since somebody took them."""
+        self.adds_up: Callable[[], bool] = lambda: False
+        self.sum_ns = 0
+        """The times at the beginnings of all lines together, while `adds_up`."""
 
     def __iter__(self) -> _Source:
         return self
@@ -287,9 +286,9 @@ class _Source:
                 break
             self._bad(self.number, "too long")
         self.line = line
-        if self.keeps_stamps():
+        if self.adds_up():
             try:
-                self.stamps.append(_ns(line.split(None, 1)[0], 1_000_000_000))
+                self.sum_ns += _ns(line.split(None, 1)[0], 1_000_000_000)
             except (ValueError, IndexError):
                 pass  # a comment
         if self.ends_header and _ASC_BODY.match(line):

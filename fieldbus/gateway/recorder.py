@@ -96,8 +96,8 @@ class RecordingLink:
 
     @property
     def endpoint(self) -> str:
-        """Where the link would go."""
-        return f"{self._endpoint} (recorded)"
+        """Where it goes, and where the link would go."""
+        return f"a record, instead of {self._endpoint}"
 
     @property
     def counters(self) -> Mapping[str, int]:

@@ -42,6 +42,11 @@ def plant(tmp_path, channel):
     return tmp_path / "plant.yaml"
 
 
+@pytest.fixture(autouse=True)
+def _leave_logging_alone(monkeypatch):
+    monkeypatch.setattr("fieldbus.gateway.log.set_up", lambda level="info": None)
+
+
 def record(*arguments, code=0):
     done = CliRunner().invoke(app, ["record", *map(str, arguments)])
     assert done.exit_code == code, f"{done.output}\n{done.exception}"

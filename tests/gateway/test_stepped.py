@@ -11,10 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from fieldbus import clock
 from fieldbus.canbus.bus import EXTENDED
 from fieldbus.canbus.codec import BranchDecoder
+from fieldbus.cli.main import app
 from fieldbus.errors import LinkDownError
 from fieldbus.gateway.config.loader import load
 from fieldbus.gateway.stepped import SteppedError, SteppedLoop, run_stepped, stepped_links
@@ -316,6 +318,77 @@ def test_an_output_that_is_full_ends_the_run(tmp_path):
     plant = make_plant(tmp_path, [(index, f"100#{speed(index)}000000000000") for index in range(100)])
     with pytest.raises(OSError, match="No space left"):
         run_stepped(plant, Full())
+
+
+COMMAND = """version: 1
+gateway: {name: gw}
+links:
+  can0: {type: can, interface: replay, channel: a.log, speed: stepped, log_channel: vcan0}
+  hmi: {type: modbus-server, host: 127.0.0.1, port: 9}
+devices:
+  engine: {link: can0, database: engine.dbc}
+  panel:
+    link: hmi
+    points:
+      speed: {table: holding, address: 0, type: float32}
+routes:
+  - {from: engine.EngineStatus.EngineSpeed, to: panel.speed, on_bad: send}
+  - {from: engine.EngineStatus.Level, to: engine.PanelStatus.CoolantTemp}
+"""
+
+
+class TestCommand:
+    @pytest.fixture
+    def run(self, tmp_path, monkeypatch):
+        # The command sets up the log and signals of a process of its own.
+        monkeypatch.setattr("fieldbus.gateway.log.set_up", lambda level="info": None)
+        monkeypatch.setattr("signal.signal", lambda *_: None)
+        (tmp_path / "engine.dbc").write_text(DBC)
+        (tmp_path / "a.log").write_text(
+            "".join(
+                f"({START + at:.6f}) vcan0 100#{speed(800 + at)}070000000000\n" for at in (0, 0.125, 0.25)
+            )
+            + f"({START + 0.3:.6f}) vcan1 100#0000000000000000\n"
+        )
+        (tmp_path / "plant.yaml").write_text(COMMAND)
+
+        def command(*options, code=0):
+            done = CliRunner().invoke(app, ["run", str(tmp_path / "plant.yaml"), *map(str, options)])
+            assert done.exit_code == code, f"{done.output}\n{done.exception}"
+            return done
+
+        return command
+
+    def test_the_gateway_s_own_link_replays(self, run):
+        assert [json.loads(line) for line in run().stdout.splitlines()] == [
+            {"time": at(0), "to": "panel.speed", "from": "engine.EngineStatus.EngineSpeed", "value": 800.0,
+             "quality": "good", "reason": None},
+            {"time": at(0), "to": "can0", "frame": "200#4600"},
+            {"time": at(0.125), "to": "panel.speed", "from": "engine.EngineStatus.EngineSpeed", "value": 800.125,
+             "quality": "good", "reason": None},
+            {"time": at(0.25), "to": "panel.speed", "from": "engine.EngineStatus.EngineSpeed", "value": 800.25,
+             "quality": "good", "reason": None},
+            {"time": at(0.55), "to": "panel.speed", "from": "engine.EngineStatus.EngineSpeed", "value": None,
+             "quality": "bad", "reason": "stale"},
+        ]  # fmt: skip
+
+    def test_the_output_can_go_to_a_file(self, run, tmp_path):
+        assert run("--output", tmp_path / "out.jsonl").stdout == ""
+        assert (tmp_path / "out.jsonl").read_text() == run().stdout
+        assert "no such file" in run("--output", tmp_path / "nowhere" / "x", code=1).stderr
+
+    def test_what_makes_no_sense_is_said(self, run, tmp_path):
+        run("--simulate", code=2)
+        config = tmp_path / "plant.yaml"
+        config.write_text(COMMAND.replace("speed: stepped", "speed: 1"))
+        run("--output", tmp_path / "out.jsonl", code=2)
+        second = "  can0: {type: can, interface: replay, channel: a.log, speed: 1}\n"
+        config.write_text(COMMAND.replace("links:\n", "links:\n" + second.replace("can0", "can1")))
+        assert "can0 is replayed stepped and can1 is not" in run(code=1).stderr
+
+    def test_a_log_that_is_not_there_is_exit_1(self, run, tmp_path):
+        (tmp_path / "a.log").unlink()
+        assert "there is no file" in run(code=1).stderr
 
 
 class TestLoop:

@@ -47,6 +47,8 @@ from fieldbus.model import Group, Point, Reason, Value
 
 _FRAMES_PER_WAKE_UP = 512
 """After so many frames others have their turn; the rest stays in the kernel's buffer."""
+_MOST_WAKE_UPS = 32
+"""So often it is looked for more before something is judged to be late: more than a buffer holds."""
 _MAX_KNOWN_IDS = 65_536
 _LONGEST_DELAY_S = 60.0
 """A frame cannot have waited for longer: its time is that of a log, or the clock was set."""
@@ -288,8 +290,9 @@ class CanLink:
             self._lose(error)
 
     def _drain_all(self) -> None:
-        while self._take() >= _FRAMES_PER_WAKE_UP:
-            pass
+        for _ in range(_MOST_WAKE_UPS):
+            if self._take() < _FRAMES_PER_WAKE_UP:
+                return
 
     def _ready(self) -> None:
         self._take()

@@ -359,11 +359,23 @@ def test_a_secret_is_never_literal_and_never_shown(plant, monkeypatch):
     assert "hunter2canary" not in repr(load(path).link_settings)
 
 
-def test_a_broken_database_is_said_with_its_line_and_nothing_else(plant):
+def test_what_is_no_database_is_said_with_its_line_and_nothing_else(plant):
+    path = plant()
+    (path.parent / "engine.dbc").write_text("not a database\n")
+    found = only(path)
+    assert (Path(found.file).name, found.line) == ("engine.dbc", 1)
+
+
+def test_a_broken_message_costs_itself_and_the_routes_to_it(plant):
     path = plant()
     (path.parent / "engine.dbc").write_text(DBC.replace("BO_ 512 PanelStatus:", "BO_ 512"))
-    found = only(path)
-    assert (Path(found.file).name, found.line) == ("engine.dbc", 7)
+    broken, orphan, route = problems(path)
+    assert [(Path(item.file).name, item.line) for item in (broken, orphan)] == [
+        ("engine.dbc", 7),
+        ("engine.dbc", 8),
+    ]
+    assert broken.is_warning
+    assert "no point 'engine.PanelStatus.CoolantTemp'" in route.message
 
 
 @pytest.mark.parametrize(

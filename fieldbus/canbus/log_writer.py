@@ -3,10 +3,10 @@
 Layout of an ASC file: when it began (local time, English names, milliseconds), then a line a frame with
 seconds since that moment, channels as numbers from 1::
 
-    date Fri Aug 17 02:14:44.318 PM 2012
+    date Fri Aug 17 02:14:44.318 pm 2012
     base hex  timestamps absolute
     internal events logged
-    Begin Triggerblock Fri Aug 17 02:14:44.318 PM 2012
+    Begin Triggerblock Fri Aug 17 02:14:44.318 pm 2012
        0.000000 Start of measurement
        0.000850 1  7A1             Rx   d 8 11 22 33 44 55 66 77 88
 
@@ -175,7 +175,7 @@ class _Asc:
 
 def _asc_date(time_ns: int) -> str:
     at = datetime.datetime.fromtimestamp(time_ns // 1_000_000_000)  # noqa: DTZ006 - the format's is local time
-    half = "AM" if at.hour < 12 else "PM"
+    half = "am" if at.hour < 12 else "pm"
     return (
         f"{_DAYS[at.weekday()]} {_MONTHS[at.month - 1]} {at.day:02d} {(at.hour - 1) % 12 + 1:02d}:"
         f"{at.minute:02d}:{at.second:02d}.{time_ns // 1_000_000 % 1000:03d} {half} {at.year}"

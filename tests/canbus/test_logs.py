@@ -3,10 +3,12 @@
 import gzip
 import itertools
 import os
+import subprocess
 import zlib
 
 import can
 import pytest
+from conftest import program
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -255,6 +257,35 @@ class TestRoundTrips:
             abs(own.time_ns - frame.time_ns) < 100_000 for own, frame in zip(found, frames, strict=True)
         )
         assert reader.notes == []
+
+
+@pytest.mark.system
+class TestCanUtils:
+    def test_we_read_the_asc_that_they_write_and_they_read_ours(self, tmp_path):
+        frames = [frame._replace(channel=f"can{int(frame.channel) - 1}", is_received=True, flags=frame.flags & ~ERROR_STATE)
+                  for frame in FRAMES]  # fmt: skip
+        write(tmp_path / "a.log", frames)
+        command = [
+            program("log2asc", "can-utils"),
+            "-I",
+            tmp_path / "a.log",
+            "-O",
+            tmp_path / "a.asc",
+            "can0",
+            "can1",
+        ]
+        subprocess.run(command, check=True, timeout=20)
+        found = list(read_log(tmp_path / "a.asc"))
+        assert [frame[2:4] for frame in found] == [frame[2:4] for frame in frames]
+        assert [frame.channel for frame in found] == [str(int(frame.channel[3:]) + 1) for frame in frames]
+        assert [frame.time_ns - found[0].time_ns for frame in found] == [
+            frame.time_ns - frames[0].time_ns for frame in frames
+        ]
+        write(tmp_path / "b.asc", frames)
+        command = [program("asc2log", "can-utils"), "-I", tmp_path / "b.asc", "-O", tmp_path / "b.log"]
+        subprocess.run(command, check=True, timeout=20, stderr=subprocess.DEVNULL)
+        theirs = list(read_log(tmp_path / "b.log"))
+        assert [frame[1:] for frame in theirs] == [frame[1:] for frame in frames]
 
 
 def _message(frame):

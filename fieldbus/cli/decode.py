@@ -91,7 +91,7 @@ def _sum_up(reader: LogReader, decoder: LogDecoder) -> None:
     if decoder.unknown:
         ids = len(decoder.unknown)
         most = ", ".join(most_frequent(decoder.unknown, _SHOWN_IDS))
-        parts.append(f"{decoder.unknown.total()} of {ids} unknown identifiers: {most}")
+        parts.append(f"{decoder.unknown.total()} unknown, {ids} different: {most}")
     if decoder.undecodable:
         parts.append(f"{decoder.undecodable} remote, error or partial")
     if reader.bad_lines:

@@ -144,7 +144,7 @@ def test_what_no_message_describes_is_a_line_without_signals_and_is_counted(deco
     assert found[4] == {**found[4], **nothing, "remote": True}
     assert found[5] == {**found[5], **nothing, "error": ["bus-off"]}
     assert summary == (
-        "a.log: 6 frames; 1 decoded; 3 of 2 unknown identifiers: 123 (2 times), 00000100 (1 times); "
+        "a.log: 6 frames; 1 decoded; 3 unknown, 2 different: 123 (2 times), 00000100 (1 times); "
         "2 remote, error or partial\n"
     )
     text, _ = decode("(1.0) c 123#11", "(4.0) c 100#", "(6.0) c 20000040#0000000000000000")

@@ -15,8 +15,8 @@ Rules:
 
 Design: for each branch one Python function is generated that unpacks all its signals, checks them and
 returns them, because a call per signal costs more than the arithmetic. Ranges become comparisons of
-raw integers, and none where the bits cannot leave the range. Only a frame with something amiss goes to
-a second function, which looks at each signal. Scaling is one division of integers: measured, it is as
+raw integers, and none where the bits cannot leave the range. Only in a frame with something amiss is
+each signal looked at. Scaling is one division of integers: measured, it is as
 fast as a multiplication with a float, and exact. A function is generated when first it is asked
 for (about a millisecond), so that a database of thousands of messages is loaded at no cost. Only numbers
 from the database go into the generated text, never names, so that a hostile file cannot smuggle in code.
@@ -61,35 +61,35 @@ class BranchDecoder:
     @cached_property
     def decode(self) -> Callable[[bytes], Decoded]:
         """The function from a frame's data bytes, of any length, to values and flaws."""
-        return _generate_decode(self.signals, self._message.length, self._decode_with_care)
+        return _generate_decode(self.signals, self._message.length, self._decode_short)
 
     def is_present(self, data: bytes) -> bool:
         """Return whether a frame carries the branch."""
         return all(read(data) in values for read, values in self._steps)
 
-    def raw(self, data: bytes) -> tuple[Number | None, ...]:
+    def raw(self, data: bytes) -> Sequence[Number | None]:
         """Return the raw values: integers, or what the bits of a float say; None where they are missing."""
-        raw = self._raw(self._padded(data))
-        size = len(data)
-        return tuple(
-            None if size < needed else value for value, needed in zip(raw, self._needed, strict=True)
-        )
+        if len(data) >= self._reach:
+            return self._raw(data)
+        raw = list(self._raw(self._padded(data)))
+        for index in self._missing(len(data)):
+            raw[index] = None
+        return tuple(raw)
 
-    def _decode_with_care(self, data: bytes) -> Decoded:
-        """Decode a frame in which something is amiss."""
-        values, flaws = self._judge(self._padded(data))
-        size = len(data)
-        if size >= self._reach:
-            return values, flaws
-        missing = [index for index, needed in enumerate(self._needed) if size < needed]
+    def _decode_short(self, data: bytes) -> Decoded:
+        """Decode a frame that does not have all the signals."""
+        values, flaws = self.decode(self._padded(data))
+        missing = self._missing(len(data))
         kept = list(values)
         for index in missing:
             kept[index] = None
         return tuple(kept), {**flaws, **dict.fromkeys(missing, _MISSING)}
 
     def _padded(self, data: bytes) -> bytes:
-        length = self._message.length
-        return data if len(data) >= length else bytes(data).ljust(length, b"\0")
+        return bytes(data).ljust(self._message.length, b"\0")
+
+    def _missing(self, size: int) -> Sequence[int]:
+        return [index for index, needed in enumerate(self._needed) if size < needed]
 
     @cached_property
     def _needed(self) -> Sequence[int]:
@@ -100,10 +100,6 @@ class BranchDecoder:
     @cached_property
     def _reach(self) -> int:
         return max(self._needed, default=0)
-
-    @cached_property
-    def _judge(self) -> Callable[[bytes], Decoded]:
-        return _generate_judge(self.signals, self._message.length)
 
     @cached_property
     def _raw(self) -> Callable[[bytes], Sequence[Number | None]]:
@@ -259,37 +255,25 @@ class _Step(NamedTuple):
 
 
 def _generate_decode(
-    signals: Sequence[Signal], length: int, with_care: Callable[[bytes], Decoded]
+    signals: Sequence[Signal], length: int, if_short: Callable[[bytes], Decoded]
 ) -> Callable[[bytes], Decoded]:
-    if any(signal.bytes_needed > length for signal in signals):
-        return with_care
-    form = extraction(signals)
-    steps = [
-        _step(index, signal, raw, bits)
-        for index, (signal, raw, bits) in enumerate(zip(signals, form.raw, form.bits, strict=True))
-    ]
-    values = "".join(f"{step.value}, " for step in steps)
-    checks = [step.check for step in steps if step.check]
-    lines = [line for step in steps for line in step.before]
-    if checks:
-        lines += [f"if {' and '.join(checks)}:", f" return ({values}), good", "return with_care(data)"]
-    else:
-        lines += [f"return ({values}), good"]
-    scope = {**form.scope, "good": NO_FLAWS, "with_care": with_care}
-    return _compile("with_care(data)", form.statements, lines, scope)
-
-
-def _generate_judge(signals: Sequence[Signal], length: int) -> Callable[[bytes], Decoded]:
-    """Return the decoder of frames of at least `length` bytes that looks at each signal."""
     there = [index for index, signal in enumerate(signals) if signal.bytes_needed <= length]
     form = extraction([signals[index] for index in there])
-    lines = [*form.statements, "flaws = {}"]
-    values = ["None"] * len(signals)
+    steps = [
+        _Step((), "None", "", (f"v{index:d} = None", f"flaws[{index:d}] = missing"))
+        for index in range(len(signals))
+    ]
     for index, raw, bits in zip(there, form.raw, form.bits, strict=True):
-        step = _step(index, signals[index], raw, bits)
-        lines += [*step.before, *step.judgement]
-        values[index] = f"v{index:d}"
-    lines.append(f"return ({''.join(f'{value}, ' for value in values)}), flaws or good")
+        steps[index] = _step(index, signals[index], raw, bits)
+    lines = [line for step in steps for line in step.before]
+    checks = [step.check for step in steps if step.check]
+    if len(there) == len(signals):
+        values = "".join(f"{step.value}, " for step in steps)
+        lines += [f"if {' and '.join(checks) or True}:", f" return ({values}), good"]
+    if checks or len(there) < len(signals):
+        names = "".join(f"v{index:d}, " for index in range(len(signals)))
+        lines += ["flaws = {}", *(line for step in steps for line in step.judgement)]
+        lines.append(f"return ({names}), flaws or good")
     scope = {
         **form.scope,
         **{f"labels{index:d}": frozenset(signals[index].labels) for index in there},
@@ -297,8 +281,10 @@ def _generate_judge(signals: Sequence[Signal], length: int) -> Callable[[bytes],
         "out_of_range": OUT_OF_RANGE,
         "not_available": _NOT_AVAILABLE,
         "error": _ERROR,
+        "missing": _MISSING,
+        "if_short": if_short,
     }
-    return _compile("", (), lines, scope)
+    return _compile("if_short(data)", form.statements, lines, scope)
 
 
 def _generate_raw(signals: Sequence[Signal], length: int) -> Callable[[bytes], Sequence[Number | None]]:
@@ -324,38 +310,42 @@ def _step(index: int, signal: Signal, raw: str, bits: str) -> _Step:
         return f"{letter}{index:d}"
 
     limit = signal.indicator_from
+    is_bits = not signal.is_signed and not signal.is_float
     if limit is not None:
         bits = named("b", bits)
         raw = raw_of_bits(signal, bits)
-        checks.append(f"{bits} < {limit:d}")
+        if not is_bits:
+            checks.append(f"{bits} < {limit:d}")
         for flaw, begin in (("not_available", signal.absent_from), ("error", signal.error_from)):
             if begin is not None:
                 verdicts.append((f"{bits} >= {begin:d}", flaw))
     plain = raw
     raw = named("r", raw)
-    finite: _Interval
     if signal.is_float:
         value = subject = named("x", _scaled_float(signal, raw))
-        finite = (-_LARGEST, _LARGEST)
+        # NaN is in no range; infinity is beyond this one.
+        reach: _Interval = (-math.inf, math.inf)
+        finite: _Interval = (-_LARGEST, _LARGEST)
         expected = _tighter(finite, signal.declared_range)
     else:
         value, subject = _scaled_integer(signal, raw), raw
+        reach = signal.raw_range
         # What floating point cannot say is no value, and must not be computed.
-        finite = _tighter(signal.raw_range, _raw_interval(signal, -_LARGEST, _LARGEST))
+        finite = _tighter(reach, _raw_interval(signal, -_LARGEST, _LARGEST))
         expected = _tighter(finite, _raw_interval(signal, *signal.declared_range))
-    is_bounded = signal.is_float or finite != signal.raw_range
-    if is_bounded:
-        verdicts.append((f"not {_between(finite, subject)}", "not_available"))
-    if is_bounded or expected != finite:
-        checks.append(_between(expected, subject))
+    if is_finite := _within(finite, subject, reach):
+        verdicts.append((f"not {is_finite}", "not_available"))
     judgement = _judgement(index, value, verdicts)
-    if expected != finite:
+    if is_expected := _within(expected, subject, finite):
         indent = " " if verdicts else ""
         judgement += [
-            f"{indent}if not {_between(expected, subject)} and {raw} not in labels{index:d}:",
+            f"{indent}if not {is_expected} and {raw} not in labels{index:d}:",
             f"{indent} flaws[{index:d}] = out_of_range",
         ]
-    if checks:
+    good = _tighter(expected, (None, limit - 1)) if is_bits and limit is not None else expected
+    if is_good := _within(good, subject, reach):
+        checks.append(is_good)
+    if checks or verdicts:
         return _Step(before, value, " and ".join(checks), judgement)
     # What is used once needs no name.
     return _Step((), _scaled_integer(signal, plain), "", [*before, *judgement])
@@ -380,9 +370,12 @@ def _judgement(index: int, value: str, verdicts: Sequence[tuple[str, str]]) -> l
 _Interval = tuple[Number, Number]
 
 
-def _between(interval: _Interval, subject: str) -> str:
+def _within(interval: _Interval, subject: str, reach: _Interval) -> str:
+    """Return the expression that is true within `interval`, empty if that is all that can be reached."""
     low, high = interval
-    return f"{low!r} <= {subject} <= {high!r}"
+    if low <= reach[0]:
+        return f"{subject} <= {high!r}" if high < reach[1] else ""
+    return f"{low!r} <= {subject} <= {high!r}" if high < reach[1] else f"{low!r} <= {subject}"
 
 
 def _tighter(interval: _Interval, bounds: tuple[Number | None, Number | None]) -> _Interval:

@@ -9,7 +9,8 @@ Rules:
   looks, from the newest frame, and only while watchers look.
 * A frame with a wrong checksum or a counter that stands still is no value and no sign of life.
 * A frame like the last one costs O(1).
-* A device is online while any of its groups is.
+* A device is online while any of its groups is. Of one of which nothing is wanted, one signal of each
+  message is decoded, so that this is known.
 
 Design: a frame finds its handler by its identifier in one dictionary; all that is rare (a first frame, a
 frame after a silence, a guard, a request that is awaited) is kept off the path of the frame that comes
@@ -139,7 +140,7 @@ class Incoming:
     """A message that is listened to."""
 
     __slots__ = (
-        "asked_s", "branches", "cold", "decoder", "device", "guard", "is_plain", "last", "listener",
+        "asked_s", "branches", "cold", "decoder", "device", "fault", "guard", "is_plain", "last", "listener",
         "message", "unwanted",
     )  # fmt: skip
 
@@ -160,7 +161,9 @@ class Incoming:
             if item.signals
         ]
         self.last: dict[int, tuple[bytes, int, float]] = {}
-        """The newest frame of each branch that only watchers want."""
+        """The newest frame of each branch that only watchers want …"""
+        self.fault: str | None = None
+        """… or why there is none to be believed."""
         self.guard: Guard | None = message.guard() if message.guard is not None else None
         self.asked_s: float | None = None
         """When its request was sent, while the answer is awaited."""
@@ -171,6 +174,12 @@ class Incoming:
             and message.request is None
         )
 
+    @property
+    def longest_deadline_s(self) -> float:
+        """The longest deadline of a branch that is watched over; infinity if none has one."""
+        found = [limit for branch in self.branches if (limit := self.listener.deadline(branch)) is not None]
+        return max(found, default=float("inf"))
+
     def take(self, data: bytes, time_ns: int, at_s: float) -> None:
         """Take a frame."""
         listener = self.listener
@@ -179,6 +188,8 @@ class Incoming:
             if reason is not None:
                 listener.counters["rx_not_believed"] += 1
                 listener.spoil(self.branches, reason)
+                self.last.clear()
+                self.fault = reason
                 return
         self.asked_s = None
         if self.is_plain:
@@ -187,9 +198,8 @@ class Incoming:
             branches = self.branches
             for index in self.decoder.select(data):
                 listener.emit(branches[index].take(data, time_ns, at_s))
-        if not self.branches and not self.device.is_online:
-            listener.is_heard(self.device)
         if listener.is_watched and self.cold:
+            self.fault = None
             for index in self.unwanted.select(data):
                 self.last[index] = (data, time_ns, at_s)
 
@@ -220,6 +230,8 @@ class Listener:
         """
         self.counters = counters
         self._devices: dict[str, _Device] = {}
+        messages = list(messages)
+        wanted = None if wanted is None else {*wanted, *_signs_of_life(messages, wanted)}
         self.incoming = [Incoming(self, message, wanted) for message in messages]
         self.groups: Sequence[Group] = [
             branch.group for item in self.incoming for branch in (*item.branches, *item.cold)
@@ -236,17 +248,8 @@ class Listener:
         return self._devices.setdefault(name, _Device(name))
 
     def needed(self) -> list[CanMessage]:
-        """Return the messages that must be received now.
-
-        Those of which a signal is wanted; while watchers look, all; and all of a device of which nothing
-        is wanted, which is online when it is heard.
-        """
-        if self.is_watched:
-            return [item.message for item in self.incoming]
-        idle = {item.device for item in self.incoming} - {
-            item.device for item in self.incoming if item.branches
-        }
-        return [item.message for item in self.incoming if item.branches or item.device in idle]
+        """Return the messages that must be received now: while watchers look, all."""
+        return [item.message for item in self.incoming if item.branches or self.is_watched]
 
     # --- a session
 
@@ -268,7 +271,7 @@ class Listener:
         self.emit, self._report, self._schedule = _nowhere, None, None
         self.is_watched = False
         for incoming in self.incoming:
-            incoming.asked_s = None
+            incoming.asked_s = incoming.fault = None
             incoming.last.clear()
             if incoming.guard is not None:
                 incoming.guard.reset()
@@ -284,13 +287,13 @@ class Listener:
 
     def watch(self, branch: Branch) -> None:
         """Look at a branch when it is overdue."""
-        deadline_s = self._deadline(branch)
+        deadline_s = self.deadline(branch)
         if branch.is_watched or deadline_s is None or self._schedule is None:
             return
         branch.is_watched = True
 
         def look(now_s: float) -> float | None:
-            deadline_s = self._deadline(branch)
+            deadline_s = self.deadline(branch)
             if deadline_s is None:
                 branch.is_watched = False
                 return None
@@ -304,7 +307,8 @@ class Listener:
         self._schedule.at(branch.seen_s + deadline_s, look)
 
     @staticmethod
-    def _deadline(branch: Branch) -> float | None:
+    def deadline(branch: Branch) -> float | None:
+        """Return the deadline of a branch, learned ones included."""
         if branch.deadline_s is not None:
             return branch.deadline_s
         return None if branch.learned is None else branch.learned.deadline_s
@@ -350,6 +354,9 @@ class Listener:
         for incoming in self.incoming:
             self.spoil(incoming.branches, reason)
             incoming.last.clear()
+            incoming.fault = reason
+            if self.is_watched:
+                self._refresh(incoming)
 
     # --- watchers
 
@@ -359,26 +366,41 @@ class Listener:
         began = not self.is_watched
         self.is_watched, self._watched_s = True, now_s
         for incoming in self.incoming:
-            for index, branch in enumerate(incoming.cold):
-                if began:
-                    self.emit(branch.group.without_value(Reason.WAITING, clock.wall_ns(), now_s))
-                    branch.is_lost = True
-                    continue
-                found = incoming.last.get(index)
-                if found is None:
-                    continue
-                data, time_ns, at_s = found
-                deadline_s = branch.deadline_s
-                if deadline_s is not None and now_s - at_s > deadline_s:
-                    if not branch.is_lost:
-                        self.emit(branch.group.without_value(Reason.STALE, clock.wall_ns(), now_s))
-                    branch.is_lost, branch.data = True, None
-                    continue
-                values, flaws = branch.decoder.decode(data)
-                changed = branch.group.everything if branch.is_lost or data != branch.data else ()
-                branch.is_lost, branch.data = False, data
-                self.emit(Batch(branch.group, time_ns, at_s, values, flaws or NO_FLAWS, changed))
+            if began:
+                for branch in incoming.cold:
+                    branch.is_lost, branch.lost_reason = True, None
+                    self._take_away(branch, incoming.fault or Reason.WAITING)
+            else:
+                self._refresh(incoming)
         return began
+
+    def _refresh(self, incoming: Incoming) -> None:
+        now_s = clock.monotonic_s()
+        for index, branch in enumerate(incoming.cold):
+            if incoming.fault is not None:
+                self._take_away(branch, incoming.fault)
+                continue
+            found = incoming.last.get(index)
+            if found is None:
+                continue
+            data, time_ns, at_s = found
+            deadline_s = self.deadline(branch)
+            if deadline_s is None:
+                deadline_s = incoming.longest_deadline_s
+            if now_s - at_s > deadline_s:
+                self._take_away(branch, Reason.STALE)
+                continue
+            values, flaws = branch.decoder.decode(data)
+            changed = branch.group.everything if branch.is_lost or data != branch.data else ()
+            branch.is_lost, branch.lost_reason, branch.data = False, None, data
+            self.emit(Batch(branch.group, time_ns, at_s, values, flaws or NO_FLAWS, changed))
+
+    def _take_away(self, branch: Branch, reason: str) -> None:
+        """Say that a branch that only watchers want has no value."""
+        if branch.is_lost and branch.lost_reason == reason:
+            return
+        branch.is_lost, branch.lost_reason, branch.data = True, reason, None
+        self.emit(branch.group.without_value(reason, clock.wall_ns(), clock.monotonic_s()))
 
     def watchers_left(self, now_s: float) -> bool:
         """Return whether nobody has looked for a while, once."""
@@ -388,6 +410,16 @@ class Listener:
                 incoming.last.clear()
             return True
         return False
+
+
+def _signs_of_life(messages: Sequence[CanMessage], wanted: Collection[Point]) -> list[Point]:
+    """Return a point of each message of the devices of which nobody wants any.
+
+    Whether such a device is online is still asked for, and its messages tell.
+    """
+    wanted = set(wanted)
+    known = {item.device for item in messages if not wanted.isdisjoint(item.points.values())}
+    return [next(iter(item.points.values())) for item in messages if item.device not in known and item.points]
 
 
 def _nowhere(_batch: Batch) -> None:

@@ -28,6 +28,8 @@ Fault = Callable[[Sequence[str | int], str, str | None], None]
 
 _PERCENT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
 _SOCKETCAN_KEYS = ("receive_buffer",)
+_LEAST_BITS_PER_S = 150.0
+"""A frame a second."""
 _REPLAY_KEYS = ("speed", "log_channel", "loop")
 
 
@@ -484,8 +486,9 @@ def build_link(
         options["channel"] = file(("channel",), str(settings.channel))
     budget = None
     if settings.max_tx_load is not None and settings.bitrate is not None:
-        budget = settings.max_tx_load * settings.bitrate
-        _check_budget(settings, messages, set(targets), fault)
+        cyclic = _check_budget(settings, messages, set(targets), fault)
+        # What is sent on change has what the cycles leave, and never nothing at all.
+        budget = max((settings.max_tx_load - cyclic) * settings.bitrate, _LEAST_BITS_PER_S)
     return CanLink(
         name,
         options,
@@ -502,8 +505,8 @@ def _check_budget(
     messages: Sequence[CanMessage],
     targets: set[Point],
     fault: Callable[[Sequence[str], str, str | None], None],
-) -> None:
-    """Refuse cyclic messages that need more of the bus than we may take."""
+) -> float:
+    """Refuse cyclic messages that need more of the bus than we may take; return their share."""
     shares: dict[str, float] = {}
     bitrate = settings.bitrate or 1
     for item in messages:
@@ -523,3 +526,4 @@ def _check_budget(
             f"what is sent in cycles takes {total:.1%} of the bus, {settings.max_tx_load:.0%} are allowed",
             f"longer cycles, or fewer messages: {named}",
         )
+    return total

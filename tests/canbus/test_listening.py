@@ -126,10 +126,34 @@ async def test_while_somebody_looks_everything_is_let_through_and_afterwards_not
         await eventually(lambda: [can_id for can_id, _ in running.bus.filters] == [0x100])
 
 
-async def test_a_device_of_which_nothing_is_wanted_is_still_online_when_it_speaks(monkeypatch):
-    async with Running(monkeypatch, [status()], wanted=[]) as running:
+async def test_a_device_of_which_nothing_is_wanted_is_online_as_long_as_it_speaks(monkeypatch):
+    async with Running(monkeypatch, [status(deadline_s=0.1)], wanted=[]) as running:
         running.bus.come(0x100, b"\1\2")
         await eventually(lambda: running.online == [True])
+        await eventually(lambda: running.online == [True, False])
+
+
+async def test_what_a_watcher_sees_goes_bad_with_what_the_routes_see(monkeypatch):
+    message, sender = guarded(deadline_s=0.2)
+    async with Running(monkeypatch, [message], wanted=[point_of(message, "A")]) as running:
+        running.link.refresh()
+        running.bus.come(0x120, sender.protect(b"\x05\0\0"))
+        await eventually(lambda: running.latest("Safe.A") == (5, None))
+        running.link.refresh()
+        assert running.latest("Safe.Alive") == (0, None)
+        running.bus.come(0x120, b"\x06\x01\x00")
+        await eventually(lambda: running.latest("Safe.A") == (None, "bad checksum"))
+        running.link.refresh()
+        assert running.latest("Safe.Alive") == (None, "bad checksum")
+        running.bus.come(0x120, sender.protect(b"\x05\0\0"))
+        await eventually(lambda: running.latest("Safe.A") == (5, None))
+        running.link.refresh()
+        assert running.latest("Safe.Alive") == (1, None)
+        await eventually(lambda: running.latest("Safe.A") == (None, "stale"))
+        running.link.refresh()
+        assert running.latest("Safe.Alive") == (None, "stale")
+        running.link._health.heard(0x20000040, bytes(8))
+        assert running.latest("Safe.Alive") == (None, "bus down")
 
 
 def guarded(**more):

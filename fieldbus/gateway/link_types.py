@@ -14,14 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from fieldbus.canbus.building import build_link, build_messages
 from fieldbus.canbus.layout import Message
 from fieldbus.canbus.messages import CanMessage
-from fieldbus.canbus.settings import (
-    CanDeviceSettings,
-    CanLinkSettings,
-    build_link,
-    build_messages,
-)
+from fieldbus.canbus.settings import CanDeviceSettings, CanLinkSettings
 from fieldbus.link import Link
 from fieldbus.modbus.point_settings import PointSettings
 from fieldbus.modbus.points import build_points, point_faults

@@ -1,0 +1,307 @@
+"""From a database and the configuration to what a link works with: messages with their points, and the link.
+
+Rules:
+
+* What the configuration says goes before what the database says.
+* What cannot be is a fault at its path, and everything else is built all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from fieldbus.canbus import deadlines, fault_points, j1939
+from fieldbus.canbus.bits import frame_bits
+from fieldbus.canbus.j1939_signals import as_j1939
+from fieldbus.canbus.layout import Condition, Message, Signal
+from fieldbus.canbus.link import CanLink
+from fieldbus.canbus.messages import GLOBAL_ADDRESS, CanMessage, Guard, Request
+from fieldbus.canbus.settings import CanDeviceSettings, CanLinkSettings, MessageSettings
+from fieldbus.errors import ConversionError, closest
+from fieldbus.model import Access, Kind, Point, Value
+
+Fault = Callable[[Sequence[str | int], str, str | None], None]
+"""Reports a problem at a path inside the device: message and hint."""
+
+_LEAST_BITS_PER_S = 150.0
+"""A frame a second."""
+
+
+def build_messages(
+    device: str, settings: CanDeviceSettings, messages: Sequence[Message], fault: Fault
+) -> list[CanMessage]:
+    """Return the device's messages with their points."""
+    none = MessageSettings()
+    names = {message.name for message in messages}
+    built: list[CanMessage] = []
+    for message in messages:
+        own = settings.messages.get(message.name) or none
+        where = ("messages", message.name)
+        built.append(_build(device, settings, own, message, _inside(where, fault)))
+    extra: set[str] = set()
+    if any(item.is_j1939 for item in built):
+        for name, pgn in (("DM1", j1939.ACTIVE_FAULTS), ("DM2", j1939.PREVIOUS_FAULTS)):
+            own = settings.messages.get(name) or none
+            is_known = name in names or any(
+                item.is_j1939 and j1939.pgn_of(item.message.frame_id) == pgn for item in built
+            )
+            if is_known or (name == "DM2" and own is none):
+                continue  # DM2 is only sent on request, so it is there when somebody asks
+            extra.add(name)
+            built.append(
+                _faults_of(device, settings, own, name, pgn, built, _inside(("messages", name), fault))
+            )
+    for name in settings.messages:
+        if messages and name not in names and name not in extra:
+            fault(("messages", name), f"the database has no message '{name}'", closest(name, names))
+    return built
+
+
+def _faults_of(
+    device: str,
+    settings: CanDeviceSettings,
+    own: MessageSettings,
+    name: str,
+    pgn: int,
+    others: Sequence[CanMessage],
+    fault: Fault,
+) -> CanMessage:
+    """Return DM1 or DM2 of the device, which databases seldom have."""
+    sources = {item.source_address for item in others if item.is_j1939}
+    source = next(iter(sources)) if len(sources) == 1 else None
+    said = own.source_address if own.source_address is not None else settings.source_address
+    if said is not None:
+        source = None if said == "any" else said
+    message = fault_points.message_of(name, pgn, source)
+    return CanMessage(
+        device,
+        message,
+        fault_points.points_of(device, message),
+        deadline_s=own.timeout or settings.timeout,
+        learns_deadline=own.timeout is None and settings.timeout is None,
+        request=_request(settings, own, message, is_j1939=True, fault=fault),
+        decoder=fault_points.FaultDecoder,
+        is_j1939=True,
+        source_address=source,
+    )
+
+
+def _inside(where: Sequence[str | int], fault: Fault) -> Fault:
+    return lambda path, message, hint: fault((*where, *path), message, hint)
+
+
+def _build(
+    device: str, settings: CanDeviceSettings, own: MessageSettings, message: Message, fault: Fault
+) -> CanMessage:
+    is_j1939 = message.is_j1939 if settings.protocol is None else settings.protocol == "j1939"
+    is_j1939 = is_j1939 and message.is_extended
+    if is_j1939:
+        message = as_j1939(message)
+    cycle_s = own.cycle or message.cycle_s
+    source = _source(settings, own, message) if is_j1939 else None
+    guard, owned = _guard(own, message, fault)
+    points = {
+        signal: _point(device, message, signal, is_ours=signal.name in owned) for signal in message.signals
+    }
+    limits = _deadlines(settings, own, message, cycle_s)
+    return CanMessage(
+        device,
+        message,
+        points,
+        deadline_s=settings.timeout if not limits else None,
+        branch_deadlines=limits,
+        learns_deadline=settings.timeout is None,
+        cycle_s=cycle_s,
+        request=_request(settings, own, message, is_j1939=is_j1939, fault=fault),
+        guard=guard,
+        safe=_safe(own, message, fault),
+        is_j1939=is_j1939,
+        source_address=source,
+        destination=_destination(own, message) if is_j1939 else GLOBAL_ADDRESS,
+    )
+
+
+def _source(settings: CanDeviceSettings, own: MessageSettings, message: Message) -> int | None:
+    said = own.source_address if own.source_address is not None else settings.source_address
+    if said is None:
+        said = j1939.source_of(message.frame_id)
+    return None if said == "any" or said > j1939.LAST_ADDRESS else said
+
+
+def _destination(own: MessageSettings, message: Message) -> int:
+    if own.destination is not None:
+        return own.destination
+    return j1939.destination_of(message.frame_id)
+
+
+def _deadlines(
+    settings: CanDeviceSettings, own: MessageSettings, message: Message, cycle_s: float | None
+) -> dict[Condition, float]:
+    found = {}
+    branches = message.branches()
+    for condition, signals in branches.items():
+        pages = len([other for other in branches if other]) if condition else 1
+        limit, _ = deadlines.choose(
+            own.timeout, [signal.timeout_s for signal in signals], message.timeout_s, cycle_s, pages
+        )
+        if limit is not None:
+            found[condition] = limit
+        elif settings.timeout is not None:
+            found[condition] = settings.timeout
+    return found
+
+
+def _request(
+    settings: CanDeviceSettings,
+    own: MessageSettings,
+    message: Message,
+    *,
+    is_j1939: bool,
+    fault: Fault,
+) -> Request | None:
+    asked = own.request
+    if asked is None:
+        return None
+    if asked.pgn and not is_j1939:
+        fault(("request",), "only J1939 messages have a PGN to ask for", "protocol: j1939")
+        return None
+    frame_id = message.frame_id if asked.id is None else asked.id
+    is_extended = asked.extended
+    if is_extended is None:
+        is_extended = message.is_extended if asked.id is None else frame_id > 0x7FF
+    return Request(
+        frame_id=frame_id,
+        is_extended=is_extended,
+        data=bytes.fromhex(asked.data),
+        is_remote=asked.rtr,
+        scan_s=own.scan or 1.0,
+        timeout_s=own.timeout or settings.timeout or (1.25 if asked.pgn else 0.5),
+        is_pgn=asked.pgn,
+    )
+
+
+def _guard(
+    own: MessageSettings, message: Message, fault: Fault
+) -> tuple[Callable[[], Guard] | None, frozenset[str]]:
+    """Return what makes the guard of a message, and the signals that are the guard's alone."""
+    if not own.is_protected:
+        return None, frozenset()
+    try:
+        make = own.guard(message)
+    except ValueError as error:
+        fault((), str(error), None)
+        return None, frozenset()
+    return make, make().owned
+
+
+def _safe(own: MessageSettings, message: Message, fault: Fault) -> dict[Signal, Value | None]:
+    if own.on_bad == "stop":
+        return {}
+    if own.on_bad == "not_available":
+        return {signal: None for signal in message.signals if signal.absent_from is not None}
+    by_name = {signal.name: signal for signal in message.signals}
+    found: dict[Signal, Value | None] = {}
+    for name, value in own.on_bad.items():
+        signal = by_name.get(name)
+        if signal is None:
+            fault(("on_bad", name), f"the message has no signal '{name}'", closest(name, by_name))
+            continue
+        if value == "not_available":
+            if signal.absent_from is None:
+                fault(("on_bad", name), "it has no raw value that means `not available`", "a safe value")
+            found[signal] = None
+            continue
+        try:
+            signal.to_raw(value)
+        except ConversionError as error:
+            fault(("on_bad", name), str(error), None)
+            continue
+        found[signal] = value
+    return found
+
+
+def _point(device: str, message: Message, signal: Signal, *, is_ours: bool) -> Point:
+    is_integer = not signal.is_float and signal.linear.is_integer
+    lowest, highest = None, None
+    if not signal.is_float:
+        low, high = signal.raw_range
+        if signal.error_from is not None and not signal.is_signed:
+            high = min(high, signal.error_from - 1)
+        lowest, highest = signal.linear.range_of(low, high)
+    forward = signal.linear.forward_int()
+    labels = {forward(raw): name for raw, name in signal.labels.items()}
+    return Point(
+        device=device,
+        name=f"{message.name}.{signal.name}",
+        kind=Kind.INT if is_integer else Kind.FLOAT,
+        access=Access.READ if is_ours else Access.READWRITE,
+        unit=signal.unit or None,
+        minimum=signal.minimum,
+        maximum=signal.maximum,
+        lowest=lowest,
+        highest=highest,
+        labels={value: name for value, name in labels.items() if isinstance(value, int)},
+        description=signal.comment,
+        carries_quality=True,
+    )
+
+
+def build_link(
+    name: str,
+    settings: CanLinkSettings,
+    messages: Sequence[CanMessage],
+    targets: Sequence[Point],
+    *,
+    gateway: str,
+    wanted: Sequence[Point],
+    fault: Callable[[Sequence[str], str, str | None], None],
+    file: Callable[[Sequence[str], str], Path | None],
+) -> CanLink:
+    """Return the link for a bus."""
+    options = settings.options()
+    if settings.interface == "replay":
+        options["channel"] = file(("channel",), str(settings.channel))
+    budget = None
+    if settings.max_tx_load is not None and settings.bitrate is not None:
+        cyclic = _check_budget(settings, messages, set(targets), fault)
+        # What is sent on change has what the cycles leave, and never nothing at all.
+        budget = max((settings.max_tx_load - cyclic) * settings.bitrate, _LEAST_BITS_PER_S)
+    return CanLink(
+        name,
+        options,
+        messages,
+        targets,
+        set(wanted),
+        node=settings.node(gateway, name),
+        bits_per_s=budget,
+    )
+
+
+def _check_budget(
+    settings: CanLinkSettings,
+    messages: Sequence[CanMessage],
+    targets: set[Point],
+    fault: Callable[[Sequence[str], str, str | None], None],
+) -> float:
+    """Refuse cyclic messages that need more of the bus than we may take; return their share."""
+    shares: dict[str, float] = {}
+    bitrate = settings.bitrate or 1
+    for item in messages:
+        routed = [signal for signal, point in item.points.items() if point in targets]
+        if not routed or item.cycle_s is None:
+            continue
+        frames = len({signal.condition for signal in routed})
+        message = item.message
+        bits = frame_bits(message.length, is_extended=message.is_extended, is_fd=message.is_fd)
+        shares[f"{item.device}.{message.name}"] = frames * bits / item.cycle_s / bitrate
+    total = sum(shares.values())
+    if settings.max_tx_load is not None and total > settings.max_tx_load:
+        largest = sorted(shares, key=lambda name: -shares[name])[:3]
+        named = ", ".join(f"{name} {shares[name]:.1%}" for name in largest)
+        fault(
+            ("max_tx_load",),
+            f"what is sent in cycles takes {total:.1%} of the bus, {settings.max_tx_load:.0%} are allowed",
+            f"longer cycles, or fewer messages: {named}",
+        )
+    return total

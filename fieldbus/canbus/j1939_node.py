@@ -44,8 +44,8 @@ from fieldbus.canbus.j1939_connection import Sender as PacketSender
 from fieldbus.canbus.j1939_packets import Message, Outgoing
 from fieldbus.canbus.j1939_transport import Reassembler
 from fieldbus.canbus.messages import CanMessage
+from fieldbus.canbus.outgoing import Address
 from fieldbus.canbus.schedule import Schedule
-from fieldbus.canbus.sending import Address
 
 _NODE_PGNS = frozenset({TRANSPORT_MANAGEMENT, TRANSPORT_DATA, ACKNOWLEDGEMENT, REQUEST, ADDRESS_CLAIMED})
 _READY_S = 3.0

@@ -30,9 +30,10 @@ from fieldbus.canbus.j1939_node import Node, NodeSettings
 from fieldbus.canbus.listening import Handler, Incoming, Listener
 from fieldbus.canbus.logged import LogError
 from fieldbus.canbus.messages import CanMessage, Request
+from fieldbus.canbus.outgoing import Address
 from fieldbus.canbus.replay import ReplayBus
 from fieldbus.canbus.schedule import Schedule
-from fieldbus.canbus.sending import Address, Sender
+from fieldbus.canbus.sending import Sender
 from fieldbus.errors import LinkDownError
 from fieldbus.link import (
     Delivery,

@@ -24,10 +24,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from fieldbus import clock
 from fieldbus.canbus.bits import frame_bits
-from fieldbus.canbus.bus import Bus, Cyclic
-from fieldbus.canbus.codec import FrameEncoder
+from fieldbus.canbus.bus import Bus
 from fieldbus.canbus.layout import Condition, Signal
-from fieldbus.canbus.messages import CanMessage, Guard
+from fieldbus.canbus.messages import CanMessage
+from fieldbus.canbus.outgoing import Address, Budget, Outgoing
 from fieldbus.canbus.schedule import Schedule
 from fieldbus.errors import ConversionError, LinkDownError, RefusedError
 from fieldbus.link import Delivery, WriteOutcome, WriteResult
@@ -37,94 +37,6 @@ QUEUE_AGE_S = 0.25
 MAX_QUEUE = 512
 _RETRY_S = 0.002
 _KEEP_ALIVE_S = 1.0
-_BURST_S = 0.1
-"""So much of a second's budget may be used at once."""
-
-
-class Budget:
-    """How much of the bus we may use."""
-
-    def __init__(self, bits_per_s: float) -> None:
-        self._bits_per_s = bits_per_s
-        self._most = bits_per_s * _BURST_S
-        self._left = self._most
-        self._at_s: float | None = None
-
-    def wait_s(self, bits: int, now_s: float) -> float:
-        """Take the bits of a frame and return 0, or take none and return how long to wait."""
-        if self._at_s is not None:
-            self._left = min(self._most, self._left + (now_s - self._at_s) * self._bits_per_s)
-        self._at_s = now_s
-        if self._left >= min(bits, self._most):
-            self._left -= bits
-            return 0.0
-        return (min(bits, self._most) - self._left) / self._bits_per_s
-
-
-class Outgoing:
-    """A message that routes write."""
-
-    def __init__(self, message: CanMessage, routed: Sequence[Signal]) -> None:
-        self.message = message
-        self.branches: list[Condition] = list(dict.fromkeys(signal.condition for signal in routed))
-        """What is sent of a multiplexed message: one frame for each branch that is routed to."""
-        self.encoder = FrameEncoder(message.message)
-        make = message.guard
-        self.guards: dict[Condition, Guard] = {}
-        """Their counters go on over sessions: receivers that remember the last one must not see it again."""
-        if make is not None:
-            self.guards = {branch: make() for branch in self.branches}
-        self.bad: set[Point] = set()
-        self.has_value = False
-        self.sent_s = 0.0
-        self.cyclics: dict[Condition, Cyclic] = {}
-        self.repeated: dict[Condition, list[bytes]] = {}
-        """What the bus repeats for us."""
-        self.is_waiting = False
-        """Whether it waits for the budget."""
-        self.is_unsent = False
-        """Whether a change was not sent because the bus was off."""
-        self.reset()
-
-    def reset(self) -> None:
-        """Begin with start values again."""
-        self.encoder = FrameEncoder(self.message.message)
-        self.bad.clear()
-        self.has_value = False
-        self.is_waiting = self.is_unsent = False
-        self.cyclics.clear()
-        self.repeated.clear()
-
-    @property
-    def may_be_sent(self) -> bool:
-        """Whether what it says is known."""
-        return self.has_value and not self.bad
-
-    def frame(self, branch: Condition) -> bytes:
-        """Return the data of its next frame."""
-        data = self.encoder.frame(branch)
-        guard = self.guards.get(branch)
-        return data if guard is None else guard.protect(data)
-
-    def turn(self, branch: Condition) -> list[bytes] | None:
-        """Return all frames of a turn of its counter; None if they are too many to be kept ready."""
-        data = self.encoder.frame(branch)
-        guard = self.guards.get(branch)
-        if guard is None:
-            return [data]
-        return None if guard.period is None else guard.sequence(data)
-
-
-class Address:
-    """Under which identifier a message goes out; J1939 puts its own address in."""
-
-    def can_id(self, message: CanMessage) -> int | None:
-        """Return the identifier; None while it may not be sent."""
-        return message.can_id
-
-    def send_long(self, message: CanMessage, data: bytes) -> bool:
-        """Send what does not fit a frame; False if that cannot be begun now."""
-        return False
 
 
 class Sender:

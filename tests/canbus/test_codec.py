@@ -272,6 +272,17 @@ def test_selectors_stand_in_one_another_and_side_by_side(data, names):
     assert [name for branch in others for name in branch] == names
 
 
+def test_branches_are_selected_in_the_order_of_the_message():
+    one, other = (("One", frozenset({0})),), (("Other", frozenset({0, 1})),)
+    nested = (*other, ("Deep", frozenset({0})))
+    layout = message(
+        Signal("One", 0, 8), Signal("Other", 8, 8), Signal("Deep", 16, 8, condition=other),
+        Signal("A", 24, 8, condition=one), Signal("B", 32, 8, condition=nested),
+        Signal("C", 40, 8, condition=(("Other", frozenset({0})),)),
+    )  # fmt: skip
+    assert carried(layout, bytes(8)) == [["One", "Other"], ["Deep"], ["A"], ["B"], ["C"]]
+
+
 def test_an_encoder_sets_all_selectors_of_a_branch_and_leaves_the_others():
     encoder = FrameEncoder(NESTED)
     encoder.set("Deep", 0x77)

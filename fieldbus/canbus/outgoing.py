@@ -1,4 +1,4 @@
-"""A message that routes write: what it says now, under which identifier, and how much of the bus it may take."""
+"""A message that routes write: what it says now, under which identifier, and its share of the bus."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from . import blocks, canbus, dead, delay, floats, gateway, load, poller, publish
+from . import blocks, canbus, dead, delay, floats, gateway, load, poller, publish, replay, vcan
 from .measure import Row, Span
 from .peers import Peers
 
@@ -32,6 +32,8 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Peers, Span], Iterable[Row]]]] = {
     "dead": ("what devices that do not answer cost those that do", dead.measure),
     "load": ("the load of a link that `plan` predicts, and the load that there is", load.measure),
     "can": ("frames a second through the CAN decoder and the CAN link", canbus.measure),
+    "replay": ("CPU of four buses at 8000 frames/s each, from logs", replay.measure),
+    "vcan": ("CPU of a frame from virtual CAN to its routes, against `can.Notifier`", vcan.measure),
     "delay": ("from a changed register to the served register and to the CAN frame", delay.measure),
     "publish": (
         "devices polled and published to a broker: CPU, age, and the most there can be",

@@ -1,0 +1,373 @@
+"""What a frame costs from Linux's virtual CAN to the target of a route, in CPU, against python-can.
+
+Ours is a whole gateway: the socket, deadlines, decoding, what changed, eight routes; at their end a link that
+keeps the last value of each point (`_Recorder`). The yardstick is what one would write by hand: a
+`can.Notifier` in the event loop, cantools' lookup by identifier, and a dictionary with the last value of
+each signal. Each receiver is a process of its own, one at a time, on uvloop and on asyncio's own loop. Both
+have to have received every frame and seen the same number of changes.
+
+Frames come at a steady rate, sent by the kernel itself (its broadcast manager), so that the sender takes
+no CPU from anybody; or all at once, put into the socket's buffer while the receiver is stopped.
+
+``python -m benchmarks.vcan FOLDER ROUNDS FRAMES RATE…`` measures, inside `tools/vcan`, and prints a JSON
+object; rate 0 is all at once. In an emulated machine everything takes 10 to 20 times as long: only the
+ratios count there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple, TypedDict
+
+import can
+import cantools
+import uvloop
+
+from fieldbus.gateway import log
+from fieldbus.gateway.config.loader import load
+from fieldbus.gateway.runtime import Gateway
+from fieldbus.link import Delivery, Emit, Report, WriteResult
+from fieldbus.model import Group, Point, Sample, Value
+
+from .canbus import FRAME_ID, MESSAGE, database_text, random_payloads
+from .measure import Row, Span, Yardstick, in_turns, ratio
+from .peers import Peers, write_config
+
+INTERFACE = "vcan0"
+_TOOL = Path(__file__).parents[1] / "vcan"
+_NOT_HERE = 77
+"""Exit code of the tool where there is no virtual CAN."""
+_DATABASE = "vcan.dbc"
+_NAMES = ("Speed", "Torque", "Coolant", "OilPressure", "Throttle", "Gear", "Running", "Fuel")
+_PAYLOADS = 256
+"""As many different frames as the kernel repeats in turn."""
+_WARM_UP = 100
+_PATIENCE_S = 3.0
+"""Frames that do not come for so long were lost."""
+_START_S = 1.0
+_SO_RCVBUFFORCE = 33
+_BUFFER_BYTES = 4 * 1024 * 1024
+_LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
+
+
+class _State(NamedTuple):
+    """How far a receiver is."""
+
+    frames: int
+    changes: int
+    cpu_s: float
+
+
+class _Result(NamedTuple):
+    """What one receiver took for the frames of one round."""
+
+    cost_s: float
+    """CPU for a frame."""
+    changes: int
+    """None of a round in which frames were lost is comparable: then -1."""
+    lost: int
+    per_s: float
+    """The rate at which they came."""
+
+
+class _Figures(TypedDict):
+    """What is told of one rate: by receiver, ``own uvloop`` and so on, one number a round."""
+
+    cost_s: Mapping[str, Sequence[float]]
+    changes: Mapping[str, Sequence[int]]
+    lost: int
+    per_s: float
+
+
+# --- outside
+
+
+def measure(peers: Peers, span: Span) -> list[Row]:
+    """Return a row for each rate."""
+    found = subprocess.run([str(_TOOL), "--check"], capture_output=True, text=True, check=False)
+    place = found.stdout.strip()
+    if found.returncode:
+        reason = f"skipped: {place or 'no virtual CAN here'}"
+        return [Row("CPU of a frame from vcan to its routes", reason, [Yardstick("–")])]
+    is_kernel = place == "kernel"
+    rates = span.choose(1, 0) and ((1000, 4000, 0) if is_kernel else (200, 500, 1000, 0))
+    rounds, frames = int(span.choose(5, 3)), int(span.choose(2000, 1000))
+    _prepare(peers.folder)
+    command = [sys.executable, "-m", "benchmarks.vcan", peers.folder, rounds, frames, *(rates or (500, 0))]
+    done = subprocess.run(
+        [str(_TOOL), *map(str, command)], capture_output=True, text=True, check=False, cwd=_TOOL.parent
+    )
+    if done.returncode == _NOT_HERE:
+        return [Row("CPU of a frame from vcan to its routes", "skipped", [Yardstick(done.stderr.strip())])]
+    if done.returncode:
+        raise RuntimeError(f"the measurement on vcan failed:\n{done.stdout}{done.stderr}")
+    told: dict[str, _Figures] = json.loads(done.stdout)
+    return [_row(rate, figures, place) for rate, figures in told.items()]
+
+
+def _row(rate: str, figures: _Figures, place: str) -> Row:
+    costs = figures["cost_s"]
+    own = "\n".join(f"{name} {median(costs[f'own {name}']) * 1e6:.1f} µs" for name in _LOOPS)
+    yardsticks = [
+        Yardstick(
+            f"can.Notifier + cantools, {name} {median(costs[f'other {name}']) * 1e6:.1f} µs",
+            ratio(costs[f"other {name}"], costs[f"own {name}"]),
+        )
+        for name in _LOOPS
+    ]
+    notes = [f"in the {'emulated machine' if place == 'vm' else 'kernel'}"]
+    if rate != "0":
+        notes.append(f"{figures['per_s']:.0f} frames/s came")
+    if figures["lost"]:
+        notes.append(f"{figures['lost']} frames lost")
+    elif len({count for series in figures["changes"].values() for count in series}) > 1:
+        notes.append("they do not agree on what changed")
+    else:
+        notes.append("every frame received, the same changes seen")
+    what = "all at once" if rate == "0" else f"{rate} frames/s"
+    return Row(f"CPU of a frame from vcan to its 8 routes, {what}", own, yardsticks, "; ".join(notes))
+
+
+def _prepare(folder: Path) -> None:
+    """Write what both receivers read: the database, the gateway's configuration."""
+    (folder / _DATABASE).write_text(database_text(MESSAGE.format(frame_id=FRAME_ID, name="Status")))
+    points = {
+        name: {"table": "holding", "address": 2 * index, "type": "float32"}
+        for index, name in enumerate(_NAMES)
+    }
+    config = {
+        "links": {
+            "can0": {"type": "can", "interface": "socketcan", "channel": INTERFACE},
+            "hmi": {"type": "modbus-server", "host": "127.0.0.1", "port": 1502},
+        },
+        "devices": {
+            "engine": {"link": "can0", "database": _DATABASE},
+            "panel": {"link": "hmi", "unit_id": 1, "points": points},
+        },
+        "routes": [{"from": f"engine.Status.{name}", "to": f"panel.{name}"} for name in _NAMES],
+    }
+    write_config(folder, config).rename(folder / "vcan.yaml")
+
+
+# --- inside: the receivers
+
+
+class _Recorder:
+    """A link that keeps the last sample of each point that it is given."""
+
+    name = "hmi"
+    is_listener = False
+    endpoint = "a dictionary"
+    groups: Sequence[Group] = ()
+    counters: Mapping[str, int] = {}
+    measures: Mapping[str, Mapping[str, float]] = {}
+
+    def __init__(self) -> None:
+        self.last: dict[Point | None, Sample] = {}
+        self.changes = 0
+
+    async def connect(self) -> None:
+        """Do nothing: there is nothing to connect to."""
+
+    async def run(self, emit: Emit, report: Report) -> None:
+        """Wait for the end."""
+        await asyncio.Event().wait()
+
+    def send(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        """Keep what is delivered."""
+        for target, _, sample in deliveries:
+            self.last[target.point] = sample
+            if sample.value is not None:
+                self.changes += 1
+        return ()
+
+    async def write(self, values: Mapping[Point, Value]) -> list[WriteResult]:
+        """Write nothing."""
+        return []
+
+    async def close(self) -> None:
+        """Do nothing."""
+
+
+async def _be_gateway(folder: Path, work: Callable[[Callable[[], tuple[int, int]]], Awaitable[None]]) -> None:
+    recorder = _Recorder()
+    plant = load(folder / "vcan.yaml")
+    plant = replace(plant, links={**plant.links, "hmi": recorder})
+    gateway = Gateway(plant)
+    running = asyncio.create_task(gateway.run())
+    await asyncio.sleep(_START_S)
+    link = plant.links["can0"]
+    if not plant.link_status["can0"].is_true("connected"):
+        raise RuntimeError(f"the gateway is not connected to {INTERFACE}")
+    await work(lambda: (link.counters["rx_frames"], recorder.changes))
+    gateway.stop()
+    await running
+
+
+async def _be_script(folder: Path, work: Callable[[Callable[[], tuple[int, int]]], Awaitable[None]]) -> None:
+    database = cantools.database.load_file(folder / _DATABASE)
+    last: dict[str, Any] = {}
+    frames = changes = 0
+
+    def listen(message: can.Message) -> None:
+        nonlocal frames, changes
+        frames += 1
+        for name, value in database.decode_message(message.arbitration_id, message.data).items():
+            if last.get(name) != value:
+                last[name] = value
+                changes += 1
+
+    with can.Bus(interface="socketcan", channel=INTERFACE) as bus:
+        # The default holds 278 frames, which no burst would get through.
+        bus.socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
+        notifier = can.Notifier(bus, [listen], loop=asyncio.get_running_loop())
+        await work(lambda: (frames, changes))
+        notifier.stop()
+
+
+_RECEIVERS: dict[str, Callable[..., Awaitable[None]]] = {"own": _be_gateway, "other": _be_script}
+
+
+def _receive(kind: str, loop: str, folder: Path, questions: Connection) -> None:
+    """Be a receiver: tell its state each time that it is asked, until it is told to end."""
+
+    async def work(counts: Callable[[], tuple[int, int]]) -> None:
+        is_over = asyncio.Event()
+
+        def answer() -> None:
+            if questions.recv():
+                questions.send(_State(*counts(), time.process_time()))
+            else:
+                is_over.set()
+
+        running = asyncio.get_running_loop()
+        running.add_reader(questions.fileno(), answer)
+        questions.send(None)
+        await is_over.wait()
+        running.remove_reader(questions.fileno())
+
+    async def main() -> None:
+        await _RECEIVERS[kind](folder, work)
+
+    log.set_up("warning")
+    with asyncio.Runner(loop_factory=_LOOPS[loop]) as runner:
+        runner.run(main())
+
+
+# --- inside: the sender
+
+
+class _Sender:
+    """Sends the same 256 frames again and again."""
+
+    def __init__(self, folder: Path) -> None:
+        (message,) = cantools.database.load_file(folder / _DATABASE).messages
+        self._frames = [
+            can.Message(arbitration_id=FRAME_ID, is_extended_id=False, data=payload)
+            for payload in random_payloads(message, _PAYLOADS)
+        ]
+        self._bus = can.Bus(interface="socketcan", channel=INTERFACE)
+        self._bus.set_filters([{"can_id": 0, "can_mask": 0x7FF}])  # nothing that it would have to take
+
+    def at_rate(self, count: int, per_s: float) -> None:
+        """Have the kernel send, and return at once."""
+        period_s = 1 / per_s
+        self._bus.send_periodic(self._frames, period_s, (count + 0.5) * period_s)
+
+    def at_once(self, count: int) -> None:
+        """Send as fast as it goes."""
+        for index in range(count):
+            self._bus.send(self._frames[index % _PAYLOADS])
+
+
+@contextmanager
+def _receiver(kind: str, loop: str, folder: Path) -> Any:
+    processes = multiprocessing.get_context("fork")
+    ours, theirs = processes.Pipe()
+    process = processes.Process(target=_receive, args=(kind, loop, folder, theirs))
+    process.start()
+    theirs.close()
+    try:
+        ours.recv()
+        yield process.pid, ours
+        ours.send(False)
+        process.join(10)
+    finally:
+        if process.is_alive():
+            process.kill()
+
+
+def _wait_for(questions: Connection, frames: int) -> tuple[_State, float]:
+    """Return the state when so many frames have come, or when no more come; and when that was."""
+    last, moved_s = -1, time.monotonic()
+    while True:
+        questions.send(True)
+        state = _State(*questions.recv())
+        now_s = time.monotonic()
+        if state.frames >= frames or now_s - moved_s > _PATIENCE_S:
+            return state, now_s
+        if state.frames != last:
+            last, moved_s = state.frames, now_s
+        time.sleep(0.05)
+
+
+def _measure_once(sender: _Sender, folder: Path, count: int, rate: float, kind: str, loop: str) -> _Result:
+    with _receiver(kind, loop, folder) as (pid, questions):
+        sender.at_rate(_WARM_UP, 500)
+        time.sleep(_WARM_UP / 500)
+        before, began_s = _wait_for(questions, _WARM_UP)
+        if rate:
+            sender.at_rate(count, rate)
+            time.sleep(count / rate)
+        else:
+            os.kill(pid, signal.SIGSTOP)
+            sender.at_once(count)
+            os.kill(pid, signal.SIGCONT)
+        after, ended_s = _wait_for(questions, before.frames + count)
+    frames = after.frames - before.frames
+    lost = _WARM_UP + count - after.frames
+    changes = -1 if lost else after.changes - before.changes
+    return _Result((after.cpu_s - before.cpu_s) / frames, changes, lost, frames / (ended_s - began_s))
+
+
+def main() -> None:
+    """Measure what the command line says."""
+    folder, (rounds, count, *rates) = Path(sys.argv[1]), map(int, sys.argv[2:])
+    sender = _Sender(folder)
+    told: dict[str, _Figures] = {}
+    for rate in rates:
+        reached = in_turns(
+            rounds,
+            {
+                f"{kind} {loop}": partial(_measure_once, sender, folder, count, rate, kind, loop)
+                for loop in _LOOPS
+                for kind in _RECEIVERS
+            },
+        )
+        everything = [result for results in reached.values() for result in results]
+        told[str(rate)] = _Figures(
+            cost_s={name: [result.cost_s for result in results] for name, results in reached.items()},
+            changes={name: [result.changes for result in results] for name, results in reached.items()},
+            lost=sum(result.lost for result in everything),
+            per_s=median(result.per_s for result in everything),
+        )
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()

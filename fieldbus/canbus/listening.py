@@ -34,7 +34,7 @@ from fieldbus.canbus.schedule import Schedule
 from fieldbus.link import DeviceHealth, Emit, Report
 from fieldbus.model import NO_FLAWS, Batch, Flaw, Group, Point, Reason, Value
 
-WATCH_S = 3.0
+WATCH_S = 10.0
 """So long after a watcher looked, what only watchers want is listened to."""
 
 

@@ -186,7 +186,7 @@ class CanLink:
             bus.on_end = self._log_ended
         bus.start(self._ready, self._lose)
         self._health.start(bus, self._schedule, self._state_changed, self._notice)
-        self._sender.start(bus, self._schedule, self._lose)
+        self._sender.start(bus, self._schedule, self._lose, self._notice)
         if self._node is not None:
             self._node.start(
                 self._schedule,

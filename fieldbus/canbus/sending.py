@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from fieldbus import clock
 from fieldbus.canbus.bits import frame_bits
-from fieldbus.canbus.bus import Bus
+from fieldbus.canbus.bus import EXTENDED_MASK, Bus
 from fieldbus.canbus.layout import Condition, Signal
 from fieldbus.canbus.messages import CanMessage
 from fieldbus.canbus.outgoing import Address, Budget, Outgoing
@@ -77,14 +77,28 @@ class Sender:
         self._bus: Bus | None = None
         self._schedule: Schedule | None = None
         self._lost: Callable[[Exception], None] = _nobody
+        self._notice: Callable[[str], None] = _nobody
         self.is_silent = False
         """Whether the bus is off."""
 
     # --- a session
 
-    def start(self, bus: Bus, schedule: Schedule, lost: Callable[[Exception], None]) -> None:
-        """Begin to send."""
-        self._bus, self._schedule, self._lost = bus, schedule, lost
+    def start(
+        self,
+        bus: Bus,
+        schedule: Schedule,
+        lost: Callable[[Exception], None],
+        notice: Callable[[str], None],
+    ) -> None:
+        """Begin to send.
+
+        Args:
+            bus: the open bus.
+            schedule: of the session.
+            lost: told that the bus is gone.
+            notice: told what people should know.
+        """
+        self._bus, self._schedule, self._lost, self._notice = bus, schedule, lost, notice
         self.is_silent = False
         now_s = clock.monotonic_s()
         for outgoing in self.messages:
@@ -95,7 +109,7 @@ class Sender:
 
     def stop(self) -> None:
         """End the session."""
-        self._bus, self._schedule, self._lost = None, None, _nobody
+        self._bus, self._schedule, self._lost, self._notice = None, None, _nobody, _nobody
         for outgoing in self.messages:
             self._still(outgoing)
             outgoing.reset()
@@ -266,6 +280,9 @@ class Sender:
         except LinkDownError as error:
             self._lost(error)
             return True
+        except RefusedError as error:
+            self._refused(can_id, error)
+            return True
         if cyclic is None:
             return False
         outgoing.cyclics[branch] = cyclic
@@ -330,11 +347,16 @@ class Sender:
         except LinkDownError as error:
             self._lost(error)
             return False
-        except RefusedError:
-            self._counters["tx_dropped"] += 1
+        except RefusedError as error:
+            self._refused(can_id, error)
             return True  # it will never go: nothing to try again
         self._counters["tx_frames"] += 1
         return True
+
+    def _refused(self, can_id: int, error: RefusedError) -> None:
+        """Count a frame that this bus can never send, and say so."""
+        self._counters["tx_dropped"] += 1
+        self._notice(f"0x{can_id & EXTENDED_MASK:X} cannot be sent: {error}")
 
     def _wait(self, key: tuple[int, Condition | bytes], data: bytes, flags: int) -> None:
         until_s = clock.monotonic_s() + QUEUE_AGE_S
@@ -395,5 +417,5 @@ class Sender:
         )
 
 
-def _nobody(_error: Exception) -> None:
+def _nobody(_what: object) -> None:
     """Be told before anybody listens."""

@@ -12,7 +12,7 @@ from fieldbus.canbus.bits import frame_bits
 from fieldbus.canbus.bus import BusStatus
 from fieldbus.canbus.layout import Message, Signal
 from fieldbus.canbus.protection import Checksum, Counter, Protection
-from fieldbus.errors import LinkDownError
+from fieldbus.errors import LinkDownError, RefusedError
 
 
 def command(safe=None, **more):
@@ -191,6 +191,23 @@ async def test_a_bus_that_is_gone_while_we_send_is_a_lost_link(monkeypatch):
     with pytest.raises(LinkDownError, match="network is down"):
         await asyncio.wait_for(running.task, 2)
     await running.link.close()
+
+
+@pytest.mark.parametrize("has_clock", [True, False])
+async def test_a_frame_that_this_bus_can_never_send_is_said_and_costs_nothing_else(monkeypatch, has_clock):
+    message = command(cycle_s=0.02)
+    bus = FakeBus(has_clock=has_clock)
+
+    def refuse(*_args):
+        raise RefusedError("the interface has no CAN FD")
+
+    bus.send = bus.repeat = refuse
+    async with Running(monkeypatch, [message], routed(message), bus=bus) as running:
+        running.route(point_of(message, "X"), 1)
+        await asyncio.sleep(0.1)
+        assert not running.task.done()
+        assert running.notices == ["0x200 cannot be sent: the interface has no CAN FD"]
+        assert running.link.counters["tx_dropped"] > 0
 
 
 async def test_nothing_but_routed_messages_is_ever_sent(monkeypatch):

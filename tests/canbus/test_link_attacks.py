@@ -598,3 +598,19 @@ async def test_a_bus_that_is_off_when_the_link_opens_gives_nothing_until_it_is_b
         bus.now = BusStatus(state=0)
         running.link._health._look(asyncio.get_running_loop().time())
         assert bus.sent == [(0x200, b"\x01\x09")]
+
+
+@pytest.mark.parametrize("end", ["bad", "off"])
+async def test_a_frame_that_waits_for_room_does_not_outlive_its_source_or_the_bus(monkeypatch, end):
+    message = command()
+    async with Running(monkeypatch, [message], routed(message)) as running:
+        running.bus.room = 0
+        running.route(point_of(message, "X"), 5)
+        if end == "bad":
+            running.route(point_of(message, "X"), None)
+        else:
+            running.link._health.heard(OFF, bytes(8))
+            running.link._health.heard(BACK, bytes(8))
+        running.bus.room = None
+        await asyncio.sleep(0.05)
+        assert running.bus.sent == []

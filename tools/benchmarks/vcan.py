@@ -1,16 +1,17 @@
 """What a frame costs from Linux's virtual CAN to the target of a route, in CPU, against python-can.
 
-Ours is a whole gateway: the socket, deadlines, decoding, what changed, eight routes; at their end a link that
-keeps the last value of each point (`_Recorder`). The yardstick is what one would write by hand: a
-`can.Notifier` in the event loop, cantools' lookup by identifier, and a dictionary with the last value of
-each signal. Each receiver is a process of its own, one at a time, on uvloop and on asyncio's own loop. Both
-have to have received every frame and seen the same number of changes.
+Ours is a whole gateway: the socket, deadlines, decoding, what changed, a route for each of the frame's eight
+signals, or for one of them; at their end a link that keeps the last value of each point (`_Recorder`). The
+yardstick is what one would write by hand: a `can.Notifier` in the event loop, cantools' lookup by identifier,
+and a dictionary with the last value of each signal that is wanted. Each receiver is a process of its own, one
+at a time, on uvloop and on asyncio's own loop. Both have to have received every frame and seen the same
+number of changes.
 
 Frames come at a steady rate, sent by the kernel itself (its broadcast manager), so that the sender takes
 no CPU from anybody; or all at once, put into the socket's buffer while the receiver is stopped.
 
-``python -m benchmarks.vcan FOLDER ROUNDS FRAMES RATE…`` measures, inside `tools/vcan`, and prints a JSON
-object; rate 0 is all at once. In an emulated machine everything takes 10 to 20 times as long: only the
+``python -m benchmarks.vcan FOLDER ROUNDS FRAMES SIGNALS@RATE…`` measures, inside `tools/vcan`, and prints a
+JSON object; rate 0 is all at once. In an emulated machine everything takes 10 to 20 times as long: only the
 ratios count there.
 """
 
@@ -40,6 +41,7 @@ import uvloop
 
 from fieldbus.gateway import log
 from fieldbus.gateway.config.loader import load
+from fieldbus.gateway.plant import Plant
 from fieldbus.gateway.runtime import Gateway
 from fieldbus.link import Delivery, Emit, Report, WriteResult
 from fieldbus.model import Group, Point, Sample, Value
@@ -49,6 +51,11 @@ from .measure import Row, Span, Yardstick, in_turns, ratio
 from .peers import Peers, write_config
 
 INTERFACE = "vcan0"
+_CASES = {
+    "vm": ("8@200", "8@1000", "1@500", "1@0", "8@500", "8@0"),
+    "kernel": ("8@1000", "1@4000", "1@0", "8@4000", "8@0"),
+}
+"""What is measured, by where: signals that are routed, and frames a second."""
 _TOOL = Path(__file__).parents[1] / "vcan"
 _NOT_HERE = 77
 """Exit code of the tool where there is no virtual CAN."""
@@ -59,7 +66,7 @@ _PAYLOADS = 256
 _WARM_UP = 100
 _PATIENCE_S = 3.0
 """Frames that do not come for so long were lost."""
-_START_S = 1.0
+_START_S = 0.5
 _SO_RCVBUFFORCE = 33
 _BUFFER_BYTES = 4 * 1024 * 1024
 _LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
@@ -85,8 +92,26 @@ class _Result(NamedTuple):
     """The rate at which they came."""
 
 
+class _Case(NamedTuple):
+    """What the receivers do; both have read their files before."""
+
+    signals: int
+    """Of the frame that are wanted."""
+    rate: float
+    """In frames a second; 0 for all at once."""
+    plant: Plant
+    database: Any
+
+    @classmethod
+    def read(cls, folder: Path, text: str) -> _Case:
+        """Return the case that the command line names: ``8@500``."""
+        signals, rate = map(int, text.split("@"))
+        plant = load(folder / f"vcan{signals}.yaml")
+        return cls(signals, rate, plant, cantools.database.load_file(folder / _DATABASE))
+
+
 class _Figures(TypedDict):
-    """What is told of one rate: by receiver, ``own uvloop`` and so on, one number a round."""
+    """What is told of one case: by receiver, ``own uvloop`` and so on, one number a round."""
 
     cost_s: Mapping[str, Sequence[float]]
     changes: Mapping[str, Sequence[int]]
@@ -94,21 +119,28 @@ class _Figures(TypedDict):
     per_s: float
 
 
+_Counts = Callable[[], tuple[int, int]]
+"""Returns how many frames were received, and how many changes seen."""
+_Work = Callable[[_Counts], Awaitable[None]]
+"""What a receiver awaits while it receives."""
+
+
 # --- outside
 
 
 def measure(peers: Peers, span: Span) -> list[Row]:
-    """Return a row for each rate."""
+    """Return a row for each case."""
     found = subprocess.run([str(_TOOL), "--check"], capture_output=True, text=True, check=False)
     place = found.stdout.strip()
     if found.returncode:
         reason = f"skipped: {place or 'no virtual CAN here'}"
         return [Row("CPU of a frame from vcan to its routes", reason, [Yardstick("–")])]
-    is_kernel = place == "kernel"
-    rates = span.choose(1, 0) and ((1000, 4000, 0) if is_kernel else (200, 500, 1000, 0))
-    rounds, frames = int(span.choose(5, 3)), int(span.choose(2000, 1000))
+    cases = _CASES[place]
+    if span.is_quick:
+        cases = cases[-2:]
+    rounds, frames = int(span.choose(3, 1)), int(span.choose(1000, 500))
     _prepare(peers.folder)
-    command = [sys.executable, "-m", "benchmarks.vcan", peers.folder, rounds, frames, *(rates or (500, 0))]
+    command = [sys.executable, "-m", "benchmarks.vcan", peers.folder, rounds, frames, *cases]
     done = subprocess.run(
         [str(_TOOL), *map(str, command)], capture_output=True, text=True, check=False, cwd=_TOOL.parent
     )
@@ -117,10 +149,11 @@ def measure(peers: Peers, span: Span) -> list[Row]:
     if done.returncode:
         raise RuntimeError(f"the measurement on vcan failed:\n{done.stdout}{done.stderr}")
     told: dict[str, _Figures] = json.loads(done.stdout)
-    return [_row(rate, figures, place) for rate, figures in told.items()]
+    return [_row(case, figures, place) for case, figures in told.items()]
 
 
-def _row(rate: str, figures: _Figures, place: str) -> Row:
+def _row(case: str, figures: _Figures, place: str) -> Row:
+    signals, rate = map(int, case.split("@"))
     costs = figures["cost_s"]
     own = "\n".join(f"{name} {median(costs[f'own {name}']) * 1e6:.1f} µs" for name in _LOOPS)
     yardsticks = [
@@ -131,7 +164,7 @@ def _row(rate: str, figures: _Figures, place: str) -> Row:
         for name in _LOOPS
     ]
     notes = [f"in the {'emulated machine' if place == 'vm' else 'kernel'}"]
-    if rate != "0":
+    if rate:
         notes.append(f"{figures['per_s']:.0f} frames/s came")
     if figures["lost"]:
         notes.append(f"{figures['lost']} frames lost")
@@ -139,8 +172,9 @@ def _row(rate: str, figures: _Figures, place: str) -> Row:
         notes.append("they do not agree on what changed")
     else:
         notes.append("every frame received, the same changes seen")
-    what = "all at once" if rate == "0" else f"{rate} frames/s"
-    return Row(f"CPU of a frame from vcan to its 8 routes, {what}", own, yardsticks, "; ".join(notes))
+    routes = f"its {signals} routes" if signals > 1 else "its route, 1 signal of 8"
+    what = f"{rate} frames/s" if rate else "all at once"
+    return Row(f"CPU of a frame from vcan to {routes}, {what}", own, yardsticks, "; ".join(notes))
 
 
 def _prepare(folder: Path) -> None:
@@ -150,18 +184,18 @@ def _prepare(folder: Path) -> None:
         name: {"table": "holding", "address": 2 * index, "type": "float32"}
         for index, name in enumerate(_NAMES)
     }
-    config = {
-        "links": {
-            "can0": {"type": "can", "interface": "socketcan", "channel": INTERFACE},
-            "hmi": {"type": "modbus-server", "host": "127.0.0.1", "port": 1502},
-        },
-        "devices": {
-            "engine": {"link": "can0", "database": _DATABASE},
-            "panel": {"link": "hmi", "unit_id": 1, "points": points},
-        },
-        "routes": [{"from": f"engine.Status.{name}", "to": f"panel.{name}"} for name in _NAMES],
+    links = {
+        "can0": {"type": "can", "interface": "socketcan", "channel": INTERFACE},
+        "hmi": {"type": "modbus-server", "host": "127.0.0.1", "port": 1502},
     }
-    write_config(folder, config).rename(folder / "vcan.yaml")
+    devices = {
+        "engine": {"link": "can0", "database": _DATABASE},
+        "panel": {"link": "hmi", "unit_id": 1, "points": points},
+    }
+    for count in (1, len(_NAMES)):
+        routes = [{"from": f"engine.Status.{name}", "to": f"panel.{name}"} for name in _NAMES[:count]]
+        file = write_config(folder, {"links": links, "devices": devices, "routes": routes})
+        file.rename(folder / f"vcan{count}.yaml")
 
 
 # --- inside: the receivers
@@ -204,10 +238,9 @@ class _Recorder:
         """Do nothing."""
 
 
-async def _be_gateway(folder: Path, work: Callable[[Callable[[], tuple[int, int]]], Awaitable[None]]) -> None:
+async def _be_gateway(case: _Case, work: _Work) -> None:
     recorder = _Recorder()
-    plant = load(folder / "vcan.yaml")
-    plant = replace(plant, links={**plant.links, "hmi": recorder})
+    plant = replace(case.plant, links={**case.plant.links, "hmi": recorder})
     gateway = Gateway(plant)
     running = asyncio.create_task(gateway.run())
     await asyncio.sleep(_START_S)
@@ -219,15 +252,18 @@ async def _be_gateway(folder: Path, work: Callable[[Callable[[], tuple[int, int]
     await running
 
 
-async def _be_script(folder: Path, work: Callable[[Callable[[], tuple[int, int]]], Awaitable[None]]) -> None:
-    database = cantools.database.load_file(folder / _DATABASE)
+async def _be_script(case: _Case, work: _Work) -> None:
+    database = case.database
     last: dict[str, Any] = {}
+    wanted = _NAMES[: case.signals]
     frames = changes = 0
 
     def listen(message: can.Message) -> None:
         nonlocal frames, changes
         frames += 1
-        for name, value in database.decode_message(message.arbitration_id, message.data).items():
+        values = database.decode_message(message.arbitration_id, message.data)
+        for name in wanted:
+            value = values[name]
             if last.get(name) != value:
                 last[name] = value
                 changes += 1
@@ -243,10 +279,10 @@ async def _be_script(folder: Path, work: Callable[[Callable[[], tuple[int, int]]
 _RECEIVERS: dict[str, Callable[..., Awaitable[None]]] = {"own": _be_gateway, "other": _be_script}
 
 
-def _receive(kind: str, loop: str, folder: Path, questions: Connection) -> None:
+def _receive(kind: str, loop: str, case: _Case, questions: Connection) -> None:
     """Be a receiver: tell its state each time that it is asked, until it is told to end."""
 
-    async def work(counts: Callable[[], tuple[int, int]]) -> None:
+    async def work(counts: _Counts) -> None:
         is_over = asyncio.Event()
 
         def answer() -> None:
@@ -262,7 +298,7 @@ def _receive(kind: str, loop: str, folder: Path, questions: Connection) -> None:
         running.remove_reader(questions.fileno())
 
     async def main() -> None:
-        await _RECEIVERS[kind](folder, work)
+        await _RECEIVERS[kind](case, work)
 
     log.set_up("warning")
     with asyncio.Runner(loop_factory=_LOOPS[loop]) as runner:
@@ -296,10 +332,10 @@ class _Sender:
 
 
 @contextmanager
-def _receiver(kind: str, loop: str, folder: Path) -> Any:
+def _receiver(*arguments: Any) -> Any:
     processes = multiprocessing.get_context("fork")
     ours, theirs = processes.Pipe()
-    process = processes.Process(target=_receive, args=(kind, loop, folder, theirs))
+    process = processes.Process(target=_receive, args=(*arguments, theirs))
     process.start()
     theirs.close()
     try:
@@ -326,8 +362,9 @@ def _wait_for(questions: Connection, frames: int) -> tuple[_State, float]:
         time.sleep(0.05)
 
 
-def _measure_once(sender: _Sender, folder: Path, count: int, rate: float, kind: str, loop: str) -> _Result:
-    with _receiver(kind, loop, folder) as (pid, questions):
+def _measure_once(sender: _Sender, count: int, case: _Case, kind: str, loop: str) -> _Result:
+    rate = case.rate
+    with _receiver(kind, loop, case) as (pid, questions):
         sender.at_rate(_WARM_UP, 500)
         time.sleep(_WARM_UP / 500)
         before, began_s = _wait_for(questions, _WARM_UP)
@@ -347,20 +384,21 @@ def _measure_once(sender: _Sender, folder: Path, count: int, rate: float, kind: 
 
 def main() -> None:
     """Measure what the command line says."""
-    folder, (rounds, count, *rates) = Path(sys.argv[1]), map(int, sys.argv[2:])
+    folder, rounds, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     sender = _Sender(folder)
     told: dict[str, _Figures] = {}
-    for rate in rates:
+    for text in sys.argv[4:]:
+        case = _Case.read(folder, text)
         reached = in_turns(
             rounds,
             {
-                f"{kind} {loop}": partial(_measure_once, sender, folder, count, rate, kind, loop)
+                f"{kind} {loop}": partial(_measure_once, sender, count, case, kind, loop)
                 for loop in _LOOPS
                 for kind in _RECEIVERS
             },
         )
         everything = [result for results in reached.values() for result in results]
-        told[str(rate)] = _Figures(
+        told[text] = _Figures(
             cost_s={name: [result.cost_s for result in results] for name, results in reached.items()},
             changes={name: [result.changes for result in results] for name, results in reached.items()},
             lost=sum(result.lost for result in everything),

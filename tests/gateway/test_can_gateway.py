@@ -60,7 +60,7 @@ devices:
       bus_state: {{table: holding, address: 2}}
       bus_load:  {{table: holding, address: 3, type: float32}}
       online:    {{table: discrete, address: 0}}
-      demand:    {{table: holding, address: 10, type: float32, access: readwrite, min: 0, max: 9000}}
+      demand:    {{table: holding, address: 10, type: float32, access: readwrite, min: 0, max: 20000}}
 routes:
   - {{from: ecu.Status.Speed, to: panel.speed}}
   - {{from: ecu.Status.Speed, to: ecu.Command.Speed, scale: 0.5}}
@@ -165,11 +165,15 @@ async def test_a_frame_becomes_a_register_and_a_frame_again(tmp_path):
         assert (512, struct.pack("<HB", 8, 42) + b"\0") in bench.heard()
 
 
-async def test_what_a_master_writes_beyond_the_signal_is_refused_on_the_bus(tmp_path):
+async def test_what_a_master_writes_beyond_the_signal_stops_the_message_until_it_fits_again(tmp_path):
     async with Bench(tmp_path) as bench:
-        bench.say(256, struct.pack("<HhI", 8000, 0, 0))
         await bench.ask("10000a000204" + struct.pack(">f", 5000.0).hex())
-        await eventually(lambda: (512, struct.pack("<HB", 4000, 50) + b"\0") in bench.heard())
+        await eventually(lambda: (512, b"\0\0\x32\0") in bench.heard())
+        await bench.ask("10000a000204" + struct.pack(">f", 10_100.0).hex())
+        await eventually(lambda: bench.gateway.delivered[bench.plant.points["ecu.Command.Limit"]].is_bad)
+        bench.say(256, struct.pack("<HhI", 8000, 0, 0))
+        await bench.reads(SPEED, float_answer(1000.0))
+        assert bench.heard() == []
         await bench.ask("10000a000204" + struct.pack(">f", 200.0).hex())
         await eventually(lambda: (512, struct.pack("<HB", 4000, 2) + b"\0") in bench.heard())
 

@@ -44,7 +44,7 @@ from fieldbus.gateway.config.loader import load
 from fieldbus.gateway.plant import Plant
 from fieldbus.gateway.runtime import Gateway
 from fieldbus.link import Delivery, Emit, Report, WriteResult
-from fieldbus.model import Group, Point, Sample, Value
+from fieldbus.model import Group, Point, Value
 
 from .canbus import FRAME_ID, MESSAGE, database_text, random_payloads
 from .measure import Row, Span, Yardstick, in_turns, ratio
@@ -66,7 +66,8 @@ _PAYLOADS = 256
 _WARM_UP = 100
 _PATIENCE_S = 3.0
 """Frames that do not come for so long were lost."""
-_START_S = 0.5
+_START_S = 0.2
+_START_LOOKS = 100
 _SO_RCVBUFFORCE = 33
 _BUFFER_BYTES = 4 * 1024 * 1024
 _LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
@@ -202,7 +203,7 @@ def _prepare(folder: Path) -> None:
 
 
 class _Recorder:
-    """A link that keeps the last sample of each point that it is given."""
+    """A link that keeps the last value of each point that it is given."""
 
     name = "hmi"
     is_listener = False
@@ -212,7 +213,7 @@ class _Recorder:
     measures: Mapping[str, Mapping[str, float]] = {}
 
     def __init__(self) -> None:
-        self.last: dict[Point | None, Sample] = {}
+        self.last: dict[Point | None, Value] = {}
         self.changes = 0
 
     async def connect(self) -> None:
@@ -225,8 +226,9 @@ class _Recorder:
     def send(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         """Keep what is delivered."""
         for target, _, sample in deliveries:
-            self.last[target.point] = sample
-            if sample.value is not None:
+            # A value that comes back after a silence is no change.
+            if sample.value is not None and sample.value != self.last.get(target.point):
+                self.last[target.point] = sample.value
                 self.changes += 1
         return ()
 
@@ -243,10 +245,13 @@ async def _be_gateway(case: _Case, work: _Work) -> None:
     plant = replace(case.plant, links={**case.plant.links, "hmi": recorder})
     gateway = Gateway(plant)
     running = asyncio.create_task(gateway.run())
-    await asyncio.sleep(_START_S)
-    link = plant.links["can0"]
-    if not plant.link_status["can0"].is_true("connected"):
+    for _ in range(_START_LOOKS):
+        await asyncio.sleep(_START_S)
+        if plant.link_status["can0"].is_true("connected"):
+            break
+    else:
         raise RuntimeError(f"the gateway is not connected to {INTERFACE}")
+    link = plant.links["can0"]
     await work(lambda: (link.counters["rx_frames"], recorder.changes))
     gateway.stop()
     await running

@@ -63,11 +63,11 @@ class FaultDecoder:
 
     def __init__(self, wanted: Collection[Signal]) -> None:
         self.signals: Sequence[Signal] = tuple(wanted)
-        self.branches: Sequence[FaultDecoder] = (self,)
+        self.branches: Sequence[FaultDecoder] = (self,) if self.signals else ()
 
     def select(self, data: bytes) -> Sequence[int]:
-        """Return the one branch."""
-        return (0,)
+        """Return the one branch, if anything is wanted."""
+        return range(len(self.branches))
 
     def decode(self, data: bytes) -> tuple[Sequence[Value | None], Mapping[int, Flaw]]:
         """Return the values of a payload."""

@@ -7,8 +7,7 @@ Rules:
   lost.
 * Messages in packets are put together whoever they are for. Those for us are answered.
 * When frames were lost nobody knows which: what was under way is given up.
-* Of one message at most one is on its way to one destination; a newer one takes the place of one that
-  waits.
+* To one destination one message in packets is on its way at a time. The others wait, of each the newest.
 
 Design: the parts are machines without input or output (`j1939_address`, `j1939_transport`,
 `j1939_connection`); this file gives them frames and time, and sends what they say.
@@ -24,7 +23,6 @@ from fieldbus import clock
 from fieldbus.canbus.j1939 import (
     ACKNOWLEDGEMENT,
     ADDRESS_CLAIMED,
-    DEFAULT_PRIORITY,
     GLOBAL,
     REQUEST,
     TRANSPORT_DATA,
@@ -85,9 +83,14 @@ class Node(Address):
         self._claimer = AddressClaimer(settings.name, settings.address)
         self._reassembler = Reassembler()
         self._responder: Responder | None = None
-        self._senders: dict[tuple[int, int], PacketSender] = {}
-        self._next: dict[tuple[int, int], tuple[CanMessage, bytes]] = {}
-        """What is to be sent when the one before it is through, by PGN and destination."""
+        self._senders: dict[int, PacketSender] = {}
+        """By destination: packets do not say of which message they are."""
+        self._next: dict[int, dict[int, tuple[CanMessage, bytes]]] = {}
+        """What is to be sent when the one before it is through, by destination and PGN."""
+        self._failures: dict[tuple[int, int], str | None] = {}
+        """How the last one ended, by destination and PGN."""
+        self._through: dict[int, asyncio.Event] = {}
+        """Set when nothing is on its way to a destination any more."""
         self._address: int | None = None
         self._schedule: Schedule | None = None
         self._due_s = float("inf")
@@ -140,8 +143,14 @@ class Node(Address):
         self._address, self._responder = None, None
         self._claimed.clear()
         self._reassembler.clear()
-        self._senders.clear()
-        self._next.clear()
+        self._give_up_sending()
+
+    def claim_anew(self) -> None:
+        """Come to the bus again, after it was off: what was heard before may not hold any more."""
+        if self.is_active and self._schedule is not None:
+            self._reassembler.clear()
+            self._say(self._claimer.start(clock.monotonic_s()))
+            self._settle()
 
     async def is_ready(self) -> bool:
         """Wait until there is an address, or will be none; return whether there is."""
@@ -227,15 +236,28 @@ class Node(Address):
         """Send a message in packets; it waits while the one before it is on its way."""
         if self._address is None:
             return False
-        key = (pgn_of(message.message.frame_id), message.destination)
-        if key in self._senders:
-            self._next[key] = (message, data)
+        pgn, destination = pgn_of(message.message.frame_id), message.destination
+        if destination in self._senders:
+            self._next.setdefault(destination, {})[pgn] = (message, data)
             return True
-        sender = PacketSender(key[0], data, self._address, message.destination, priority=DEFAULT_PRIORITY + 1)
-        self._senders[key] = sender
+        try:
+            sender = PacketSender(pgn, data, self._address, destination)
+        except ValueError as error:  # we have got the address to which it is to go
+            self._notice(f"PGN {pgn} cannot be sent in packets: {error}")
+            return True
+        self._senders[destination] = sender
+        self._failures.pop((destination, pgn), None)
         self._say(sender.start(clock.monotonic_s()))
         self._settle()
         return True
+
+    async def is_sent(self, message: CanMessage) -> str | None:
+        """Wait until what `send_long` began is through; return why it failed, or None."""
+        pgn, destination = pgn_of(message.message.frame_id), message.destination
+        if destination in self._senders:
+            through = self._through.setdefault(destination, asyncio.Event())
+            await through.wait()
+        return self._failures.get((destination, pgn))
 
     def request(self, pgn: int, address: int | None) -> bool:
         """Ask a node, or everybody, for a PGN; False while we have no address."""
@@ -254,15 +276,17 @@ class Node(Address):
         """See what changed, and be called again when something is due."""
         if self.is_active:
             self._see_address()
-        for key, sender in list(self._senders.items()):
-            if not sender.is_done:
-                continue
-            del self._senders[key]
-            if sender.failure is not None:
-                self._notice(f"PGN {key[0]} in packets to {key[1]} was not taken: {sender.failure}")
-            waiting = self._next.pop(key, None)
-            if waiting is not None:
-                self.send_long(*waiting)
+        for destination, sender in list(self._senders.items()):
+            if sender.is_done:
+                del self._senders[destination]
+                self._failures[destination, sender.pgn] = sender.failure
+                if sender.failure is not None:
+                    self._notice(
+                        f"PGN {sender.pgn} in packets to {destination} was not taken: {sender.failure}"
+                    )
+                waiting = self._next.get(destination)
+                if waiting:
+                    self.send_long(*waiting.pop(next(iter(waiting))))
         due = [
             self._claimer.due_s if self.is_active else None,
             self._reassembler.next_due_s,
@@ -286,6 +310,15 @@ class Node(Address):
             self._say(sender.tick(now_s))
         self._settle()
 
+    def _give_up_sending(self) -> None:
+        for destination, sender in self._senders.items():
+            self._failures[destination, sender.pgn] = "our address was lost"
+        self._senders.clear()
+        self._next.clear()
+        for through in self._through.values():
+            through.set()
+        self._through.clear()
+
     def _see_address(self) -> None:
         address = self._claimer.address
         conflict = self._claimer.conflict
@@ -295,8 +328,7 @@ class Node(Address):
         if address == self._address:
             return
         self._address = address
-        self._senders.clear()
-        self._next.clear()
+        self._give_up_sending()
         self._responder = None if address is None else Responder(address)
         if address is None:
             self._claimed.clear()

@@ -40,9 +40,7 @@ def _with_indicators(signal: Signal) -> Signal:
     if found is None:
         return signal
     error_from, absent_from = found
-    states = [
-        raw % (1 << signal.length) for raw, name in signal.labels.items() if not _NO_STATE.search(name)
-    ]
+    states = [raw % (1 << signal.length) for raw, name in signal.labels.items() if not _NO_STATE.search(name)]
     if any(raw >= absent_from for raw in states):
         return signal
     if any(raw >= error_from for raw in states):

@@ -18,6 +18,8 @@ wiring.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import os
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
 from fieldbus import clock
@@ -26,6 +28,7 @@ from fieldbus.canbus.bus import ERROR, EXTENDED, EXTENDED_MASK, OWN, REMOTE, STA
 from fieldbus.canbus.buses import open_bus
 from fieldbus.canbus.j1939 import filter_for as filter_for_pgn
 from fieldbus.canbus.j1939 import pgn_of, source_of
+from fieldbus.canbus.j1939_address import FIRST_ARBITRARY, LAST_ARBITRARY
 from fieldbus.canbus.j1939_node import Node, NodeSettings
 from fieldbus.canbus.listening import Handler, Incoming, Listener
 from fieldbus.canbus.logged import LogError
@@ -53,6 +56,7 @@ _MOST_WAKE_UPS = 32
 _MAX_KNOWN_IDS = 65_536
 _LONGEST_DELAY_S = 60.0
 """A frame cannot have waited for longer: its time is that of a log, or the clock was set."""
+_SILENT = (health.BUS_OFF, health.STOPPED)
 _SAID_S = 10.0
 """A state that comes again so soon is not said again."""
 _COUNTERS = (
@@ -111,7 +115,7 @@ class CanLink:
             address = self._node
         self._sender = Sender(outgoing, written, self._counters, address=address, bits_per_s=bits_per_s)
         self._health = health.Health(self._counters, _bitrate(options))
-        self._schedule = Schedule(self._drain_all)
+        self._schedule = Schedule(self._drain_all, self._fail)
         self._exact: dict[int, list[Incoming]] = {}
         self._by_pgn: dict[tuple[int, int | None], list[Incoming]] = {}
         for incoming in self._listener.incoming:
@@ -154,13 +158,20 @@ class CanLink:
     def aside(self, points: Collection[Point], *, is_write: bool) -> CanLink:
         """Return a link of its own for just these points."""
         messages = [item for item in self.messages if not set(points).isdisjoint(item.points.values())]
+        # On a J1939 bus it is a node of its own, beside the one that the gateway may be just now.
+        own = self.node_settings.name
+        number = (own.identity_number + 1 + os.getpid()) % (1 << 21)
+        node = NodeSettings(
+            FIRST_ARBITRARY + os.getpid() % (LAST_ARBITRARY - FIRST_ARBITRARY + 1),
+            dataclasses.replace(own, identity_number=number, is_arbitrary_address_capable=True),
+        )
         return CanLink(
             self.name,
             self.options,
             messages,
             points if is_write else (),
             points,
-            node=self.node_settings,
+            node=node,
             bits_per_s=self._bits_per_s,
         )
 
@@ -187,6 +198,8 @@ class CanLink:
         bus.start(self._ready, self._lose)
         self._health.start(bus, self._schedule, self._state_changed, self._notice)
         self._sender.start(bus, self._schedule, self._lose, self._notice)
+        if self._health.state in _SILENT:
+            self._state_changed(None)
         if self._node is not None:
             self._node.start(
                 self._schedule,
@@ -196,8 +209,6 @@ class CanLink:
                 self._pgn_refused,
                 self._notice,
             )
-        if self._health.state == health.BUS_OFF:
-            self._state_changed(None)
         polling.start(self._listener.incoming, self._schedule, self._ask, self._give_up)
         self._schedule.at(clock.monotonic_s() + 1.0, self._keep_house)
         report(GaugesChanged())
@@ -236,6 +247,10 @@ class CanLink:
         if self._lost is not None and not self._lost.done():
             is_known = isinstance(error, LinkDownError)
             self._lost.set_exception(error if is_known else LinkDownError(str(error)))
+
+    def _fail(self, error: Exception) -> None:
+        if self._lost is not None and not self._lost.done():
+            self._lost.set_exception(error)
 
     def _notice(self, text: str) -> None:
         now_s = clock.monotonic_s()
@@ -296,7 +311,10 @@ class CanLink:
                 return
 
     def _ready(self) -> None:
-        self._take()
+        try:
+            self._take()
+        except Exception as error:  # nobody foresaw it: it ends the session, and is logged there
+            self._fail(error)
 
     def _take(self) -> int:
         """Take what the interface has; return how many frames that were."""
@@ -401,17 +419,21 @@ class CanLink:
 
     def _state_changed(self, before: int | None) -> None:
         state = self._health.state
-        if state == health.BUS_OFF:
-            self._notice("the bus is off: too many errors while sending")
-            self._sender.silence()
-            self._listener.spoil_all(Reason.BUS_DOWN)
-        elif before == health.BUS_OFF:
+        if state in _SILENT:
+            if before not in _SILENT:
+                self._notice("the bus is off: too many errors while sending" if state == health.BUS_OFF
+                             else "the controller is stopped")  # fmt: skip
+                self._sender.silence()
+                self._listener.spoil_all(Reason.BUS_DOWN)
+        elif before in _SILENT:
             self._notice(f"the bus is back, {health.STATES.get(state or 0, '')}")
+            self._listener.bus_is_back()
+            if self._node is not None:
+                self._node.claim_anew()
             self._sender.speak()
         elif state == health.ERROR_PASSIVE:
-            self._notice(
-                f"the bus is error passive ({self._health.values['last_bus_error'] or 'no cause told'})"
-            )
+            cause = self._health.values["last_bus_error"] or "no cause told"
+            self._notice(f"the bus is error passive ({cause})")
         self._tell(GaugesChanged())
 
     # --- polls
@@ -434,20 +456,20 @@ class CanLink:
 
     def _give_up(self, incoming: Incoming, reason: str) -> None:
         self._counters["timeouts"] += 1
-        self._listener.spoil(incoming.branches, reason)
+        self._listener.give_up(incoming, reason)
 
     def _pgn_refused(self, pgn: int, source: int) -> None:
         """Take a node's word that it does not send what it was asked for."""
         for incoming in self._of_pgn(pgn, source):
             if incoming.message.request is not None and incoming.asked_s is not None:
                 incoming.asked_s = None
-                self._listener.spoil(incoming.branches, f"{Reason.NOT_AVAILABLE}: refused by the node")
+                self._listener.give_up(incoming, f"{Reason.NOT_AVAILABLE}: refused by the node")
 
     def _address_changed(self) -> None:
         """Begin to send under the address that we have now, or be still without one."""
         self._sender.still_all()
         self._select()
-        self._sender.resume()
+        self._sender.resume(after_outage=False)
 
 
 def _filter(message: CanMessage) -> tuple[int, int]:

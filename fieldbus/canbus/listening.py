@@ -202,6 +202,9 @@ class Incoming:
             self.fault = None
             for index in self.unwanted.select(data):
                 self.last[index] = (data, time_ns, at_s)
+                learned = self.cold[index].learned
+                if learned is not None:
+                    learned.seen(at_s)
 
 
 def _decoder(message: CanMessage, signals: Collection[Signal]) -> Decoder:
@@ -355,8 +358,24 @@ class Listener:
             self.spoil(incoming.branches, reason)
             incoming.last.clear()
             incoming.fault = reason
+            for branch in (*incoming.branches, *incoming.cold):
+                if branch.learned is not None:
+                    branch.learned.interrupt()  # the silence to come is the bus's, not the sender's
             if self.is_watched:
                 self._refresh(incoming)
+
+    def bus_is_back(self) -> None:
+        """Learn that values may come again."""
+        for incoming in self.incoming:
+            incoming.fault = None
+
+    def give_up(self, incoming: Incoming, reason: str) -> None:
+        """Learn that a node did not answer, or will not."""
+        self.spoil(incoming.branches, reason)
+        incoming.last.clear()
+        incoming.fault = reason
+        if self.is_watched:
+            self._refresh(incoming)
 
     # --- watchers
 
@@ -387,7 +406,7 @@ class Listener:
             deadline_s = self.deadline(branch)
             if deadline_s is None:
                 deadline_s = incoming.longest_deadline_s
-            if now_s - at_s > deadline_s:
+            if incoming.message.request is None and now_s - at_s > deadline_s:
                 self._take_away(branch, Reason.STALE)
                 continue
             values, flaws = branch.decoder.decode(data)
@@ -408,6 +427,9 @@ class Listener:
             self.is_watched = False
             for incoming in self.incoming:
                 incoming.last.clear()
+                for branch in incoming.cold:
+                    if branch.learned is not None:
+                        branch.learned.interrupt()
             return True
         return False
 

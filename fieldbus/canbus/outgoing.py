@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from fieldbus.canbus.bus import Cyclic
@@ -10,6 +11,8 @@ from fieldbus.canbus.layout import Condition, Signal
 from fieldbus.canbus.messages import CanMessage, Guard
 from fieldbus.model import Point
 
+MAX_TURN = 256
+"""Frames that the kernel repeats in turn, at most."""
 _BURST_S = 0.1
 """So much of a second's budget may be used at once."""
 
@@ -42,50 +45,59 @@ class Outgoing:
         self.branches: list[Condition] = list(dict.fromkeys(signal.condition for signal in routed))
         """What is sent of a multiplexed message: one frame for each branch that is routed to."""
         self.encoder = FrameEncoder(message.message)
-        make = message.guard
-        self.guards: dict[Condition, Guard] = {}
-        """Their counters go on over sessions: receivers that remember the last one must not see it again."""
-        if make is not None:
-            self.guards = {branch: make() for branch in self.branches}
+        self.guard: Guard | None = None if message.guard is None else message.guard()
+        """Its counter goes on over sessions: receivers that remember the last one must not see it again. All
+        branches share it, as they share the identifier."""
         self.bad: set[Point] = set()
+        self.safe: set[Point] = set()
+        """Points that have their safe value now, because their source is bad."""
         self.has_value = False
         self.sent_s = 0.0
-        self.cyclics: dict[Condition, Cyclic] = {}
-        self.repeated: dict[Condition, list[bytes]] = {}
+        self.cyclic: Cyclic | None = None
+        self.repeated: list[bytes] = []
         """What the bus repeats for us."""
         self.is_waiting = False
         """Whether it waits for the budget."""
         self.is_unsent = False
-        """Whether a change was not sent because the bus was off."""
-        self.reset()
+        """Whether a change has not got to the bus: it was off or had no room, or we had no address."""
 
     def reset(self) -> None:
         """Begin with start values again."""
         self.encoder = FrameEncoder(self.message.message)
         self.bad.clear()
+        self.safe.clear()
         self.has_value = False
         self.is_waiting = self.is_unsent = False
-        self.cyclics.clear()
-        self.repeated.clear()
+        self.cyclic = None
+        self.repeated = []
 
     @property
     def may_be_sent(self) -> bool:
         """Whether what it says is known."""
         return self.has_value and not self.bad
 
-    def frame(self, branch: Condition) -> bytes:
-        """Return the data of its next frame."""
-        data = self.encoder.frame(branch)
-        guard = self.guards.get(branch)
-        return data if guard is None else guard.protect(data)
+    def frames(self) -> list[bytes]:
+        """Return the data of its next frames, one for each branch."""
+        guard = self.guard
+        made = [self.encoder.frame(branch) for branch in self.branches]
+        return made if guard is None else [guard.protect(data) for data in made]
 
-    def turn(self, branch: Condition) -> list[bytes] | None:
-        """Return all frames of a turn of its counter; None if they are too many to be kept ready."""
-        data = self.encoder.frame(branch)
-        guard = self.guards.get(branch)
+    def turn(self) -> list[bytes] | None:
+        """Return all frames that are sent in turn: each branch, with each count of the counter.
+
+        None if they are too many to be kept ready.
+        """
+        guard = self.guard
+        made = [self.encoder.frame(branch) for branch in self.branches]
         if guard is None:
-            return [data]
-        return None if guard.period is None else guard.sequence(data)
+            return made if len(made) <= MAX_TURN else None
+        if guard.period is None or math.lcm(guard.period, len(made)) > MAX_TURN:
+            return None
+        protected = [guard.sequence(data) for data in made]
+        return [
+            protected[index % len(made)][index % guard.period]
+            for index in range(math.lcm(guard.period, len(made)))
+        ]
 
 
 class Address:
@@ -98,3 +110,7 @@ class Address:
     def send_long(self, message: CanMessage, data: bytes) -> bool:
         """Send what does not fit a frame; False if that cannot be begun now."""
         return False
+
+    async def is_sent(self, message: CanMessage) -> str | None:
+        """Wait until what `send_long` began is through; return why it failed, or None."""
+        return None

@@ -80,6 +80,8 @@ class PythonCanBus:
 
     def __init__(self, bus: can.BusABC, *, has_echo: bool = False) -> None:
         self.dropped = 0
+        self._tells_state = False
+        """Whether the driver has ever said that something is wrong: then it knows when nothing is."""
         self._bus: can.BusABC | None = bus
         self._has_echo = has_echo
         self._echoes: Counter[tuple[int, bytes]] = Counter()
@@ -245,8 +247,11 @@ class PythonCanBus:
             state = None if bus is None else bus.state
         except Exception:  # a driver's question to its hardware may fail
             state = None
-        known = {can.BusState.ACTIVE: None, can.BusState.PASSIVE: 2, can.BusState.ERROR: 3}
-        # ACTIVE is what drivers say that do not know.
+        if state in (can.BusState.PASSIVE, can.BusState.ERROR):
+            self._tells_state = True
+        # ACTIVE is also what drivers say that do not know.
+        active = 0 if self._tells_state else None
+        known = {can.BusState.ACTIVE: active, can.BusState.PASSIVE: 2, can.BusState.ERROR: 3}
         return BusStatus(state=None if state is None else known.get(state))
 
     async def restart(self) -> str | None:

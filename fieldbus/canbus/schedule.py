@@ -21,13 +21,15 @@ Act = Callable[[float], float | None]
 class Schedule:
     """Appointments of one session of a bus."""
 
-    def __init__(self, look_first: Callable[[], None]) -> None:
+    def __init__(self, look_first: Callable[[], None], failed: Callable[[Exception], None]) -> None:
         """Begin without appointments.
 
         Args:
             look_first: takes what has come in; called before acts.
+            failed: told of an exception that nobody foresaw; nothing is done any more then.
         """
         self._look_first = look_first
+        self._failed = failed
         self._heap: list[tuple[float, int, Act]] = []
         self._order = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
@@ -68,6 +70,8 @@ class Schedule:
                 again_s = act(now_s)
                 if again_s is not None:
                     heapq.heappush(self._heap, (again_s, next(self._order), act))
-        finally:
-            self._is_ticking = False
-            self._arm()
+        except Exception as error:
+            self._heap.clear()
+            self._failed(error)
+        self._is_ticking = False
+        self._arm()

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from fieldbus import clock
 from fieldbus.canbus.bits import frame_bits
@@ -37,6 +38,19 @@ QUEUE_AGE_S = 0.25
 MAX_QUEUE = 512
 _RETRY_S = 0.002
 _KEEP_ALIVE_S = 1.0
+
+
+class _Waiting(NamedTuple):
+    """A frame that the bus had no room for."""
+
+    until_s: float
+    can_id: int
+    data: bytes
+    flags: int
+
+
+_Key = tuple[Outgoing, Condition] | tuple[int, bytes]
+"""A message and its branch; or identifier and data of a frame that is no routed message."""
 
 
 class Sender:
@@ -72,8 +86,8 @@ class Sender:
         self._counters = counters
         self._address = address or Address()
         self._budget = None if bits_per_s is None else Budget(bits_per_s)
-        self._queue: dict[tuple[int, Condition | bytes], tuple[float, bytes, int]] = {}
-        """Frames that the bus had no room for, oldest first: until when, data and flags of each."""
+        self._queue: dict[_Key, _Waiting] = {}
+        """Frames that the bus had no room for, oldest first."""
         self._bus: Bus | None = None
         self._schedule: Schedule | None = None
         self._lost: Callable[[Exception], None] = _nobody
@@ -129,7 +143,7 @@ class Sender:
     def speak(self) -> None:
         """Send again: the bus is back."""
         self.is_silent = False
-        self.resume()
+        self.resume(after_outage=True)
 
     def can_id(self, outgoing: Outgoing) -> int | None:
         """Return the identifier under which a message goes out now."""
@@ -173,8 +187,11 @@ class Sender:
                 return self._put_safe(outgoing, point, signal)
             is_first = not outgoing.has_value
             outgoing.bad.discard(point)
+            outgoing.safe.discard(point)
             outgoing.has_value = True
-            return is_changed or was_bad or is_first or outgoing.is_unsent
+            # What is not repeated goes out as often as the route says, changed or not.
+            is_due = outgoing.message.cycle_s is None or outgoing.is_unsent
+            return is_changed or was_bad or is_first or is_due
         return self._put_safe(outgoing, point, signal)
 
     def _put_safe(self, outgoing: Outgoing, point: Point, signal: Signal) -> bool:
@@ -188,44 +205,44 @@ class Sender:
             is_changed = outgoing.encoder.set_absent(signal.name)
         else:
             is_changed = outgoing.encoder.set(signal.name, safe)
-        return is_changed and outgoing.has_value
+        outgoing.safe.add(point)
+        return (is_changed or outgoing.is_unsent) and outgoing.has_value
 
     async def write(self, values: Mapping[Point, Value]) -> list[WriteResult]:
-        """Send messages with values and say how that ended."""
-        results = []
+        """Send messages with values and say how that ended; what is in one message goes in one frame."""
+        results: dict[Point, WriteResult] = {}
+        touched: dict[Outgoing, list[Point]] = {}
         for point, value in values.items():
             outgoing = self.outgoing.get(point)
             if outgoing is None:
-                results.append(WriteResult(point, value, WriteOutcome.REFUSED, "not sent by us"))
+                results[point] = WriteResult(point, value, WriteOutcome.REFUSED, "not sent by us")
                 continue
             try:
                 outgoing.encoder.set(self._signal_of[point].name, value)
             except ConversionError as error:
-                results.append(WriteResult(point, value, WriteOutcome.REFUSED, str(error)))
+                results[point] = WriteResult(point, value, WriteOutcome.REFUSED, str(error))
                 continue
             outgoing.has_value = True
             outgoing.bad.discard(point)
-            if await self._send_now(outgoing):
-                others = len(outgoing.message.points) > 1 and not all(
-                    other in values for other in outgoing.message.points.values()
-                )
-                note = f"other signals of {outgoing.message.message.name}: start values" if others else None
-                results.append(WriteResult(point, value, WriteOutcome.WRITTEN, note))
-            else:
-                reason = "the bus did not take the frame"
-                results.append(WriteResult(point, value, WriteOutcome.FAILED, reason))
-        return results
+            touched.setdefault(outgoing, []).append(point)
+        for outgoing, points in touched.items():
+            failure = await self._send_now(outgoing)
+            left = len(outgoing.message.points) - len(points)
+            note = f"other signals of {outgoing.message.message.name}: start values" if left else None
+            for point in points:
+                outcome = WriteOutcome.WRITTEN if failure is None else WriteOutcome.FAILED
+                results[point] = WriteResult(point, values[point], outcome, failure or note)
+        return [results[point] for point in values]
 
-    async def _send_now(self, outgoing: Outgoing) -> bool:
-        """Send a message's frames once, waiting a moment for room."""
+    async def _send_now(self, outgoing: Outgoing) -> str | None:
+        """Send a message's frames once, waiting a moment for room; return why that failed, or None."""
         end_s = clock.monotonic_s() + QUEUE_AGE_S
-        for branch in outgoing.branches:
-            data = outgoing.frame(branch)
+        for data in outgoing.frames():
             while not self._hand_over(outgoing, data):
                 if not self.is_up or clock.monotonic_s() > end_s:
-                    return False
+                    return "the bus did not take the frame"
                 await asyncio.sleep(_RETRY_S)
-        return True
+        return await self._address.is_sent(outgoing.message)
 
     # --- frames
 
@@ -243,6 +260,8 @@ class Sender:
 
                 def go_on(_now_s: float) -> None:
                     outgoing.is_waiting = False
+                    if self.is_silent:
+                        outgoing.is_unsent = True
                     self._send_changed(outgoing)
 
                 self._schedule.at(clock.monotonic_s() + wait_s, go_on)
@@ -255,73 +274,83 @@ class Sender:
             return
         outgoing.sent_s = clock.monotonic_s()
         outgoing.is_unsent = False
+        if outgoing.message.cycle_s is not None and self._repeat(outgoing, outgoing.message.cycle_s):
+            return
         # Every branch is tried, whether the bus took the one before or not.
-        for branch in outgoing.branches:
-            if outgoing.message.cycle_s is not None and self._repeat(outgoing, branch):
-                continue
-            self._enqueue(outgoing, branch, outgoing.frame(branch))
+        for branch, data in zip(outgoing.branches, outgoing.frames(), strict=True):
+            self._enqueue(outgoing, branch, data)
 
-    def _repeat(self, outgoing: Outgoing, branch: Condition) -> bool:
-        """Have the bus repeat a branch with its present content; return whether it does."""
-        bus, cycle_s = self._bus, outgoing.message.cycle_s
-        if bus is None or cycle_s is None:
+    def _repeat(self, outgoing: Outgoing, cycle_s: float) -> bool:
+        """Have the bus repeat a message with its present content; return whether it does.
+
+        Branches take their turn, so that each is sent once a cycle.
+        """
+        bus = self._bus
+        frames = outgoing.turn()
+        can_id = self.can_id(outgoing)
+        if (
+            bus is None
+            or not frames
+            or can_id is None
+            or len(frames[0]) > (64 if outgoing.message.flags else 8)
+        ):
             return False
-        frames = outgoing.turn(branch)
-        can_id = self._address.can_id(outgoing.message)
-        if frames is None or can_id is None or len(frames[0]) > (64 if outgoing.message.flags else 8):
-            return False
-        cyclic = outgoing.cyclics.get(branch)
-        outgoing.repeated[branch] = frames
+        outgoing.repeated = frames
         try:
-            if cyclic is not None:
-                cyclic.update(frames, at_once=True)
+            if outgoing.cyclic is not None:
+                outgoing.cyclic.update(frames, at_once=True)
                 return True
-            cyclic = bus.repeat(can_id, frames, cycle_s, outgoing.message.flags)
+            outgoing.cyclic = bus.repeat(
+                can_id, frames, cycle_s / len(outgoing.branches), outgoing.message.flags
+            )
         except LinkDownError as error:
             self._lost(error)
             return True
-        except RefusedError as error:
+        except (RefusedError, ValueError) as error:
             self._refused(can_id, error)
             return True
-        if cyclic is None:
-            return False
-        outgoing.cyclics[branch] = cyclic
-        return True
+        return outgoing.cyclic is not None
 
     def _still(self, outgoing: Outgoing) -> None:
         """Have a message not repeated any more, nor sent late."""
-        for cyclic in outgoing.cyclics.values():
+        cyclic, outgoing.cyclic, outgoing.repeated = outgoing.cyclic, None, []
+        if cyclic is not None:
             try:
                 cyclic.stop()
             except (LinkDownError, OSError):
-                continue  # the bus is gone, and with it what it repeated
-        outgoing.cyclics.clear()
-        outgoing.repeated.clear()
-        can_id = self._address.can_id(outgoing.message)
-        for key in [key for key in self._queue if key[0] == can_id]:
+                pass  # the bus is gone, and with it what it repeated
+        for key in [key for key in self._queue if key[0] is outgoing]:
             del self._queue[key]
+            self._counters["tx_dropped"] += 1
+            outgoing.is_unsent = True
 
     def still_all(self) -> None:
-        """Have nothing repeated any more; values stay."""
+        """Have nothing repeated any more, nor anything under our address; values stay."""
         for outgoing in self.messages:
             self._still(outgoing)
 
-    def resume(self) -> None:
-        """Send again what is known: the bus, or our address on it, is back."""
+    def resume(self, *, after_outage: bool) -> None:
+        """Send what holds now: the bus, or our address on it, is there.
+
+        What is not repeated is a command, and not given anew after an outage; a safe value is none.
+        """
         for outgoing in self.messages:
-            if outgoing.message.cycle_s is not None:
+            is_due = outgoing.is_unsent and (bool(outgoing.safe) or not after_outage)
+            if outgoing.message.cycle_s is not None or is_due:
                 self._transmit(outgoing)
 
     def _enqueue(self, outgoing: Outgoing, branch: Condition, data: bytes) -> None:
-        can_id = self._address.can_id(outgoing.message)
+        can_id = self.can_id(outgoing)
         if can_id is None:
+            outgoing.is_unsent = True
             return
-        key = (can_id, branch)
+        key = (outgoing, branch)
         if key in self._queue or not self._hand_over(outgoing, data):
-            if len(data) <= 64:
-                self._wait(key, data, outgoing.message.flags)
-            else:
+            if outgoing.message.is_j1939 and len(data) > 8:
                 self._counters["tx_dropped"] += 1
+                outgoing.is_unsent = True
+            else:
+                self._wait(key, can_id, data, outgoing.message.flags)
 
     def _hand_over(self, outgoing: Outgoing, data: bytes) -> bool:
         if outgoing.message.is_j1939 and len(data) > 8:
@@ -334,7 +363,7 @@ class Sender:
         if not self.is_up:
             return False
         if not self._raw(can_id, data, flags):
-            self._wait((can_id, data), data, flags)
+            self._wait((can_id, data), can_id, data, flags)
         return True
 
     def _raw(self, can_id: int, data: bytes, flags: int) -> bool:
@@ -353,32 +382,37 @@ class Sender:
         self._counters["tx_frames"] += 1
         return True
 
-    def _refused(self, can_id: int, error: RefusedError) -> None:
+    def _refused(self, can_id: int, error: Exception) -> None:
         """Count a frame that this bus can never send, and say so."""
         self._counters["tx_dropped"] += 1
         self._notice(f"0x{can_id & EXTENDED_MASK:X} cannot be sent: {error}")
 
-    def _wait(self, key: tuple[int, Condition | bytes], data: bytes, flags: int) -> None:
+    def _wait(self, key: _Key, can_id: int, data: bytes, flags: int) -> None:
         until_s = clock.monotonic_s() + QUEUE_AGE_S
         if key in self._queue:
-            until_s = self._queue[key][0]
+            until_s = self._queue[key].until_s
         elif len(self._queue) >= MAX_QUEUE:
-            self._counters["tx_dropped"] += 1
+            self._drop(key)
             return
         elif not self._queue and self._schedule is not None:
             self._schedule.at(clock.monotonic_s() + _RETRY_S, self._retry)
-        self._queue[key] = (until_s, data, flags)
+        self._queue[key] = _Waiting(until_s, can_id, data, flags)
+
+    def _drop(self, key: _Key) -> None:
+        self._counters["tx_dropped"] += 1
+        if isinstance(key[0], Outgoing):
+            key[0].is_unsent = True
 
     def _retry(self, now_s: float) -> float | None:
         """Try again what waits, in its order."""
-        for key, (until_s, data, flags) in list(self._queue.items()):
-            if now_s > until_s:
+        for key, waiting in list(self._queue.items()):
+            if now_s > waiting.until_s:
                 del self._queue[key]
-                self._counters["tx_dropped"] += 1
-                continue
-            if not self._raw(key[0], data, flags):
+                self._drop(key)
+            elif self._raw(waiting.can_id, waiting.data, waiting.flags):
+                self._queue.pop(key, None)
+            else:
                 break
-            self._queue.pop(key, None)
         return now_s + _RETRY_S if self._queue else None
 
     # --- the clock
@@ -389,7 +423,7 @@ class Sender:
         def repeat(now_s: float) -> float:
             nonlocal due_s
             due_s = max(due_s + cycle_s, now_s)
-            if outgoing.cyclics:
+            if outgoing.cyclic is not None:
                 return due_s + 1.0  # the bus does it
             # A frame that a change caused a moment ago serves as this cycle's.
             if now_s - outgoing.sent_s >= cycle_s * 0.5:
@@ -400,9 +434,9 @@ class Sender:
 
     def _keep_alive(self, now_s: float) -> float:
         for outgoing in self.messages:
-            for cyclic in outgoing.cyclics.values():
+            if outgoing.cyclic is not None:
                 try:
-                    cyclic.keep_alive()
+                    outgoing.cyclic.keep_alive()
                 except LinkDownError as error:
                     self._lost(error)
         return now_s + _KEEP_ALIVE_S
@@ -410,10 +444,9 @@ class Sender:
     def is_repeated(self, can_id: int, data: bytes) -> bool:
         """Return whether a frame is one that the bus repeats for us."""
         return any(
-            data in frames
+            data in outgoing.repeated
             for outgoing in self.messages
-            if outgoing.repeated and self._address.can_id(outgoing.message) == can_id
-            for frames in outgoing.repeated.values()
+            if outgoing.repeated and self.can_id(outgoing) == can_id
         )
 
 

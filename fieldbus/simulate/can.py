@@ -93,8 +93,9 @@ class SimulatedNodes:
         self._seen_pgns = {j1939.pgn_of(message.can_id) for message in sent_by_gateway if message.is_j1939}
         self._on_frame = on_frame
         self._bus: Bus | None = None
-        self._schedule = Schedule(self._listen)
+        self._schedule = Schedule(self._listen, self._fail)
         self._senders: dict[int, PacketSender] = {}
+        self._next: dict[int, dict[_Node, bytes]] = {}
         self._began_s = 0.0
         self._lost: asyncio.Future[None] | None = None
 
@@ -123,6 +124,10 @@ class SimulatedNodes:
             self._schedule.clear()
             self._bus = None
             await bus.close()
+
+    def _fail(self, error: Exception) -> None:
+        if self._lost is not None and not self._lost.done():
+            self._lost.set_exception(error)
 
     def _repeater(self, node: _Node) -> Callable[[float], float]:
         cycle_s = node.message.message.cycle_s or node.message.cycle_s or DEFAULT_CYCLE_S
@@ -173,7 +178,8 @@ class SimulatedNodes:
     def _send_long(self, node: _Node, data: bytes) -> None:
         source, pgn = j1939.source_of(node.can_id), j1939.pgn_of(node.can_id)
         if source in self._senders:
-            return  # one message in packets at a time from one node; the next cycle is soon enough
+            self._next.setdefault(source, {})[node] = data  # one message in packets at a time from one node
+            return
         sender = self._senders[source] = PacketSender(pgn, data, source)
         now_s = clock.monotonic_s()
         for can_id, part in sender.start(now_s):
@@ -184,6 +190,10 @@ class SimulatedNodes:
                 self._put(can_id, part, 0)
             if sender.due_s is None:
                 del self._senders[source]
+                waiting = self._next.get(source)
+                if waiting:
+                    following = next(iter(waiting))
+                    self._send_long(following, waiting.pop(following))
             return sender.due_s
 
         self._schedule.at(sender.due_s or now_s, go_on)

@@ -21,6 +21,8 @@ class FakeCyclic:
         self._bus = bus
 
     def update(self, frames, *, at_once):
+        if self.is_over:
+            return
         self.frames = list(frames)
         self.updates += 1
         if at_once:
@@ -89,6 +91,9 @@ class FakeBus:
     def repeat(self, can_id, frames, period_s, flags=0):
         if not self._has_clock:
             return None
+        for cyclic in self.cyclics:
+            if cyclic.can_id == can_id:
+                cyclic.is_over = True  # an identifier is repeated once
         self.cyclics.append(FakeCyclic(self, can_id, frames, period_s))
         return self.cyclics[-1]
 

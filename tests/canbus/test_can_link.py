@@ -133,8 +133,16 @@ async def test_a_routed_value_is_sent_at_once_with_start_values_beside_it():
         assert bus.heard() == []
         bus.route(point_of(message, "X"), 5)
         assert bus.heard() == [(0x200, b"\x05\x09")]
-        bus.route(point_of(message, "X"), 5)
-        assert bus.heard() == []
+
+
+async def test_what_has_no_cycle_is_sent_as_often_as_its_route_says_and_what_has_one_is_not():
+    for cycle_s, repeated in ((None, [(0x200, b"\x05\x09")]), (60.0, [])):
+        message = command(cycle_s=cycle_s)
+        async with Bus([message], message.points.values()) as bus:
+            bus.route(point_of(message, "X"), 5)
+            bus.heard()
+            bus.route(point_of(message, "X"), 5)
+            assert bus.heard() == repeated
 
 
 async def test_several_signals_of_one_batch_travel_in_one_frame():

@@ -52,7 +52,7 @@ from .peers import Peers, write_config
 
 INTERFACE = "vcan0"
 _CASES = {
-    "vm": ("8@200", "8@1000", "1@500", "1@0", "8@500", "8@0"),
+    "vm": ("8@200", "1@500", "1@0", "8@500", "8@0"),
     "kernel": ("8@1000", "1@4000", "1@0", "8@4000", "8@0"),
 }
 """What is measured, by where: signals that are routed, and frames a second."""

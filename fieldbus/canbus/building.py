@@ -8,7 +8,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from fieldbus.canbus import deadlines, fault_points, j1939
@@ -52,9 +52,12 @@ def build_messages(
             built.append(
                 _faults_of(device, settings, own, name, pgn, built, _inside(("messages", name), fault))
             )
+    can_have = {*names, *extra, *(["DM1", "DM2"] if any(item.is_j1939 for item in built) else [])}
     for name in settings.messages:
         if messages and name not in names and name not in extra:
-            fault(("messages", name), f"the database has no message '{name}'", closest(name, names))
+            fault(("messages", name), f"the database has no message '{name}'", closest(name, can_have))
+    if built and settings.source_address is not None and not any(item.is_j1939 for item in built):
+        fault(("source_address",), "no message of the database is J1939's", "protocol: j1939")
     return built
 
 
@@ -68,11 +71,16 @@ def _faults_of(
     fault: Fault,
 ) -> CanMessage:
     """Return DM1 or DM2 of the device, which databases seldom have."""
-    sources = {item.source_address for item in others if item.is_j1939}
+    sources = {item.source_address for item in others if item.is_j1939} - {None}
     source = next(iter(sources)) if len(sources) == 1 else None
     said = own.source_address if own.source_address is not None else settings.source_address
     if said is not None:
         source = None if said == "any" else said
+    for key in ("cycle", "counter", "checksum", "e2e", "destination"):
+        if getattr(own, key) is not None:
+            fault((key,), f"{name} is only listened to", None)
+    if own.on_bad != "stop":
+        fault(("on_bad",), f"{name} is only listened to", None)
     message = fault_points.message_of(name, pgn, source)
     return CanMessage(
         device,
@@ -100,6 +108,7 @@ def _build(
         message = as_j1939(message)
     cycle_s = own.cycle or message.cycle_s
     source = _source(settings, own, message) if is_j1939 else None
+    _check_j1939_keys(own, message, fault, is_j1939=is_j1939)
     guard, owned = _guard(own, message, fault)
     points = {
         signal: _point(device, message, signal, is_ours=signal.name in owned) for signal in message.signals
@@ -115,7 +124,8 @@ def _build(
         cycle_s=cycle_s,
         request=_request(settings, own, message, is_j1939=is_j1939, fault=fault),
         guard=guard,
-        safe=_safe(own, message, fault),
+        safe=_safe(own, message, points, owned, fault),
+        says_absent=own.on_bad == "not_available",
         is_j1939=is_j1939,
         source_address=source,
         destination=_destination(own, message) if is_j1939 else GLOBAL_ADDRESS,
@@ -187,6 +197,11 @@ def _guard(
     """Return what makes the guard of a message, and the signals that are the guard's alone."""
     if not own.is_protected:
         return None, frozenset()
+    names = [signal.name for signal in message.signals]
+    for key, part in (("checksum", own.checksum), ("counter", own.counter)):
+        if part is not None and part.signal not in names:
+            fault((key, "signal"), f"the message has no signal '{part.signal}'", closest(part.signal, names))
+            return None, frozenset()
     try:
         make = own.guard(message)
     except ValueError as error:
@@ -195,7 +210,21 @@ def _guard(
     return make, make().owned
 
 
-def _safe(own: MessageSettings, message: Message, fault: Fault) -> dict[Signal, Value | None]:
+def _check_j1939_keys(own: MessageSettings, message: Message, fault: Fault, *, is_j1939: bool) -> None:
+    for key in ("source_address", "destination"):
+        if getattr(own, key) is not None and not is_j1939:
+            fault((key,), "the message is not J1939's", "protocol: j1939")
+    if own.destination is not None and is_j1939 and not j1939.has_destination(j1939.pgn_of(message.frame_id)):
+        fault(("destination",), "its PGN has no destination: it goes to all", None)
+
+
+def _safe(
+    own: MessageSettings,
+    message: Message,
+    points: Mapping[Signal, Point],
+    owned: frozenset[str],
+    fault: Fault,
+) -> dict[Signal, Value | None]:
     if own.on_bad == "stop":
         return {}
     if own.on_bad == "not_available":
@@ -206,18 +235,22 @@ def _safe(own: MessageSettings, message: Message, fault: Fault) -> dict[Signal, 
         signal = by_name.get(name)
         if signal is None:
             fault(("on_bad", name), f"the message has no signal '{name}'", closest(name, by_name))
-            continue
-        if value == "not_available":
+        elif name in owned:
+            fault(("on_bad", name), "it is the message's counter or checksum, which we make", None)
+        elif value == "not_available":
             if signal.absent_from is None:
                 fault(("on_bad", name), "it has no raw value that means `not available`", "a safe value")
             found[signal] = None
-            continue
-        try:
-            signal.to_raw(value)
-        except ConversionError as error:
-            fault(("on_bad", name), str(error), None)
-            continue
-        found[signal] = value
+        else:
+            try:
+                signal.to_raw(value)
+                refusal = None if isinstance(value, str) else points[signal].refusal(value)
+                if refusal is not None:
+                    raise ConversionError(refusal)
+            except ConversionError as error:
+                fault(("on_bad", name), str(error), None)
+                continue
+            found[signal] = value
     return found
 
 
@@ -262,6 +295,9 @@ def build_link(
     options = settings.options()
     if settings.interface == "replay":
         options["channel"] = file(("channel",), str(settings.channel))
+    written = set(targets)
+    for item in messages:
+        _check_sent(item, [signal for signal, point in item.points.items() if point in written], fault)
     budget = None
     if settings.max_tx_load is not None and settings.bitrate is not None:
         cyclic = _check_budget(settings, messages, set(targets), fault)
@@ -276,6 +312,21 @@ def build_link(
         node=settings.node(gateway, name),
         bits_per_s=budget,
     )
+
+
+def _check_sent(
+    item: CanMessage, routed: Sequence[Signal], fault: Callable[[Sequence[str], str, str | None], None]
+) -> None:
+    """Refuse what cannot be done with a message that routes write."""
+    if not routed:
+        return
+    name = f"{item.device}.{item.message.name}"
+    if item.request is not None:
+        fault((), f"{name} has a `request`, as if others sent it, and a route writes it", "one of the two")
+    for signal in routed:
+        if item.says_absent and signal not in item.safe:
+            text = f"{name}.{signal.name} has no raw value that means `not available`"
+            fault((), text, f"on_bad of {item.message.name} with a safe value for it: {{{signal.name}: 0}}")
 
 
 def _check_budget(

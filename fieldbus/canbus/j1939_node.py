@@ -287,6 +287,8 @@ class Node(Address):
                 waiting = self._next.get(destination)
                 if waiting:
                     self.send_long(*waiting.pop(next(iter(waiting))))
+                elif destination in self._through:
+                    self._through.pop(destination).set()
         due = [
             self._claimer.due_s if self.is_active else None,
             self._reassembler.next_due_s,

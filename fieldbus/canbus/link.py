@@ -428,9 +428,10 @@ class CanLink:
         elif before in _SILENT:
             self._notice(f"the bus is back, {health.STATES.get(state or 0, '')}")
             self._listener.bus_is_back()
+            self._sender.is_silent = False
             if self._node is not None:
                 self._node.claim_anew()
-            self._sender.speak()
+            self._sender.resume(after_outage=True)
         elif state == health.ERROR_PASSIVE:
             cause = self._health.values["last_bus_error"] or "no cause told"
             self._notice(f"the bus is error passive ({cause})")

@@ -73,6 +73,8 @@ class CanMessage:
     safe: Mapping[Signal, Value | None] = field(default_factory=dict)
     """What we send of a signal whose source is bad, None for "not available". Signals that are not here
     silence the message."""
+    says_absent: bool = False
+    """Whether it is to say "not available" of every signal whose source is bad."""
     decoder: Callable[[Collection[Signal]], Any] | None = None
     """Makes what decodes some signals of it, where they are not just bits (see `listening.Decoder`)."""
     is_j1939: bool = False

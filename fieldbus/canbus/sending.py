@@ -140,11 +140,6 @@ class Sender:
         for outgoing in self.messages:
             self._still(outgoing)
 
-    def speak(self) -> None:
-        """Send again: the bus is back."""
-        self.is_silent = False
-        self.resume(after_outage=True)
-
     def can_id(self, outgoing: Outgoing) -> int | None:
         """Return the identifier under which a message goes out now."""
         return self._address.can_id(outgoing.message)

@@ -7,17 +7,21 @@ import zlib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
+import can
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
 from fieldbus.canbus import j1939
 from fieldbus.canbus.j1939_address import Name
 from fieldbus.canbus.j1939_node import NodeSettings
 from fieldbus.canbus.protection_settings import ProtectedSettings
+from fieldbus.canbus.replay import ReplaySettings
 from fieldbus.errors import closest
-from fieldbus.settings import DeviceSettings, Duration, LinkSettings, Scalar, Settings, problem
+from fieldbus.settings import DeviceSettings, Duration, LinkSettings, Settings, problem
 
 _PERCENT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
 _SOCKETCAN_KEYS = ("receive_buffer",)
+_LONGEST_INTERFACE_NAME = 15
+SHORTEST_CYCLE_S, LONGEST_CYCLE_S = 0.001, 3600.0
 _REPLAY_KEYS = ("speed", "log_channel", "loop")
 
 
@@ -77,25 +81,36 @@ class CanLinkSettings(LinkSettings):
     @model_validator(mode="after")
     def _check(self) -> CanLinkSettings:
         further = self.model_extra or {}
+        if self.interface not in (*can.VALID_INTERFACES, "replay"):
+            near = closest(self.interface, [*can.VALID_INTERFACES, "replay"])
+            raise problem(f"python-can has no interface '{self.interface}'" + (f" ({near})" if near else ""))
         allowed = {"socketcan": _SOCKETCAN_KEYS, "replay": _REPLAY_KEYS}.get(self.interface)
         for key in further:
             if allowed is not None and key not in allowed:
-                known = (*type(self).model_fields, *allowed)
-                near = closest(key, known)
+                near = closest(key, (*type(self).model_fields, *allowed))
                 raise problem(f"{self.interface} has no key '{key}'" + (f" ({near})" if near else ""))
-        if self.interface in ("socketcan", "replay") and self.channel is None:
+        if self.interface in ("socketcan", "replay") and self.channel in (None, ""):
             what = "the log's file" if self.interface == "replay" else "the interface, such as can0"
             raise problem(f"`channel` is missing: {what}")
+        if self.interface == "socketcan":
+            self._check_socketcan(further)
         if self.interface == "replay":
-            speed = further.get("speed", 1)
-            is_number = isinstance(speed, int | float) and not isinstance(speed, bool)
-            if not (is_number and 0 < speed <= 10_000) and speed != "stepped":
-                raise problem(f"`speed: {speed}` is neither a factor up to 10000 nor `stepped`")
-            if not isinstance(further.get("loop", False), bool):
-                raise problem("`loop` is true or false")
+            try:
+                ReplaySettings.of(self.options())
+            except ValueError as error:
+                raise problem(str(error)) from None
         if self.max_tx_load is not None and self.bitrate is None:
             raise problem("`max_tx_load` is a share of the `bitrate`, and that is missing")
         return self
+
+    def _check_socketcan(self, further: Mapping[str, Any]) -> None:
+        if len(str(self.channel).encode()) > _LONGEST_INTERFACE_NAME:
+            raise problem(
+                f"'{self.channel}' is no interface: a name has {_LONGEST_INTERFACE_NAME} letters at most"
+            )
+        size = further.get("receive_buffer", 1)
+        if isinstance(size, bool) or not isinstance(size, int) or not 0 < size <= 1 << 30:
+            raise problem(f"`receive_buffer: {size}` is no number of bytes")
 
     @property
     def is_stepped(self) -> bool:
@@ -121,6 +136,12 @@ class CanLinkSettings(LinkSettings):
         return NodeSettings(self.j1939.address, Name(**fields))
 
 
+def _quoted(data: Any) -> Any:
+    if isinstance(data, int | float) and not isinstance(data, bool):
+        raise problem(f"{data} is read as a number here: write it in quotes, as '{data}'")
+    return data
+
+
 def _or_word(schema: dict[str, Any]) -> None:
     fields = dict(schema)
     schema.clear()
@@ -136,7 +157,9 @@ class RequestSettings(Settings):
         None, description="Default: the message's own, for a remote frame."
     )
     extended: bool | None = Field(None, description="Default: whether the id needs 29 bits.")
-    data: str = Field("", description="Hexadecimal, spaces allowed: 02 01 0C")
+    data: Annotated[str, BeforeValidator(_quoted)] = Field(
+        "", description="Hexadecimal, spaces allowed: 02 01 0C"
+    )
     rtr: bool = Field(False, description="A remote frame, instead of data.")
     pgn: bool = Field(False, description="J1939's request for the message's PGN (59904).")
 
@@ -174,9 +197,29 @@ class RequestSettings(Settings):
 
 
 def _on_bad(data: Any) -> Any:
-    if data in ("stop", "not_available") or isinstance(data, dict):
+    if data in ("stop", "not_available"):
         return data
-    raise problem(f"{data!r} is neither `stop` nor `not_available` nor safe values {{Signal: value}}")
+    if not isinstance(data, dict):
+        raise problem(f"{data!r} is neither `stop` nor `not_available` nor safe values {{Signal: value}}")
+    for name, value in data.items():
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise problem(f"{name}: {value!r} is no safe value: a number, a label, or `not_available`")
+    return data
+
+
+OnBad = Annotated[
+    Any,
+    BeforeValidator(_on_bad),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"enum": ["stop", "not_available"]},
+                {"type": "object", "additionalProperties": {"type": ["number", "string"]}},
+            ]
+        }
+    ),
+]
+"""`stop`, `not_available`, or a mapping of signals to safe values."""
 
 
 SourceAddress = Annotated[
@@ -191,6 +234,13 @@ SourceAddress = Annotated[
 ]
 
 
+def _destination(data: Any) -> Any:
+    is_address = isinstance(data, int) and not isinstance(data, bool) and (0 <= data <= 253 or data == 255)
+    if not is_address:
+        raise problem(f"{data!r} is neither an address (0 to 253) nor 255, which means all")
+    return data
+
+
 def _refuse(text: str) -> Any:
     raise problem(text)
 
@@ -199,24 +249,25 @@ class MessageSettings(ProtectedSettings):
     """How one message of a database is treated."""
 
     timeout: Duration | None = Field(None, description="Without a frame for so long its points are bad.")
-    cycle: Duration | None = Field(None, description="Overrides the database's cycle time.")
+    cycle: Duration | None = Field(
+        None, description="Overrides the database's cycle time; 1ms to 1h if we send it."
+    )
     request: RequestSettings | None = Field(None, description="For a node that speaks only when asked.")
     scan: Duration | None = Field(None, description="How often it is asked; 1s by default.")
-    on_bad: Annotated[
-        Literal["stop", "not_available"] | Mapping[str, Scalar | Literal["not_available"]],
-        BeforeValidator(_on_bad),
-    ] = Field(
+    on_bad: OnBad = Field(
         "stop",
         description="If we send it: what happens while the source of a signal is bad. `stop`: it is not "
         "sent; `not_available`: the signal says so, with all its bits one; or safe values by signal.",
     )
     source_address: SourceAddress | None = Field(None, description="J1939: overrides the device's.")
-    destination: Annotated[int, Field(ge=0, le=255)] | None = Field(
+    destination: Annotated[int, BeforeValidator(_destination)] | None = Field(
         None, description="J1939: to whom we send it, if its PGN has a destination; 255 for all."
     )
 
     @model_validator(mode="after")
     def _check_scan(self) -> MessageSettings:
+        if self.cycle is not None and not SHORTEST_CYCLE_S <= self.cycle <= LONGEST_CYCLE_S:
+            raise problem("`cycle` is between 1ms and 1h")
         if self.scan is not None and self.request is None:
             raise problem("`scan` is how often a `request` is sent, and there is none")
         return self

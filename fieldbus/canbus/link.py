@@ -51,8 +51,8 @@ from fieldbus.model import Group, Point, Reason, Value
 
 _FRAMES_PER_WAKE_UP = 512
 """After so many frames others have their turn; the rest stays in the kernel's buffer."""
-_MOST_WAKE_UPS = 32
-"""So often it is looked for more before something is judged to be late: more than a buffer holds."""
+_LONGEST_LOOK_S = 0.02
+"""So long what has come in is taken before what is due has its turn."""
 _MAX_KNOWN_IDS = 65_536
 _LONGEST_DELAY_S = 60.0
 """A frame cannot have waited for longer: its time is that of a log, or the clock was set."""
@@ -306,8 +306,12 @@ class CanLink:
             self._lose(error)
 
     def _drain_all(self) -> None:
-        for _ in range(_MOST_WAKE_UPS):
-            if self._take() < _FRAMES_PER_WAKE_UP:
+        """Take what has come in, as far as that is done soon: others have to have their turn too."""
+        end_s = clock.monotonic_s() + _LONGEST_LOOK_S
+        self._listener.is_behind = False
+        while self._take() >= _FRAMES_PER_WAKE_UP:
+            if clock.monotonic_s() > end_s:
+                self._listener.is_behind = True
                 return
 
     def _ready(self) -> None:

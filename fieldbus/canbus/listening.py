@@ -34,6 +34,7 @@ from fieldbus.canbus.schedule import Schedule
 from fieldbus.link import DeviceHealth, Emit, Report
 from fieldbus.model import NO_FLAWS, Batch, Flaw, Group, Point, Reason, Value
 
+_BEHIND_S = 0.05
 WATCH_S = 10.0
 """So long after a watcher looked, what only watchers want is listened to."""
 
@@ -242,6 +243,8 @@ class Listener:
         self.emit: Emit = _nowhere
         self._report: Report | None = None
         self._schedule: Schedule | None = None
+        self.is_behind = False
+        """Whether more frames wait than can be taken now: then nobody is called silent."""
         self.is_watched = False
         self._watched_s = 0.0
         self._was_up = False
@@ -272,7 +275,7 @@ class Listener:
     def stop(self) -> None:
         """Forget the session: nothing that was heard in it counts any more."""
         self.emit, self._report, self._schedule = _nowhere, None, None
-        self.is_watched = False
+        self.is_watched = self.is_behind = False
         for incoming in self.incoming:
             incoming.asked_s = incoming.fault = None
             incoming.last.clear()
@@ -303,6 +306,8 @@ class Listener:
             due_s = branch.seen_s + deadline_s
             if now_s < due_s:
                 return due_s
+            if self.is_behind:
+                return now_s + _BEHIND_S
             branch.is_watched = False
             self.spoil([branch], Reason.STALE)
             return None

@@ -83,7 +83,7 @@ class ReplaySettings:
             speed = None
         elif isinstance(speed, bool) or not isinstance(speed, int | float) or not 0 < speed <= _FASTEST:
             raise ValueError(f"`speed` is stepped, or a number above 0 such as 1 or 10, not {speed!r}")
-        if not isinstance(loops, bool):
+        if loops is not True and loops is not False:
             raise ValueError(f"`loop` is true or false, not {loops!r}")
         if loops and speed is None:
             raise ValueError("a stepped replay ends with its log: it cannot `loop`")

@@ -5,8 +5,9 @@ import asyncio
 from conftest import eventually
 from fake_bus import FakeBus, Running
 
+from fieldbus import clock
 from fieldbus.canbus import listening
-from fieldbus.canbus.bus import EXTENDED, OWN, REMOTE
+from fieldbus.canbus.bus import EXTENDED, OWN, REMOTE, Frame
 from fieldbus.canbus.layout import Message, Signal
 from fieldbus.canbus.messages import CanMessage
 from fieldbus.canbus.protection import Checksum, Counter, Protection
@@ -231,3 +232,30 @@ async def test_after_a_reconnection_nothing_of_before_counts(monkeypatch):
     await eventually(lambda: running.latest("Status.A") == (1, None))
     assert list(running.batches[-1].changed) == [0, 1]
     await running.end()
+
+
+async def test_a_flood_neither_holds_up_the_clock_nor_makes_anybody_silent(monkeypatch):
+    monkeypatch.setattr("fieldbus.canbus.link._LONGEST_LOOK_S", 0.005)
+    quiet = status("Quiet", 0x101, deadline_s=0.1)
+    async with Running(monkeypatch, [status(deadline_s=0.1), quiet]) as running:
+        running.bus.come(0x101, b"\1\1")
+        await eventually(lambda: running.latest("Quiet.A") == (1, None))
+        # There is always one more full load of frames than was taken.
+        flood = [(0x100, bytes([number % 256, 0])) for number in range(512)]
+        is_over = False
+
+        def drain(limit):
+            return [] if is_over else [Frame(can_id, data, clock.wall_ns()) for can_id, data in flood]
+
+        running.bus.drain = drain
+        loop = asyncio.get_running_loop()
+        late = []
+        for _ in range(10):
+            due_s = loop.time() + 0.02
+            await asyncio.sleep(0.02)
+            late.append(loop.time() - due_s)
+            running.bus._ready()
+        assert sorted(late)[5] < 0.1
+        assert running.latest("Quiet.A") == (1, None)
+        is_over = True
+        await eventually(lambda: running.latest("Quiet.A") == (None, "stale"))

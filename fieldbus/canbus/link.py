@@ -367,7 +367,7 @@ class CanLink:
         return handler
 
     def _handler(self, can_id: int) -> Handler | None:
-        takers: list[Handler] = [item.take for item in self._exact.get(can_id, ())]
+        takers: list[Handler] = [item.handler() for item in self._exact.get(can_id, ())]
         if self._node is not None and can_id & EXTENDED and not can_id & REMOTE:
             node = self._node
             if node.wants(can_id):
@@ -391,7 +391,7 @@ class CanLink:
     def _of(self, incoming: Incoming, source: int) -> Handler:
         """Return what takes a message that is heard of anybody, and notices if that are two."""
         if incoming.message.source_address is not None:
-            return incoming.take
+            return incoming.handler()
 
         def take(data: bytes, time_ns: int, at_s: float) -> None:
             if self._sources.setdefault(incoming, source) != source:

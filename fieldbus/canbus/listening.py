@@ -39,6 +39,10 @@ WATCH_S = 10.0
 """So long after a watcher looked, what only watchers want is listened to."""
 
 
+Handler = Callable[[bytes, int, float], None]
+"""Takes data bytes, source time (ns, wall clock) and the same moment on the monotonic clock (s)."""
+
+
 class BranchDecoder(Protocol):
     """Decodes some signals that are in a frame under the same condition."""
 
@@ -180,6 +184,25 @@ class Incoming:
         """The longest deadline of a branch that is watched over; infinity if none has one."""
         found = [limit for branch in self.branches if (limit := self.listener.deadline(branch)) is not None]
         return max(found, default=float("inf"))
+
+    def handler(self) -> Handler:
+        """Return what takes its frames in this session, by the shortest way that there is."""
+        if not self.is_plain:
+            return self.take
+        branch, listener, emit = self.branches[0], self.listener, self.listener.emit
+        group, learns = branch.group, branch.learned is not None
+
+        def take(data: bytes, time_ns: int, at_s: float) -> None:
+            if learns or listener.is_watched:
+                self.take(data, time_ns, at_s)
+                return
+            branch.seen_s = at_s
+            if data == branch.data:
+                emit(Batch(group, time_ns, at_s, branch.values, branch.flaws, ()))
+            else:
+                emit(branch.read(data, time_ns, at_s))
+
+        return take
 
     def take(self, data: bytes, time_ns: int, at_s: float) -> None:
         """Take a frame."""
@@ -451,7 +474,3 @@ def _signs_of_life(messages: Sequence[CanMessage], wanted: Collection[Point]) ->
 
 def _nowhere(_batch: Batch) -> None:
     """Take what comes between two sessions."""
-
-
-Handler = Callable[[bytes, int, float], None]
-"""Takes data bytes, source time (ns, wall clock) and the same moment on the monotonic clock (s)."""

@@ -24,6 +24,7 @@ from fieldbus.model import Access, Kind, Point, Value
 Fault = Callable[[Sequence[str | int], str, str | None], None]
 """Reports a problem at a path inside the device: message and hint."""
 
+MISSED_POLLS = 3
 _LEAST_BITS_PER_S = 150.0
 """A frame a second."""
 
@@ -82,13 +83,17 @@ def _faults_of(
     if own.on_bad != "stop":
         fault(("on_bad",), f"{name} is only listened to", None)
     message = fault_points.message_of(name, pgn, source)
+    asked = _request(settings, own, message, is_j1939=True, fault=fault)
+    deadline_s = own.timeout or settings.timeout
+    if asked is not None:
+        deadline_s = MISSED_POLLS * asked.scan_s + asked.timeout_s
     return CanMessage(
         device,
         message,
         fault_points.points_of(device, message),
-        deadline_s=own.timeout or settings.timeout,
-        learns_deadline=own.timeout is None and settings.timeout is None,
-        request=_request(settings, own, message, is_j1939=True, fault=fault),
+        deadline_s=deadline_s,
+        learns_deadline=deadline_s is None,
+        request=asked,
         decoder=fault_points.FaultDecoder,
         is_j1939=True,
         source_address=source,
@@ -114,6 +119,10 @@ def _build(
         signal: _point(device, message, signal, is_ours=signal.name in owned) for signal in message.signals
     }
     limits = _deadlines(settings, own, message, cycle_s)
+    asked = _request(settings, own, message, is_j1939=is_j1939, fault=fault)
+    if asked is not None:
+        # `timeout` is how long an answer may take; what no answer brings for some polls is stale.
+        limits = dict.fromkeys(message.branches(), MISSED_POLLS * asked.scan_s + asked.timeout_s)
     return CanMessage(
         device,
         message,
@@ -122,7 +131,7 @@ def _build(
         branch_deadlines=limits,
         learns_deadline=settings.timeout is None,
         cycle_s=cycle_s,
-        request=_request(settings, own, message, is_j1939=is_j1939, fault=fault),
+        request=asked,
         guard=guard,
         safe=_safe(own, message, points, owned, fault),
         says_absent=own.on_bad == "not_available",
@@ -176,6 +185,8 @@ def _request(
     if asked.pgn and not is_j1939:
         fault(("request",), "only J1939 messages have a PGN to ask for", "protocol: j1939")
         return None
+    if len(bytes.fromhex(asked.data)) > 8 and not message.is_fd:
+        fault(("request", "data"), "more than 8 bytes do not fit a classic frame", None)
     frame_id = message.frame_id if asked.id is None else asked.id
     is_extended = asked.extended
     if is_extended is None:
@@ -296,7 +307,17 @@ def build_link(
     if settings.interface == "replay":
         options["channel"] = file(("channel",), str(settings.channel))
     written = set(targets)
+    senders: dict[tuple[int, int], str] = {}
     for item in messages:
+        if not written.isdisjoint(item.points.values()):
+            identifier = (item.can_id, -1)
+            if item.is_j1939:
+                identifier = (j1939.pgn_of(item.can_id), item.destination)
+            name_of_it = f"{item.device}.{item.message.name}"
+            first = senders.setdefault(identifier, name_of_it)
+            if first != name_of_it:
+                text = f"{first} and {name_of_it} go out under one identifier: nobody can tell them apart"
+                fault((), text, "one of the two in the routes")
         _check_sent(item, [signal for signal, point in item.points.items() if point in written], fault)
     budget = None
     if settings.max_tx_load is not None and settings.bitrate is not None:
@@ -339,6 +360,9 @@ def _check_budget(
     shares: dict[str, float] = {}
     bitrate = settings.bitrate or 1
     for item in messages:
+        if item.request is not None:
+            bits = frame_bits(8, is_extended=item.request.is_extended or item.request.is_pgn)
+            shares[f"request of {item.device}.{item.message.name}"] = bits / item.request.scan_s / bitrate
         routed = [signal for signal, point in item.points.items() if point in targets]
         if not routed or item.cycle_s is None:
             continue

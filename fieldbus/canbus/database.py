@@ -32,7 +32,7 @@ from fieldbus.errors import ConversionError, Problem
 from fieldbus.scaling import Linear, Number
 
 CPU_LIMIT_S = 10
-WALL_LIMIT_S = 20
+WALL_LIMIT_S = 60
 MEMORY_LIMIT_BYTES = 512 * 1024 * 1024
 FORMATS = {".dbc": "dbc", ".kcd": "kcd", ".sym": "sym", ".arxml": "arxml"}
 _KEPT_FILES = 32

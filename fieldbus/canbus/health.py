@@ -42,6 +42,8 @@ COUNTERS = ("error_frames", "bus_offs", "restarts")
 PERIOD_S = 1.0
 FIRST_RESTART_S = 0.2
 LONGEST_RESTART_S = 30.0
+HEALED_S = 10.0
+"""A bus that was error active for so long was healed: the next restart comes soon again."""
 _BITS_OF_EMPTY = frame_bits(0, is_extended=True)
 _BITS_OF_BYTE = frame_bits(8, is_extended=True) / 8 - _BITS_OF_EMPTY / 8
 
@@ -66,6 +68,9 @@ class Health:
         self._seen_s = 0.0
         self._wait_s = FIRST_RESTART_S
         self._schedule: Schedule | None = None
+        self._is_restart_due = False
+        """Whether there is an appointment for a restart."""
+        self._active_since_s: float | None = None
         self._restarting: asyncio.Task[None] | None = None
         self._has_said_why = False
 
@@ -103,6 +108,7 @@ class Health:
         self.values["rx_error_count"] = self._seen.rx_errors
         self.values["last_bus_error"] = ""
         self._wait_s = FIRST_RESTART_S
+        self._is_restart_due, self._active_since_s = False, None
         schedule.at(self._seen_s + PERIOD_S, self._look)
         if self.state == BUS_OFF:
             self._went_off()
@@ -127,8 +133,6 @@ class Health:
             self.values["tx_error_count"] = event.tx_errors
         if event.rx_errors is not None:
             self.values["rx_error_count"] = event.rx_errors
-        if event.is_restart:
-            self._counters["restarts"] += 1
         if event.state is not None:
             self._set(event.state)
 
@@ -145,6 +149,8 @@ class Health:
             self.values["rx_error_count"] = status.rx_errors
         if status.state is not None:
             self._set(status.state)
+        if self._active_since_s is not None and now_s - self._active_since_s > HEALED_S:
+            self._wait_s = FIRST_RESTART_S
         return now_s + PERIOD_S
 
     def _measure_load(self, status: BusStatus, now_s: float) -> None:
@@ -174,10 +180,11 @@ class Health:
         if state == before:
             return
         self.values["bus_state"] = state
+        self._active_since_s = clock.monotonic_s() if state == ERROR_ACTIVE else None
         if state == BUS_OFF:
             self._went_off()
-        if state == ERROR_ACTIVE:
-            self._wait_s = FIRST_RESTART_S
+        elif before == BUS_OFF:
+            self._counters["restarts"] += 1
         self._changed(before)
 
     def _went_off(self) -> None:
@@ -185,11 +192,14 @@ class Health:
         self._try_later()
 
     def _try_later(self) -> None:
-        if self._schedule is not None:
-            self._schedule.at(clock.monotonic_s() + self._wait_s, self._begin_restart)
+        if self._schedule is None or self._is_restart_due:
+            return
+        self._is_restart_due = True
+        self._schedule.at(clock.monotonic_s() + self._wait_s, self._begin_restart)
         self._wait_s = min(self._wait_s * 2, LONGEST_RESTART_S)
 
     def _begin_restart(self, _now_s: float) -> None:
+        self._is_restart_due = False
         bus = self._bus
         if bus is not None and self.state == BUS_OFF and self._restarting is None:
             self._restarting = asyncio.create_task(self._restart(bus), name="CAN restart")
@@ -200,9 +210,7 @@ class Health:
         self._restarting = None
         if self._bus is not bus or self.state != BUS_OFF:
             return
-        if refusal is None:
-            self._counters["restarts"] += 1
-        elif not self._has_said_why:
+        if refusal is not None and not self._has_said_why:
             self._has_said_why = True
             self._notice(f"bus-off, and it cannot be restarted from here: {refusal}")
         self._try_later()

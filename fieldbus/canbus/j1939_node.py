@@ -33,13 +33,15 @@ from fieldbus.canbus.j1939 import (
     filter_for,
     identifier,
     pgn_of,
+    read_pgn,
     request,
+    requested,
     source_of,
 )
 from fieldbus.canbus.j1939_address import AddressClaimer, Name
 from fieldbus.canbus.j1939_connection import Responder
 from fieldbus.canbus.j1939_connection import Sender as PacketSender
-from fieldbus.canbus.j1939_packets import Message, Outgoing
+from fieldbus.canbus.j1939_packets import BAM, RTS, T1_S, Message, Outgoing, is_data
 from fieldbus.canbus.j1939_transport import Reassembler
 from fieldbus.canbus.messages import CanMessage
 from fieldbus.canbus.outgoing import Address
@@ -56,6 +58,10 @@ Transported = Callable[[int, int, bytes, int, float], None]
 """Takes PGN, source address, payload, source time (ns) and the same moment on the monotonic clock (s)."""
 Refused = Callable[[int, int], None]
 """Takes PGN and address of who refused to send it."""
+Begun = Callable[[int, int, float], None]
+"""Takes PGN, source address, and until when it may take, on the monotonic clock (s)."""
+Requested = Callable[[int, int, int], None]
+"""Takes PGN, address of who asks, and whom: us, or 255 for everybody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +104,10 @@ class Node(Address):
         self._transported: Transported = _nobody
         self._changed: Callable[[], None] = _nobody
         self._notice: Callable[[str], None] = _nobody
+        self._begun: Begun = _nobody
+        self._requested: Requested = _nobody
+        self.is_unsure = False
+        """Whether frames were lost among those that are taken now: no message is put together of them."""
         self._refused: Refused = _nobody
         self._said: str | None = None
         self._claimed = asyncio.Event()
@@ -116,6 +126,8 @@ class Node(Address):
         transported: Transported,
         changed: Callable[[], None],
         refused: Refused,
+        begun: Begun,
+        wanted: Requested,
         notice: Callable[[str], None],
     ) -> None:
         """Come to the bus; claim an address if we send.
@@ -126,10 +138,13 @@ class Node(Address):
             transported: takes messages that came in packets.
             changed: told when we have got an address, another one, or none any more.
             refused: told that a node does not send what it was asked for.
+            begun: told that a message in packets is on its way.
+            wanted: told that a node asks for a message.
             notice: told what people should know.
         """
         self._schedule, self._send, self._transported = schedule, send, transported
         self._changed, self._refused, self._notice = changed, refused, notice
+        self._begun, self._requested = begun, wanted
         self._due_s = float("inf")
         if self.is_active:
             self._say(self._claimer.start(clock.monotonic_s()))
@@ -140,6 +155,7 @@ class Node(Address):
         self._schedule = None
         self._send, self._transported = _nowhere, _nobody
         self._changed, self._refused, self._notice = _nobody, _nobody, _nobody
+        self._begun, self._requested = _nobody, _nobody
         self._address, self._responder = None, None
         self._claimed.clear()
         self._reassembler.clear()
@@ -180,6 +196,9 @@ class Node(Address):
         if pgn in (ADDRESS_CLAIMED, REQUEST):
             if self.is_active:
                 self._say(self._claimer.heard(can_id, data, now_s))
+            wanted = requested(can_id, data)
+            if wanted is not None and wanted != ADDRESS_CLAIMED:
+                self._requested(wanted, source_of(can_id), destination_of(can_id))
         elif pgn == ACKNOWLEDGEMENT:
             self._acknowledged(can_id, data)
         else:
@@ -193,6 +212,11 @@ class Node(Address):
             self._say(self._responder.clear())
 
     def _packet(self, can_id: int, data: bytes, time_ns: int, at_s: float) -> None:
+        if self.is_unsure:
+            return
+        if not is_data(can_id) and len(data) >= 8 and data[0] in (RTS, BAM):
+            # Its packets come at the sender's pace: whoever waits for it has to wait for so long.
+            self._begun(read_pgn(data[5:8]), source_of(can_id), at_s + data[3] * T1_S)
         message: Message | None
         if self._responder is not None and destination_of(can_id) == self._responder.own_address:
             outcome = self._responder.heard(can_id, data, at_s)
@@ -251,6 +275,17 @@ class Node(Address):
         self._settle()
         return True
 
+    def drop_long(self, message: CanMessage) -> None:
+        """Send nothing any more of what `send_long` began or keeps."""
+        if not message.is_j1939:
+            return
+        pgn, destination = pgn_of(message.message.frame_id), message.destination
+        self._next.get(destination, {}).pop(pgn, None)
+        sender = self._senders.get(destination)
+        if sender is not None and sender.pgn == pgn:
+            self._say(sender.cancel())
+            self._settle()
+
     async def is_sent(self, message: CanMessage) -> str | None:
         """Wait until what `send_long` began is through; return why it failed, or None."""
         pgn, destination = pgn_of(message.message.frame_id), message.destination
@@ -265,6 +300,12 @@ class Node(Address):
             return False
         can_id, data = request(pgn, GLOBAL if address is None else address, self._address)
         return self._send(can_id, data)
+
+    def refuse(self, pgn: int, address: int) -> None:
+        """Tell a node that we do not send what it asked us for."""
+        if self._address is not None:
+            data = bytes([Control.REFUSED, 0xFF, 0xFF, 0xFF, address]) + pgn.to_bytes(3, "little")
+            self._send(identifier(ACKNOWLEDGEMENT, self._address, GLOBAL), data)
 
     def _say(self, frames: Iterable[Outgoing]) -> None:
         for can_id, data in frames:

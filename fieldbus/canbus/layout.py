@@ -141,6 +141,15 @@ class Signal:
             raise ConversionError(f"{shown} does not fit the {self.length} bits of {self.name}")
         return raw & (1 << self.length) - 1
 
+    def nearest(self, value: Value) -> Value:
+        """Return the engineering value that the bits say when they are given one, which must fit."""
+        if self.is_float or isinstance(value, str):
+            return value
+        raw = self.to_raw(value)
+        if self.is_signed and raw >> self.length - 1:
+            raw -= 1 << self.length
+        return self.linear.forward_int()(raw)
+
     def initial_raw(self) -> int:
         """Return the bits of the start value; it is raw in the database."""
         if self.is_float:

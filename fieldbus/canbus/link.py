@@ -5,8 +5,8 @@ Rules:
 * Silent unless a route or a poll sends; only what the configuration routes can be sent.
 * Frames that we sent are not taken for input. Error frames and remote frames are not data.
 * What comes in is looked at before anything is judged to be late.
-* While the bus is off all its points are bad: bus down. Nothing is repeated then; values that come
-  meanwhile are kept, but nothing of what was missed is sent but the next fresh sample.
+* While the bus is off all its points are bad: bus down, and nothing is sent. When it is back, cyclic
+  messages say what holds then; a message without cycle is a command, and sent with the next fresh sample.
 * The interface filters for what somebody wants; while watchers look it lets all of our messages through.
 
 Design: everything happens in the event loop of the gateway, in three places: `_take` (frames came),
@@ -23,7 +23,7 @@ import os
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
 from fieldbus import clock
-from fieldbus.canbus import health, j1939_node, polling
+from fieldbus.canbus import health, j1939, j1939_node, polling
 from fieldbus.canbus.bus import ERROR, EXTENDED, EXTENDED_MASK, OWN, REMOTE, STANDARD_MASK, Bus
 from fieldbus.canbus.buses import open_bus
 from fieldbus.canbus.j1939 import filter_for as filter_for_pgn
@@ -60,8 +60,8 @@ _SILENT = (health.BUS_OFF, health.STOPPED)
 _SAID_S = 10.0
 """A state that comes again so soon is not said again."""
 _COUNTERS = (
-    "rx_frames", "rx_dropped", "rx_not_believed", "tx_frames", "tx_dropped", "tx_delayed", "requests",
-    "timeouts", "conversions_failed", *health.COUNTERS,
+    "rx_frames", "rx_dropped", "rx_not_believed", "rx_missing", "tx_frames", "tx_dropped", "tx_delayed",
+    "requests", "timeouts", "conversions_failed", *health.COUNTERS,
 )  # fmt: skip
 
 
@@ -116,6 +116,7 @@ class CanLink:
         self._sender = Sender(outgoing, written, self._counters, address=address, bits_per_s=bits_per_s)
         self._health = health.Health(self._counters, _bitrate(options))
         self._schedule = Schedule(self._drain_all, self._fail)
+        self._guarded = [item for item in self._listener.incoming if item.guard is not None]
         self._exact: dict[int, list[Incoming]] = {}
         self._by_pgn: dict[tuple[int, int | None], list[Incoming]] = {}
         for incoming in self._listener.incoming:
@@ -144,6 +145,9 @@ class CanLink:
         """Totals since start."""
         if self._bus is not None:
             self._counters["rx_dropped"] = self._dropped_before + self._bus.dropped
+        if self._guarded:
+            lost = (item.guard.counters["lost"] for item in self._guarded if item.guard is not None)
+            self._counters["rx_missing"] = sum(lost)
         return self._counters
 
     @property
@@ -207,6 +211,8 @@ class CanLink:
                 self._transported,
                 self._address_changed,
                 self._pgn_refused,
+                self._pgn_begun,
+                self._pgn_wanted,
                 self._notice,
             )
         polling.start(self._listener.incoming, self._schedule, self._ask, self._give_up)
@@ -332,10 +338,12 @@ class CanLink:
             return 0
         if not frames:
             return 0
-        if bus.dropped != self._dropped_seen:
-            self._dropped_seen = bus.dropped
-            if self._node is not None:
-                self._node.lost_frames()
+        self._counters["rx_frames"] += len(frames)
+        has_gap = bus.dropped != self._dropped_seen
+        if has_gap and self._node is not None:
+            # Somewhere among these, or just before them, frames are missing.
+            self._node.lost_frames()
+            self._node.is_unsure = True
         now_s = clock.monotonic_s()
         # Ages count from when the interface had the frame, not from when we came to look.
         ahead_s = now_s - clock.wall_ns() * 1e-9
@@ -354,7 +362,10 @@ class CanLink:
                 continue
             at_s = time_ns * 1e-9 + ahead_s
             handler(data, time_ns, at_s if earliest_s < at_s < now_s else now_s)
-        self._counters["rx_frames"] += len(frames)
+        if has_gap:
+            self._dropped_seen = bus.dropped
+            if self._node is not None:
+                self._node.is_unsure = False
         return len(frames)
 
     def _find(self, can_id: int) -> Handler | None:
@@ -469,6 +480,20 @@ class CanLink:
             if incoming.message.request is not None and incoming.asked_s is not None:
                 incoming.asked_s = None
                 self._listener.give_up(incoming, f"{Reason.NOT_AVAILABLE}: refused by the node")
+
+    def _pgn_begun(self, pgn: int, source: int, until_s: float) -> None:
+        """Wait for an answer that comes in packets, at their sender's pace."""
+        for incoming in self._of_pgn(pgn, source):
+            if incoming.asked_s is not None:
+                incoming.asked_s = max(incoming.asked_s, until_s)
+
+    def _pgn_wanted(self, pgn: int, source: int, destination: int) -> None:
+        """Send what a node asks for, if it is ours; tell it otherwise, if it asked us alone."""
+        node = self._node
+        if node is None or destination not in (node.address, j1939.GLOBAL):
+            return
+        if not self._sender.send_pgn(pgn) and destination != j1939.GLOBAL:
+            node.refuse(pgn, source)
 
     def _address_changed(self) -> None:
         """Begin to send under the address that we have now, or be still without one."""

@@ -9,6 +9,7 @@ Rules:
   looks, from the newest frame, and only while watchers look.
 * A frame with a wrong checksum or a counter that stands still is no value and no sign of life.
 * A frame like the last one costs O(1).
+* What was not heard yet is waited for, however long; it is stale only after it was heard.
 * A device is online while any of its groups is. Of one of which nothing is wanted, one signal of each
   message is decoded, so that this is known.
 
@@ -185,6 +186,11 @@ class Incoming:
         found = [limit for branch in self.branches if (limit := self.listener.deadline(branch)) is not None]
         return max(found, default=float("inf"))
 
+    @property
+    def is_needed(self) -> bool:
+        """Whether anybody wants it now."""
+        return bool(self.branches) or self.listener.is_watched
+
     def handler(self) -> Handler:
         """Return what takes its frames in this session, by the shortest way that there is."""
         if not self.is_plain:
@@ -266,6 +272,8 @@ class Listener:
         self.emit: Emit = _nowhere
         self._report: Report | None = None
         self._schedule: Schedule | None = None
+        self._is_down = False
+        """Whether the bus is off: nothing else is said of what has no value then."""
         self.is_behind = False
         """Whether more frames wait than can be taken now: then nobody is called silent."""
         self.is_watched = False
@@ -278,7 +286,7 @@ class Listener:
 
     def needed(self) -> list[CanMessage]:
         """Return the messages that must be received now: while watchers look, all."""
-        return [item.message for item in self.incoming if item.branches or self.is_watched]
+        return [item.message for item in self.incoming if item.is_needed]
 
     # --- a session
 
@@ -290,15 +298,12 @@ class Listener:
             for branch in incoming.branches:
                 if self._was_up:
                     emit(branch.group.without_value(Reason.WAITING, clock.wall_ns(), now_s))
-                branch.seen_s = now_s
-                if branch.deadline_s is not None and incoming.message.request is None:
-                    self.watch(branch)
         self._was_up = True
 
     def stop(self) -> None:
         """Forget the session: nothing that was heard in it counts any more."""
         self.emit, self._report, self._schedule = _nowhere, None, None
-        self.is_watched = self.is_behind = False
+        self.is_watched = self.is_behind = self._is_down = False
         for incoming in self.incoming:
             incoming.asked_s = incoming.fault = None
             incoming.last.clear()
@@ -351,8 +356,7 @@ class Listener:
         device = branch.incoming.device
         device.live += 1
         self.is_heard(device)
-        if branch.incoming.message.request is None:
-            self.watch(branch)
+        self.watch(branch)
 
     def is_heard(self, device: _Device) -> None:
         """Learn that a device has spoken."""
@@ -365,7 +369,7 @@ class Listener:
         """Say that branches have no value, and why; once."""
         now_s, now_ns = clock.monotonic_s(), clock.wall_ns()
         for branch in branches:
-            if branch.is_lost and branch.lost_reason == reason:
+            if branch.is_lost and (branch.lost_reason == reason or self._is_down):
                 continue
             was_alive = not branch.is_lost
             branch.is_lost, branch.data, branch.lost_reason = True, None, reason
@@ -391,11 +395,14 @@ class Listener:
                     branch.learned.interrupt()  # the silence to come is the bus's, not the sender's
             if self.is_watched:
                 self._refresh(incoming)
+        self._is_down = True
 
     def bus_is_back(self) -> None:
         """Learn that values may come again."""
+        self._is_down = False
         for incoming in self.incoming:
             incoming.fault = None
+            self.spoil([item for item in incoming.branches if item.is_lost], Reason.WAITING)
 
     def give_up(self, incoming: Incoming, reason: str) -> None:
         """Learn that a node did not answer, or will not."""
@@ -434,7 +441,7 @@ class Listener:
             deadline_s = self.deadline(branch)
             if deadline_s is None:
                 deadline_s = incoming.longest_deadline_s
-            if incoming.message.request is None and now_s - at_s > deadline_s:
+            if now_s - at_s > deadline_s:
                 self._take_away(branch, Reason.STALE)
                 continue
             values, flaws = branch.decoder.decode(data)

@@ -39,11 +39,19 @@ class Guard(Protocol):
     owned: frozenset[str]
     """The signals that it fills in."""
 
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """What was found in frames since start: ``lost`` among it."""
+        ...
+
     def check(self, data: bytes) -> str | None:
         """Return why a frame is not to be believed."""
 
     def reset(self) -> None:
         """Forget the counter."""
+
+    def advance(self, frames: int) -> None:
+        """Count frames that others have sent for us."""
 
     def protect(self, data: bytes) -> bytes:
         """Put in the next counter and the checksum."""

@@ -15,6 +15,8 @@ MAX_TURN = 256
 """Frames that the kernel repeats in turn, at most."""
 _BURST_S = 0.1
 """So much of a second's budget may be used at once."""
+_SHORTEST_WAIT_S = 0.001
+"""What is left to wait may be a rounding rest, too short for any clock."""
 
 
 class Budget:
@@ -34,7 +36,7 @@ class Budget:
         if self._left >= min(bits, self._most):
             self._left -= bits
             return 0.0
-        return (min(bits, self._most) - self._left) / self._bits_per_s
+        return max((min(bits, self._most) - self._left) / self._bits_per_s, _SHORTEST_WAIT_S)
 
 
 class Outgoing:
@@ -42,8 +44,10 @@ class Outgoing:
 
     def __init__(self, message: CanMessage, routed: Sequence[Signal]) -> None:
         self.message = message
-        self.branches: list[Condition] = list(dict.fromkeys(signal.condition for signal in routed))
-        """What is sent of a multiplexed message: one frame for each branch that is routed to."""
+        found = dict.fromkeys(signal.condition for signal in routed)
+        self.branches: list[Condition] = [item for item in found if item or len(found) == 1]
+        """What is sent of a multiplexed message: one frame for each branch that is routed to. Signals that
+        are in every frame are in those."""
         self.encoder = FrameEncoder(message.message)
         self.guard: Guard | None = None if message.guard is None else message.guard()
         """Its counter goes on over sessions: receivers that remember the last one must not see it again. All
@@ -55,7 +59,9 @@ class Outgoing:
         self.sent_s = 0.0
         self.cyclic: Cyclic | None = None
         self.repeated: list[bytes] = []
-        """What the bus repeats for us."""
+        """What the bus repeats for us …"""
+        self.repeated_since_s = 0.0
+        """… and since when."""
         self.is_waiting = False
         """Whether it waits for the budget."""
         self.is_unsent = False
@@ -110,6 +116,9 @@ class Address:
     def send_long(self, message: CanMessage, data: bytes) -> bool:
         """Send what does not fit a frame; False if that cannot be begun now."""
         return False
+
+    def drop_long(self, message: CanMessage) -> None:
+        """Send nothing any more of what `send_long` began or keeps."""
 
     async def is_sent(self, message: CanMessage) -> str | None:
         """Wait until what `send_long` began is through; return why it failed, or None."""

@@ -36,9 +36,13 @@ def start(incoming: Sequence[Incoming], schedule: Schedule, ask: Ask, give_up: G
 
 def _asker(incoming: Incoming, request: Request, ask: Ask, give_up: GiveUp) -> Act:
     next_s = clock.monotonic_s()
+    refused_s: float | None = None
 
     def act(now_s: float) -> float:
-        nonlocal next_s
+        nonlocal next_s, refused_s
+        if not incoming.is_needed:
+            incoming.asked_s = None
+            return now_s + _SOON_S
         asked_s = incoming.asked_s
         if asked_s is not None and now_s >= asked_s + request.timeout_s:
             incoming.asked_s = None
@@ -47,9 +51,12 @@ def _asker(incoming: Incoming, request: Request, ask: Ask, give_up: GiveUp) -> A
             if incoming.asked_s is not None:
                 next_s = max(next_s + request.scan_s, now_s)
             elif ask(incoming, request):
-                incoming.asked_s = now_s
+                incoming.asked_s, refused_s = now_s, None
                 next_s = max(next_s + request.scan_s, now_s)
             else:
+                refused_s = now_s if refused_s is None else refused_s
+                if now_s - refused_s >= request.scan_s + request.timeout_s:
+                    give_up(incoming, Reason.NOT_CONNECTED)  # we have no address, or the bus no room
                 next_s = now_s + min(_SOON_S, request.scan_s)
         if incoming.asked_s is None:
             return next_s

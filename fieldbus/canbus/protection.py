@@ -244,6 +244,11 @@ class Protection:
         self._received = self._expected = None
         self._equal = 1
 
+    def advance(self, frames: int) -> None:
+        """Count frames that were sent for us: what is protected next goes on behind them."""
+        if self._modulo:
+            self._next = (self._next + frames * self._step) % self._modulo
+
     def protect(self, data: bytes) -> bytes:
         """Return a frame to send, with the next counter and the checksum.
 

@@ -5,8 +5,9 @@ Rules:
 * Where the interface has a file descriptor the event loop waits on it; elsewhere a thread reads and
   hands over through a bounded queue. What does not fit is counted (`dropped`).
 * Whatever a driver raises is a `LinkDownError`, in one line.
-* An interface that is readable and has nothing, again and again, is closed at its other end
+* An interface that is readable and has nothing, again and again and at once, is closed at its other end
   (`socketcand`).
+* Frames are sent from a thread where the driver may block.
 * `udp_multicast` hands us what we sent; that is recognised and left out.
 * A driver's stamp is taken if it is on the wall clock at all, else the moment of reading.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import queue
 import threading
 import time
 from collections import Counter, deque
@@ -42,7 +44,10 @@ logging.getLogger("can").setLevel(logging.CRITICAL)
 
 MAX_PENDING_FRAMES = 10_000
 _ECHO_S = 1.0
-_EMPTY_READS = 100
+_EMPTY_READS = 1000
+_EMPTY_S = 0.25
+"""Readable and nothing to read, so often within so long: nobody but a closed connection does that."""
+MAX_UNSENT_FRAMES = 64
 _LONGEST_STAMP_ERROR_NS = 10_000_000_000
 _GONE = {
     errno.EPIPE,
@@ -67,19 +72,43 @@ async def open_python_can(options: Options) -> PythonCanBus:
     """
     try:
         # Some drivers block while they open; none may hold up the others.
-        bus = await asyncio.to_thread(lambda: can.Bus(**options))  # type: ignore[arg-type]
+        bus = await _open(options)
     except (can.CanError, OSError, ValueError, TypeError, ImportError, AttributeError) as error:
         raise LinkDownError(reason_of(error)) from error
     except Exception as error:  # a driver of somebody else's may raise anything
         raise LinkDownError(f"{type(error).__name__}: {reason_of(error)}") from error
-    return PythonCanBus(bus, has_echo=options.get("interface") == "udp_multicast")
+    interface = options.get("interface")
+    return PythonCanBus(bus, has_echo=interface == "udp_multicast", may_block=interface not in _NEVER_BLOCK)
+
+
+async def _open(options: Options) -> can.BusABC:
+    opening = asyncio.get_running_loop().run_in_executor(None, lambda: can.Bus(**options))  # type: ignore[arg-type]
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        opening.add_done_callback(_discard)
+        raise
+
+
+def _discard(opening: asyncio.Future[can.BusABC]) -> None:
+    """Close a bus that was opened too late."""
+    if not opening.cancelled() and opening.exception() is None:
+        threading.Thread(target=opening.result().shutdown, daemon=True).start()
+
+
+_NEVER_BLOCK = ("virtual", "udp_multicast")
+"""Interfaces that take or lose a frame at once."""
 
 
 class PythonCanBus:
     """An open bus of python-can."""
 
-    def __init__(self, bus: can.BusABC, *, has_echo: bool = False) -> None:
+    def __init__(self, bus: can.BusABC, *, has_echo: bool = False, may_block: bool = False) -> None:
         self.dropped = 0
+        self._may_block = may_block
+        self._unsent: queue.Queue[can.Message | None] = queue.Queue(MAX_UNSENT_FRAMES)
+        self._sending: threading.Thread | None = None
+        self._lost: Callable[[Exception], None] = _nobody_lost
         self._tells_state = False
         """Whether the driver has ever said that something is wrong: then it knows when nothing is."""
         self._bus: can.BusABC | None = bus
@@ -87,6 +116,7 @@ class PythonCanBus:
         self._echoes: Counter[tuple[int, bytes]] = Counter()
         self._echo_clear_s = 0.0
         self._empty_reads = 0
+        self._empty_since_s = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._fd: int | None = None
         self._thread: threading.Thread | None = None
@@ -99,7 +129,12 @@ class PythonCanBus:
         if bus is None:
             raise LinkDownError("not open")
         loop = self._loop = asyncio.get_running_loop()
-        self._ready = ready
+        self._ready, self._lost = ready, lost
+        if self._may_block:
+            self._sending = threading.Thread(
+                target=self._send_all, args=(loop, bus), name="CAN sender", daemon=True
+            )
+            self._sending.start()
         fd = _file_descriptor(bus)
         if fd is not None and _add_reader(loop, fd, ready):
             self._fd = fd
@@ -127,8 +162,6 @@ class PythonCanBus:
                 self._pending.append(message)
                 if len(self._pending) == 1:
                     loop.call_soon_threadsafe(ready)
-        except RuntimeError:
-            return  # the loop is closed: the gateway has stopped
         except Exception as error:  # whatever a driver raises, the bus is lost with it
             if self._bus is bus and not loop.is_closed():
                 loop.call_soon_threadsafe(lost, LinkDownError(reason_of(error)))
@@ -157,9 +190,17 @@ class PythonCanBus:
                 taken.append(message)
         except Exception as error:
             raise LinkDownError(reason_of(error)) from error
-        self._empty_reads = 0 if taken else self._empty_reads + 1
+        if taken:
+            self._empty_reads = 0
+            return taken
+        if not self._empty_reads:
+            self._empty_since_s = time.monotonic()
+        self._empty_reads += 1
         if self._empty_reads >= _EMPTY_READS:
-            raise LinkDownError("the interface was closed")
+            # Acknowledgements of an adapter, and frames that a driver left out, are nothing to read too.
+            if time.monotonic() - self._empty_since_s < _EMPTY_S:
+                raise LinkDownError("the interface was closed")
+            self._empty_reads = 0
         return taken
 
     def _frames(self, messages: Sequence[can.Message], now_ns: int) -> list[Frame]:
@@ -204,6 +245,12 @@ class PythonCanBus:
             data=None if is_remote else data,
             dlc=len(data),
         )
+        if self._sending is not None:
+            try:
+                self._unsent.put_nowait(message)
+            except queue.Full:
+                return False
+            return True
         try:
             bus.send(message, timeout=0)
         except Exception as error:
@@ -218,6 +265,17 @@ class PythonCanBus:
                 self._echo_clear_s = now_s + _ECHO_S
             self._echoes[can_id, bytes(data)] += 1
         return True
+
+    def _send_all(self, loop: asyncio.AbstractEventLoop, bus: can.BusABC) -> None:
+        """Send what waits, from a thread of its own: a driver may block for as long as it likes."""
+        while (message := self._unsent.get()) is not None and self._bus is bus:
+            try:
+                bus.send(message, timeout=1.0)
+            except Exception as error:  # any driver raises what it likes; what is not "gone" costs the frame
+                for cause in (error, error.__cause__, error.__context__):
+                    if isinstance(cause, OSError) and cause.errno in _GONE and not loop.is_closed():
+                        loop.call_soon_threadsafe(self._lost, LinkDownError(reason_of(cause)))
+                        return
 
     def repeat(self, can_id: int, frames: Sequence[bytes], period_s: float, flags: int = 0) -> Cyclic | None:
         """Return None: such an interface has no clock of its own that could be relied on."""
@@ -266,6 +324,11 @@ class PythonCanBus:
         if self._fd is not None and self._loop is not None:
             _remove_reader(self._loop, self._fd)
             self._fd = None
+        if self._sending is not None:
+            while not self._unsent.empty():
+                self._unsent.get_nowait()
+            self._unsent.put_nowait(None)
+            await asyncio.to_thread(self._sending.join, 1.0)
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join, 2.0)
         try:
@@ -273,6 +336,10 @@ class PythonCanBus:
         except Exception:  # noqa: S110 - a driver that fails to close is closed for us
             pass
         self._pending.clear()
+
+
+def _nobody_lost(_error: Exception) -> None:
+    """Be told before anybody listens."""
 
 
 def _nobody() -> None:

@@ -65,8 +65,11 @@ class Schedule:
         try:
             self._look_first()
             now_s = clock.monotonic_s()
+            due: list[Act] = []
             while self._heap and self._heap[0][0] <= now_s:
-                _, _, act = heapq.heappop(self._heap)
+                due.append(heapq.heappop(self._heap)[2])
+            # What acts make due at once has its turn in the next round: others have theirs in between.
+            for act in due:
                 again_s = act(now_s)
                 if again_s is not None:
                     heapq.heappush(self._heap, (again_s, next(self._order), act))

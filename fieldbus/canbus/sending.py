@@ -20,12 +20,14 @@ stalled. It is told every second that we are there; otherwise it ends by itself.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from fieldbus import clock
 from fieldbus.canbus.bits import frame_bits
-from fieldbus.canbus.bus import EXTENDED_MASK, Bus
+from fieldbus.canbus.bus import EXTENDED, EXTENDED_MASK, Bus
+from fieldbus.canbus.j1939 import TRANSPORT_DATA, TRANSPORT_MANAGEMENT, pgn_of
 from fieldbus.canbus.layout import Condition, Signal
 from fieldbus.canbus.messages import CanMessage
 from fieldbus.canbus.outgoing import Address, Budget, Outgoing
@@ -50,7 +52,7 @@ class _Waiting(NamedTuple):
 
 
 _Key = tuple[Outgoing, Condition] | tuple[int, bytes]
-"""A message and its branch; or identifier and data of a frame that is no routed message."""
+"""A message and its branch; of other frames the identifier and data, or a number below 0 if each counts."""
 
 
 class Sender:
@@ -94,6 +96,10 @@ class Sender:
         self._notice: Callable[[str], None] = _nobody
         self.is_silent = False
         """Whether the bus is off."""
+        self._refusal: str | None = None
+        """Why this bus can never send what was tried last."""
+        self._is_retrying = False
+        self._numbers = itertools.count(1)
 
     # --- a session
 
@@ -117,9 +123,18 @@ class Sender:
         now_s = clock.monotonic_s()
         for outgoing in self.messages:
             if outgoing.message.cycle_s is not None:
+                self._begin_safely(outgoing)
                 schedule.at(now_s, self._repeater(outgoing, outgoing.message.cycle_s))
         if self.messages:
             schedule.at(now_s + _KEEP_ALIVE_S, self._keep_alive)
+
+    def _begin_safely(self, outgoing: Outgoing) -> None:
+        """Have a cyclic message say its safe values until there are others, if it has them all."""
+        points = [point for point, item in self.outgoing.items() if item is outgoing]
+        if all(self._signal_of[point] in outgoing.message.safe for point in points):
+            for point in points:
+                self._put_safe(outgoing, point, self._signal_of[point])
+            outgoing.has_value = True
 
     def stop(self) -> None:
         """End the session."""
@@ -128,6 +143,7 @@ class Sender:
             self._still(outgoing)
             outgoing.reset()
         self._queue.clear()
+        self._is_retrying = False
 
     @property
     def is_up(self) -> bool:
@@ -204,7 +220,10 @@ class Sender:
         return (is_changed or outgoing.is_unsent) and outgoing.has_value
 
     async def write(self, values: Mapping[Point, Value]) -> list[WriteResult]:
-        """Send messages with values and say how that ended; what is in one message goes in one frame."""
+        """Send messages with values and say how that ended.
+
+        What is in one message goes in one frame, or, if any of it is refused, not at all.
+        """
         results: dict[Point, WriteResult] = {}
         touched: dict[Outgoing, list[Point]] = {}
         for point, value in values.items():
@@ -212,32 +231,54 @@ class Sender:
             if outgoing is None:
                 results[point] = WriteResult(point, value, WriteOutcome.REFUSED, "not sent by us")
                 continue
+            touched.setdefault(outgoing, []).append(point)
             try:
-                outgoing.encoder.set(self._signal_of[point].name, value)
+                self._signal_of[point].to_raw(value)
             except ConversionError as error:
                 results[point] = WriteResult(point, value, WriteOutcome.REFUSED, str(error))
-                continue
-            outgoing.has_value = True
-            outgoing.bad.discard(point)
-            touched.setdefault(outgoing, []).append(point)
         for outgoing, points in touched.items():
+            refused = [point for point in points if point in results]
+            if refused:
+                reason = f"not sent, because {refused[0].name} was refused"
+                for point in points:
+                    refusal = WriteResult(point, values[point], WriteOutcome.REFUSED, reason)
+                    results.setdefault(point, refusal)
+                continue
+            for point in points:
+                outgoing.encoder.set(self._signal_of[point].name, values[point])
+                outgoing.bad.discard(point)
+                outgoing.safe.discard(point)
+            outgoing.has_value = True
             failure = await self._send_now(outgoing)
             left = len(outgoing.message.points) - len(points)
-            note = f"other signals of {outgoing.message.message.name}: start values" if left else None
+            others = "not available, or start values" if outgoing.message.is_j1939 else "start values"
+            note = f"other signals of {outgoing.message.message.name}: {others}" if left else None
             for point in points:
                 outcome = WriteOutcome.WRITTEN if failure is None else WriteOutcome.FAILED
-                results[point] = WriteResult(point, values[point], outcome, failure or note)
+                said = self._signal_of[point].nearest(values[point])
+                results[point] = WriteResult(point, said, outcome, failure or note)
         return [results[point] for point in values]
+
+    def send_pgn(self, pgn: int) -> bool:
+        """Send the message of a PGN once, as it is now; return whether there is one that may be sent."""
+        for outgoing in self.messages:
+            is_meant = outgoing.message.is_j1939 and pgn_of(outgoing.message.can_id) == pgn
+            if is_meant and outgoing.may_be_sent and self.is_up:
+                for branch, data in zip(outgoing.branches, outgoing.frames(), strict=True):
+                    self._enqueue(outgoing, branch, data)
+                return True
+        return False
 
     async def _send_now(self, outgoing: Outgoing) -> str | None:
         """Send a message's frames once, waiting a moment for room; return why that failed, or None."""
         end_s = clock.monotonic_s() + QUEUE_AGE_S
+        self._refusal = None
         for data in outgoing.frames():
             while not self._hand_over(outgoing, data):
                 if not self.is_up or clock.monotonic_s() > end_s:
                     return "the bus did not take the frame"
                 await asyncio.sleep(_RETRY_S)
-        return await self._address.is_sent(outgoing.message)
+        return self._refusal or await self._address.is_sent(outgoing.message)
 
     # --- frames
 
@@ -295,6 +336,7 @@ class Sender:
             if outgoing.cyclic is not None:
                 outgoing.cyclic.update(frames, at_once=True)
                 return True
+            outgoing.repeated_since_s = clock.monotonic_s()
             outgoing.cyclic = bus.repeat(
                 can_id, frames, cycle_s / len(outgoing.branches), outgoing.message.flags
             )
@@ -309,7 +351,12 @@ class Sender:
     def _still(self, outgoing: Outgoing) -> None:
         """Have a message not repeated any more, nor sent late."""
         cyclic, outgoing.cyclic, outgoing.repeated = outgoing.cyclic, None, []
+        self._address.drop_long(outgoing.message)
         if cyclic is not None:
+            if outgoing.guard is not None and outgoing.message.cycle_s is not None:
+                # How many the bus has sent only the clock tells: rather one count too many than one twice.
+                took_s = clock.monotonic_s() - outgoing.repeated_since_s
+                outgoing.guard.advance(int(took_s / outgoing.message.cycle_s * len(outgoing.branches)) + 3)
             try:
                 cyclic.stop()
             except (LinkDownError, OSError):
@@ -357,7 +404,12 @@ class Sender:
         """Send a frame that is no routed message: a request, a transport packet; it may wait too."""
         if not self.is_up:
             return False
-        if not self._raw(can_id, data, flags):
+        if can_id & EXTENDED and pgn_of(can_id) in (TRANSPORT_DATA, TRANSPORT_MANAGEMENT):
+            # Packets of a message keep their order, whatever waits already, and each counts.
+            is_behind = any(isinstance(key[0], int) and key[0] < 0 for key in self._queue)
+            if is_behind or not self._raw(can_id, data, flags):
+                self._wait((-next(self._numbers), data), can_id, data, flags)
+        elif not self._raw(can_id, data, flags):
             self._wait((can_id, data), can_id, data, flags)
         return True
 
@@ -380,6 +432,7 @@ class Sender:
     def _refused(self, can_id: int, error: Exception) -> None:
         """Count a frame that this bus can never send, and say so."""
         self._counters["tx_dropped"] += 1
+        self._refusal = str(error)
         self._notice(f"0x{can_id & EXTENDED_MASK:X} cannot be sent: {error}")
 
     def _wait(self, key: _Key, can_id: int, data: bytes, flags: int) -> None:
@@ -389,7 +442,8 @@ class Sender:
         elif len(self._queue) >= MAX_QUEUE:
             self._drop(key)
             return
-        elif not self._queue and self._schedule is not None:
+        elif not self._is_retrying and self._schedule is not None:
+            self._is_retrying = True
             self._schedule.at(clock.monotonic_s() + _RETRY_S, self._retry)
         self._queue[key] = _Waiting(until_s, can_id, data, flags)
 
@@ -408,6 +462,7 @@ class Sender:
                 self._queue.pop(key, None)
             else:
                 break
+        self._is_retrying = bool(self._queue)
         return now_s + _RETRY_S if self._queue else None
 
     # --- the clock

@@ -72,8 +72,8 @@ async def _read_link(
             group, index = place[own]
             if group is batch.group:
                 found[point] = batch.sample(index)
-                # A timeout may be followed by an answer; a refusal or a value is the answer.
-                if found[point].reason != Reason.TIMEOUT:
+                # Silence may be followed by an answer; a refusal or a value is the answer.
+                if found[point].reason not in (Reason.TIMEOUT, Reason.STALE, Reason.WAITING):
                     del waiting[point]
         if not waiting:
             done.set()

@@ -130,7 +130,7 @@ class SimulatedNodes:
             self._lost.set_exception(error)
 
     def _repeater(self, node: _Node) -> Callable[[float], float]:
-        cycle_s = node.message.message.cycle_s or node.message.cycle_s or DEFAULT_CYCLE_S
+        cycle_s = node.message.cycle_s or node.message.message.cycle_s or DEFAULT_CYCLE_S
         due_s = self._began_s
 
         def repeat(now_s: float) -> float:

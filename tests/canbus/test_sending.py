@@ -44,8 +44,19 @@ async def test_a_signal_can_say_that_it_is_not_available(monkeypatch):
         assert running.bus.taken() == [(0x200, b"\x32\x09"), (0x200, b"\xff\x09")]
 
 
-async def test_safe_values_are_not_sent_before_there_was_a_value(monkeypatch):
-    message = command({"X": 0}, cycle_s=0.01)
+async def test_a_cyclic_message_with_safe_values_for_all_says_them_until_there_are_others(monkeypatch):
+    message = command({"X": 1, "Y": 2}, cycle_s=0.02)
+    async with Running(monkeypatch, [message], routed(message)) as running:
+        await eventually(lambda: len(running.bus.sent) >= 2)
+        assert set(running.bus.taken()) == {(0x200, b"\x01\x02")}
+        running.route(point_of(message, "X"), 50)
+        await eventually(lambda: running.bus.sent)
+        assert running.bus.taken()[0] == (0x200, b"\x32\x02")
+
+
+@pytest.mark.parametrize(("safe", "cycle_s"), [({"X": 1}, 0.01), ({"X": 1, "Y": 2}, None)])
+async def test_other_messages_are_not_sent_before_there_was_a_value(monkeypatch, safe, cycle_s):
+    message = command(safe, cycle_s=cycle_s)
     async with Running(monkeypatch, [message], routed(message)) as running:
         running.route(point_of(message, "X"), None)
         await asyncio.sleep(0.05)

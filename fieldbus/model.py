@@ -20,6 +20,7 @@ about three times as long to make.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -116,6 +117,21 @@ class Point:
     """For people."""
     carries_quality: bool = False
     """Whether, as a target, it can be told that its value went bad (a served register, a CAN signal)."""
+    floor: float = field(init=False)
+    """No number from here to `ceiling` is refused: what `refusal` says of nearly every sample, for who asks
+    at each. Of a number beyond, and of a string, it has to be asked. Made of the other fields."""
+    ceiling: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        # The ends are finite, so that neither an infinity nor NaN is between them.
+        low, high = -sys.float_info.max, sys.float_info.max
+        if self.kind is Kind.STRING:
+            low, high = high, low
+        else:
+            low = low if self.minimum is None else max(low, self.minimum)
+            high = high if self.maximum is None else min(high, self.maximum)
+        object.__setattr__(self, "floor", low)
+        object.__setattr__(self, "ceiling", high)
 
     @property
     def address(self) -> str:
@@ -131,6 +147,8 @@ class Point:
 
     def refusal(self, value: Value) -> str | None:
         """Say why the point must not be given a value, or None if it may."""
+        if not isinstance(value, str) and self.floor <= value <= self.ceiling:
+            return None
         if self.kind is Kind.STRING or isinstance(value, str):
             if (self.kind is Kind.STRING) != isinstance(value, str):
                 return f"{value!r} is not a {self.kind}"

@@ -24,7 +24,7 @@ from fieldbus.gateway.plant import Plant
 from fieldbus.gateway.session import Session
 from fieldbus.gateway.system import Status
 from fieldbus.link import Delivery, GatheringLink, GaugedLink, LazyLink, Regrouped
-from fieldbus.model import Batch, Point, Quality, Reason, Sample
+from fieldbus.model import Batch, Point, Quality, Reason, Sample, Value
 from fieldbus.routing.policy import NEVER
 from fieldbus.routing.router import Deliveries, Router
 
@@ -149,29 +149,39 @@ class Gateway:
 
     def _guarded(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
         allowed: list[Delivery] = []
+        delivered, refused = self.delivered, self._refused
         for delivery in deliveries:
-            point, value = delivery.target.point, delivery.sample.value
+            target, _, sample = delivery
+            point, value = target.point, sample.value
             if point is None:
                 allowed.append(delivery)
                 continue
-            self.delivered[point] = delivery.sample
-            if value is None:
+            delivered[point] = sample
+            if value is None or (
+                not isinstance(value, str)
+                and point.floor <= value <= point.ceiling
+                and not (refused and point in refused)
+            ):
                 allowed.append(delivery)
-                continue
-            refusal = point.refusal(value)
-            if refusal is None:
-                if self._refused and self._refused.pop(point, None) is not None:
-                    _LOG.info("%s: values fit again", point.address)
-                allowed.append(delivery)
-                continue
-            if point not in self._refused:
-                _LOG.warning("%s: value of %s refused, %s", point.address, delivery.source.address, refusal)
-            self._refused[point] = refusal
-            if point.carries_quality:
-                sample = Sample(None, Quality.BAD, Reason.OUT_OF_RANGE, delivery.sample.time_ns)
-                self.delivered[point] = sample
-                allowed.append(delivery._replace(sample=sample))
+            else:
+                allowed.extend(self._examined(delivery, point, value))
         return allowed
+
+    def _examined(self, delivery: Delivery, point: Point, value: Value) -> Sequence[Delivery]:
+        """Return what a point gets that must perhaps not be given a value, or was refused one before."""
+        refusal = point.refusal(value)
+        if refusal is None:
+            if self._refused.pop(point, None) is not None:
+                _LOG.info("%s: values fit again", point.address)
+            return (delivery,)
+        if point not in self._refused:
+            _LOG.warning("%s: value of %s refused, %s", point.address, delivery.source.address, refusal)
+        self._refused[point] = refusal
+        if not point.carries_quality:
+            return ()
+        sample = Sample(None, Quality.BAD, Reason.OUT_OF_RANGE, delivery.sample.time_ns)
+        self.delivered[point] = sample
+        return (delivery._replace(sample=sample),)
 
     def _arm(self) -> None:
         """Have `_expire` called when the routing table next has something to do by the clock."""

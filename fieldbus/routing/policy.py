@@ -65,6 +65,19 @@ class Policy:
     """Sent instead of a bad sample, if not None."""
     max_age_s: float | None = None
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether samples go on as they are, without a clock: what is left are `when` and `on_bad`."""
+        return (
+            self.every_s is None
+            and self.deadband is None
+            and self.min_interval_s == 0
+            and self.linear.is_identity
+            and self.mapping is None
+            and self.substitute is None
+            and self.max_age_s is None
+        )
+
 
 class Edge:
     """One expanded route: a source point, a target, a policy, and what was sent last."""
@@ -74,11 +87,12 @@ class Edge:
         "_pending",
         "_scale_float",
         "_scale_int",
-        "_sent",
         "_sent_at_s",
         "_tells_quality",
         "due_s",
+        "is_plain",
         "policy",
+        "sent",
         "source",
         "target",
     )
@@ -89,7 +103,12 @@ class Edge:
         self.policy = policy
         self.due_s: float = NEVER
         """When `expire` wants to be called next, monotonic; NEVER if not."""
-        self._sent: Sample | None = None
+        self.is_plain = policy.is_plain
+        """Whether who has a good sample may do what `offer` would: see `sent`."""
+        self.sent: Sample | None = None
+        """What was sent last; None if no value counts as sent. On an edge that is plain and waits for a
+        change, a good sample differs if there is none, if it was not good, or if its value is another; who
+        sends it keeps it here. Nothing else is to be remembered of it."""
         self._sent_at_s = -NEVER
         self._pending: Sample | None = None
         self._is_stale_told = False
@@ -118,7 +137,7 @@ class Edge:
             self._pending = None
             self._schedule(at_s, now_s)
             return None
-        last = self._sent
+        last = self.sent
         if policy.when is When.CHANGE and last is not None and not self._differs(outgoing, last):
             self._pending = None
             self._schedule(at_s, now_s)
@@ -145,7 +164,7 @@ class Edge:
                 self._is_stale_told = True
                 outgoing = self._transform(current)
                 self._pending = None
-                if outgoing is not None and (self._sent is None or self._differs(outgoing, self._sent)):
+                if outgoing is not None and (self.sent is None or self._differs(outgoing, self.sent)):
                     return self._send(outgoing, at_s, now_s)
         elif self._is_stale_told:
             # The source is back with the value that it had: no change will tell us so.
@@ -162,10 +181,10 @@ class Edge:
 
     def missed(self) -> None:
         """Learn that what was sent did not get to the target: no value counts as sent."""
-        self._sent = None
+        self.sent = None
 
     def _send(self, sample: Sample, at_s: float, now_s: float) -> Sample:
-        self._sent = sample
+        self.sent = sample
         self._sent_at_s = now_s
         self._pending = None
         self._schedule(at_s, now_s)

@@ -7,6 +7,8 @@ Rules:
   points in their group.
 * What goes into a gathered message untreated (no deadband, interval, scale …) is no delivery but one
   `Bundle` for each message: see `gathered`. What is treated stays a delivery.
+* A good sample that goes untreated to a point takes no more than it must, in `_pass_on`. The rules of
+  `Edge.offer` hold there as well; they are only shorter.
 * Time is a parameter; `next_due_s` says when `expire` should be called.
 * What could not be delivered (`missed`) is not kept and repeated later. The *next* sample that the
   source acquires is offered again, changed or not: a temperature that is still measured reaches a PLC
@@ -23,7 +25,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fieldbus.link import Bundle, Delivery, Gathering, GatherPlan
-from fieldbus.model import Batch, Flaw, Group, Point, Reason, Sample, Value, bad
+from fieldbus.model import Batch, Flaw, Group, Point, Quality, Reason, Sample, Value, bad
 from fieldbus.routing.policy import NEVER, Edge, OnBad, When
 
 Deliveries = Mapping[str, list[Delivery]]
@@ -31,6 +33,8 @@ Deliveries = Mapping[str, list[Delivery]]
 
 _NOTHING: Deliveries = {}
 _WAITING = bad(Reason.WAITING)
+_new = tuple.__new__
+"""Makes a named tuple in half the time of its own constructor."""
 
 
 @dataclass(slots=True)
@@ -143,10 +147,7 @@ class Router:
                 if index in unchanged and edge.policy.when is When.CHANGE:
                     self._offer(edge, batch.sample(index), at_s, now_s, out)
         if exits.by_index:
-            by_index = exits.by_index
-            for index in batch.changed:
-                for edge in by_index.get(index, ()):
-                    self._offer(edge, batch.sample(index), at_s, now_s, out)
+            self._pass_on(batch, exits.by_index, now_s, out)
         for index, edge in exits.always:
             self._offer(edge, batch.sample(index), at_s, now_s, out)
         return out
@@ -203,6 +204,36 @@ class Router:
                 delivery = Delivery(edge.target, edge.source, sample)
                 out.setdefault(edge.target.link, []).append(delivery)
         return out
+
+    def _pass_on(
+        self, batch: Batch, by_index: Mapping[int, list[Edge]], now_s: float, out: dict[str, list[Delivery]]
+    ) -> None:
+        """Offer what changed to those who wait for a change."""
+        _, time_ns, at_s, values, flaws, changed = batch
+        link: str | None = None
+        items: list[Delivery] = []
+        for index in changed:
+            edges = by_index.get(index)
+            if edges is None:
+                continue
+            value = values[index]
+            is_good = value is not None and index not in flaws
+            sample: Sample | None = None
+            for edge in edges:
+                if not (is_good and edge.is_plain):
+                    self._offer(edge, batch.sample(index), at_s, now_s, out)
+                    continue
+                last = edge.sent
+                if last is not None and last.value == value and last.quality is Quality.GOOD:
+                    continue
+                if sample is None:
+                    sample = _new(Sample, (value, Quality.GOOD, None, time_ns))
+                edge.sent = sample
+                target = edge.target
+                if target.link != link:
+                    link = target.link
+                    items = out.setdefault(link, [])
+                items.append(_new(Delivery, (target, edge.source, sample)))
 
     def _offer(
         self, edge: Edge, sample: Sample, at_s: float, now_s: float, out: dict[str, list[Delivery]]
@@ -307,23 +338,10 @@ def _untreated(members: Sequence[tuple[int, Edge]]) -> dict[Edge, int]:
     All of a bundle are sent at the same times and treated the same when they are bad; where routes
     differ in that, or send a point twice under one name, the table's way, edge by edge, stays.
     """
-    found = {edge: index for index, edge in members if _is_trivial(edge)}
+    found = {edge: index for index, edge in members if edge.policy.is_plain}
     kinds = {(edge.policy.when, edge.policy.on_bad) for edge in found}
     labels = {edge.target.label for _, edge in members}
     return found if len(kinds) == 1 and len(labels) == len(members) else {}
-
-
-def _is_trivial(edge: Edge) -> bool:
-    policy = edge.policy
-    return (
-        policy.every_s is None
-        and policy.deadband is None
-        and policy.min_interval_s == 0
-        and policy.linear.is_identity
-        and policy.mapping is None
-        and policy.substitute is None
-        and policy.max_age_s is None
-    )
 
 
 def _plan(message: Gathering, group: Group, bundled: Mapping[Edge, int]) -> GatherPlan:

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import os
 import shutil
 import struct
 from pathlib import Path
@@ -353,7 +354,9 @@ def engine(tmp_path):
     subject.node.shutdown()
 
 
-REQUEST_HOURS = on_bus(j1939.REQUEST, 0x90, 0), (0xFEE5).to_bytes(3, "little")
+OURS = 128 + os.getpid() % 120
+"""The address that a one-shot claims: not the gateway's, which may be running."""
+REQUEST_HOURS = on_bus(j1939.REQUEST, OURS, 0), (0xFEE5).to_bytes(3, "little")
 
 
 async def test_a_pgn_is_asked_for_once_under_an_address_that_was_claimed(engine):
@@ -369,7 +372,7 @@ async def test_a_pgn_is_asked_for_once_under_an_address_that_was_claimed(engine)
 
 async def test_a_node_that_refuses_a_pgn_is_believed(engine):
     hours = engine.plant.points["engine.HOURS.EngTotalHours"]
-    refusal = bytes([1, 0xFF, 0xFF, 0xFF, 0x90]) + (0xFEE5).to_bytes(3, "little")
+    refusal = bytes([1, 0xFF, 0xFF, 0xFF, OURS]) + (0xFEE5).to_bytes(3, "little")
     answering = asyncio.create_task(engine.answer(REQUEST_HOURS, (on_bus(j1939.ACKNOWLEDGEMENT, 0), refusal)))
     found = await oneshot.read(engine.plant, [hours], 3.0)
     await answering
@@ -397,7 +400,7 @@ async def test_a_j1939_signal_is_written_once_under_an_address_that_was_claimed(
     demand = engine.plant.points["engine.TSC1.EngRequestedSpeed"]
     (result,) = await oneshot.write(engine.plant, {demand: 1000}, 3.0)
     assert result.outcome is WriteOutcome.WRITTEN
-    await engine.answer((on_bus(0, 0x90, 0, 3), b"\xfc\x40\x1f\xff\xff\xff\xff\xff"))
+    await engine.answer((on_bus(0, OURS, 0, 3), b"\xfc\x40\x1f\xff\xff\xff\xff\xff"))
     pgns = [j1939.pgn_of(frame_id) for frame_id, _ in engine.heard]
     assert pgns == [j1939.REQUEST, j1939.ADDRESS_CLAIMED, 0]
 

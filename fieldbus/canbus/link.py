@@ -162,6 +162,8 @@ class CanLink:
     def aside(self, points: Collection[Point], *, is_write: bool) -> CanLink:
         """Return a link of its own for just these points."""
         messages = [item for item in self.messages if not set(points).isdisjoint(item.points.values())]
+        if is_write:  # once, and nothing but what was asked for
+            messages = [dataclasses.replace(item, cycle_s=None, safe={}) for item in messages]
         # On a J1939 bus it is a node of its own, beside the one that the gateway may be just now.
         own = self.node_settings.name
         number = (own.identity_number + 1 + os.getpid()) % (1 << 21)

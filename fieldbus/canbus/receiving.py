@@ -11,6 +11,8 @@ Rules:
 
 * `Many` is exact or is not made: where the C library has no `recvmmsg`, or words are not of 64 bits,
   `Single` takes one frame a call.
+* Where frames come one by one, `Many` takes each with a plain call, which is quicker for one, and only asks
+  whether more wait. From where some did until fewer than two came at once it takes all with one call.
 * Both give the same frames, and what the counter of lost frames was when a frame came in.
 * An error that waits in the socket (`OSError`) is raised before frames that wait: the kernel tells it
   first, and once. Who gets it gives the socket up, and with it what it holds.
@@ -23,6 +25,7 @@ flags of the message's header, which has its own array.
 from __future__ import annotations
 
 import ctypes
+import select
 import socket
 import struct
 import time
@@ -66,7 +69,7 @@ class Receiver(Protocol):
     """The kernel's counter of lost frames when the last frame came in; None before any was lost."""
 
     def receive(self, limit: int) -> list[Frame]:
-        """Return up to `limit` frames, oldest first; fewer than `limit` if there are no more.
+        """Return up to `limit` frames (1 or more), oldest first; fewer than that if there are no more.
 
         Raises:
             OSError: what the system says, but that there is nothing.
@@ -91,70 +94,6 @@ def find_recvmmsg() -> Callable[..., int] | None:
     call.restype = ctypes.c_int
     found: Callable[..., int] = call
     return found
-
-
-class Many:
-    """Up to 64 frames a call."""
-
-    def __init__(self, raw: socket.socket, call: Callable[..., int]) -> None:
-        self.overflow: int | None = None
-        self._fd = raw.fileno()
-        self._call = call
-        count, size = _FRAMES_PER_CALL, _RECORD.size
-        self._records = ctypes.create_string_buffer(count * size)
-        self._vectors = ctypes.create_string_buffer(count * _IOVEC.size)
-        self._headers = ctypes.create_string_buffer(count * _POINTERS.size)
-        records, vectors = ctypes.addressof(self._records), ctypes.addressof(self._vectors)
-        control_bytes = size - FD_BYTES
-        for index in range(count):
-            frame = records + index * size
-            _IOVEC.pack_into(self._vectors, index * _IOVEC.size, frame, FD_BYTES)
-            vector = vectors + index * _IOVEC.size
-            header = (0, 0, vector, 1, frame + FD_BYTES, control_bytes, 0, 0)
-            _POINTERS.pack_into(self._headers, index * _POINTERS.size, *header)
-        # The kernel writes into each header how much it has used, so they are made anew each time.
-        self._fresh = self._headers.raw
-        self._headers_at = ctypes.addressof(self._headers)
-        self._record_view = memoryview(self._records)
-        self._header_view = memoryview(self._headers)
-
-    def receive(self, limit: int) -> list[Frame]:
-        """Return up to `limit` frames."""
-        frames: list[Frame] = []
-        while len(frames) < limit:
-            wanted = min(_FRAMES_PER_CALL, limit - len(frames))
-            ctypes.memmove(self._headers_at, self._fresh, wanted * _POINTERS.size)
-            got = self._call(self._fd, self._headers_at, wanted, _MSG_DONTWAIT, None)
-            if got < 0:
-                code = ctypes.get_errno()
-                error = OSError(code, "recvmmsg")
-                # OSError makes itself the class that belongs to the number.
-                if isinstance(error, BlockingIOError | InterruptedError):
-                    break
-                raise error
-            self._read(got, frames)
-            if got < wanted:
-                break
-        return frames
-
-    def _read(self, count: int, frames: list[Frame]) -> None:
-        headers = _HEADER.iter_unpack(self._header_view[: count * _POINTERS.size])
-        records = _RECORD.iter_unpack(self._record_view[: count * _RECORD.size])
-        counter = None
-        for (control_bytes, message_flags, size), (
-            can_id, length, fd_flags, data, _, kind, seconds, nanoseconds, _, second_kind, lost,
-        ) in zip(headers, records, strict=True):  # fmt: skip
-            flags = (message_flags & _MSG_DONTROUTE) << 1
-            if size == FD_BYTES:
-                flags |= FD | (fd_flags & 1) << 1
-            if can_id & REMOTE and not can_id & ERROR:
-                data = bytes(64)  # noqa: PLW2901 - whatever the sender's memory held
-            time_ns = seconds * _SECOND_NS + nanoseconds if kind == _STAMP else time.time_ns()
-            if control_bytes > _STAMP_BYTES and second_kind == _OVERFLOW:
-                counter = lost
-            frames.append(_new(Frame, (can_id, data[:length], time_ns, flags)))
-        if counter is not None:
-            self.overflow = counter
 
 
 class Single:
@@ -192,3 +131,85 @@ class Single:
         is_remote = can_id & REMOTE and not can_id & ERROR
         data = bytes(length) if is_remote else wire[8 : 8 + length]
         return Frame(can_id, data, time.time_ns() if time_ns is None else time_ns, flags)
+
+
+class Many(Single):
+    """Up to 64 frames a call."""
+
+    def __init__(self, raw: socket.socket, call: Callable[..., int]) -> None:
+        super().__init__(raw)
+        self._is_busy = False
+        """Whether frames came faster than they were taken when it was last looked."""
+        poll = select.poll()
+        poll.register(raw, select.POLLIN)
+        self._wait = poll.poll
+        self._fd = raw.fileno()
+        self._call = call
+        count, size = _FRAMES_PER_CALL, _RECORD.size
+        self._records = ctypes.create_string_buffer(count * size)
+        self._vectors = ctypes.create_string_buffer(count * _IOVEC.size)
+        self._headers = ctypes.create_string_buffer(count * _POINTERS.size)
+        records, vectors = ctypes.addressof(self._records), ctypes.addressof(self._vectors)
+        control_bytes = size - FD_BYTES
+        for index in range(count):
+            frame = records + index * size
+            _IOVEC.pack_into(self._vectors, index * _IOVEC.size, frame, FD_BYTES)
+            vector = vectors + index * _IOVEC.size
+            header = (0, 0, vector, 1, frame + FD_BYTES, control_bytes, 0, 0)
+            _POINTERS.pack_into(self._headers, index * _POINTERS.size, *header)
+        # The kernel writes into each header how much it has used, so they are made anew each time.
+        self._fresh = self._headers.raw
+        self._headers_at = ctypes.addressof(self._headers)
+        self._record_view = memoryview(self._records)
+        self._header_view = memoryview(self._headers)
+
+    def receive(self, limit: int) -> list[Frame]:
+        """Return up to `limit` frames."""
+        frames: list[Frame] = []
+        if not self._is_busy:
+            try:
+                frames.append(self._one())
+            except (BlockingIOError, InterruptedError):
+                return frames
+            # Who sees that a sender is silent has to know that nothing of it waits.
+            if limit < 2 or not self._wait(0):
+                return frames
+        self._take(limit, frames)
+        self._is_busy = len(frames) > 1
+        return frames
+
+    def _take(self, limit: int, frames: list[Frame]) -> None:
+        """Add frames until they are `limit`, or there are no more."""
+        while len(frames) < limit:
+            wanted = min(_FRAMES_PER_CALL, limit - len(frames))
+            ctypes.memmove(self._headers_at, self._fresh, wanted * _POINTERS.size)
+            got = self._call(self._fd, self._headers_at, wanted, _MSG_DONTWAIT, None)
+            if got < 0:
+                code = ctypes.get_errno()
+                error = OSError(code, "recvmmsg")
+                # OSError makes itself the class that belongs to the number.
+                if isinstance(error, BlockingIOError | InterruptedError):
+                    break
+                raise error
+            self._read(got, frames)
+            if got < wanted:
+                break
+
+    def _read(self, count: int, frames: list[Frame]) -> None:
+        headers = _HEADER.iter_unpack(self._header_view[: count * _POINTERS.size])
+        records = _RECORD.iter_unpack(self._record_view[: count * _RECORD.size])
+        counter = None
+        for (control_bytes, message_flags, size), (
+            can_id, length, fd_flags, data, _, kind, seconds, nanoseconds, _, second_kind, lost,
+        ) in zip(headers, records, strict=True):  # fmt: skip
+            flags = (message_flags & _MSG_DONTROUTE) << 1
+            if size == FD_BYTES:
+                flags |= FD | (fd_flags & 1) << 1
+            if can_id & REMOTE and not can_id & ERROR:
+                data = bytes(64)  # noqa: PLW2901 - whatever the sender's memory held
+            time_ns = seconds * _SECOND_NS + nanoseconds if kind == _STAMP else time.time_ns()
+            if control_bytes > _STAMP_BYTES and second_kind == _OVERFLOW:
+                counter = lost
+            frames.append(_new(Frame, (can_id, data[:length], time_ns, flags)))
+        if counter is not None:
+            self.overflow = counter

@@ -101,7 +101,7 @@ class Single:
 
     def __init__(self, raw: socket.socket) -> None:
         self.overflow: int | None = None
-        self._raw = raw
+        self._recvmsg = raw.recvmsg
 
     def receive(self, limit: int) -> list[Frame]:
         """Return up to `limit` frames."""
@@ -114,14 +114,15 @@ class Single:
         return frames
 
     def _one(self) -> Frame:
-        wire, controls, message_flags, _ = self._raw.recvmsg(FD_BYTES, _CONTROL_BYTES)
+        wire, controls, message_flags, _ = self._recvmsg(FD_BYTES, _CONTROL_BYTES)
         can_id, length, fd_flags = _FRAME.unpack_from(wire)
         time_ns = None
         for level, kind, value in controls:
             if level != _SOL_SOCKET:
                 continue
-            if kind == SO_TIMESTAMPNS and len(value) in _STAMPS:
-                seconds, nanoseconds = _STAMPS[len(value)].unpack(value)
+            stamp = _STAMPS.get(len(value))
+            if kind == SO_TIMESTAMPNS and stamp is not None:
+                seconds, nanoseconds = stamp.unpack(value)
                 time_ns = seconds * _SECOND_NS + nanoseconds
             elif kind == SO_RXQ_OVFL and len(value) >= _COUNTER.size:
                 (self.overflow,) = _COUNTER.unpack_from(value)
@@ -130,7 +131,7 @@ class Single:
             flags |= FD | (fd_flags & 1) << 1
         is_remote = can_id & REMOTE and not can_id & ERROR
         data = bytes(length) if is_remote else wire[8 : 8 + length]
-        return Frame(can_id, data, time.time_ns() if time_ns is None else time_ns, flags)
+        return _new(Frame, (can_id, data, time.time_ns() if time_ns is None else time_ns, flags))
 
 
 class Many(Single):

@@ -101,6 +101,65 @@ def test_what_did_not_fit_is_told_with_the_next_frame(pair, way):
 
 
 @WAYS
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, 70), st.integers(1, 80)), max_size=20))
+def test_fewer_than_asked_for_means_that_no_more_wait(pair, way, rounds):
+    """Whoever declares a sender silent relies on it, whatever came how fast before."""
+    receiver = way(pair.raw)
+    sent, received, waiting = 0, 0, 0
+    for burst, limit in [*rounds, (0, 10_000)]:
+        pair.send([(number, b"12345678", 0) for number in range(sent, sent + burst)])
+        sent, waiting = sent + burst, waiting + burst
+        found = receiver.receive(limit)
+        assert len(found) == min(limit, waiting)
+        assert [frame.can_id for frame in found] == list(range(received, received + len(found)))
+        received, waiting = received + len(found), waiting - len(found)
+    assert received == sent
+
+
+@WAYS
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.tuples(st.sampled_from([0, 1, 1, 2, 30, 120]), st.sampled_from([1, 2, 64, 200])), max_size=30)
+)
+def test_received_and_lost_are_what_was_sent(way, rounds):
+    pair = Pair()
+    pair.raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 20_000)
+    receiver = way(pair.raw)
+    sent = received = 0
+    for burst, limit in [*rounds, (0, 10_000), (1, 10_000)]:  # the last one brings the counter along
+        pair.send([(1, b"12345678", 0)] * burst)
+        sent += burst
+        received += len(receiver.receive(limit))
+        assert received + (receiver.overflow or 0) <= sent
+    pair.close()
+    assert received + (receiver.overflow or 0) == sent
+
+
+def test_the_many_are_taken_with_one_call_and_the_one_with_a_plain_one(pair):
+    call, calls = find_recvmmsg(), []
+    if call is None:
+        pytest.skip("the C library has no recvmmsg, or words of 32 bits")
+
+    def counted(*arguments):
+        calls.append(arguments)
+        return call(*arguments)
+
+    receiver = Many(pair.raw, counted)
+
+    def calls_for(burst):
+        calls.clear()
+        pair.send([(1, b"", 0)] * burst)
+        assert len(receiver.receive(200)) == burst
+        return len(calls)
+
+    assert [calls_for(burst) for burst in (1, 1, 0, 1)] == [0, 0, 0, 0]
+    assert [calls_for(burst) for burst in (30, 30, 2, 100)] == [1, 1, 1, 2]
+    assert [calls_for(burst) for burst in (1, 1, 1)] == [1, 0, 0]
+    assert [calls_for(burst) for burst in (2, 0, 0, 1)] == [1, 1, 0, 0]
+
+
+@WAYS
 def test_what_the_system_says_is_raised_once(pair, way):
     receiver = way(pair.raw)
     target = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

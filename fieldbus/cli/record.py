@@ -70,9 +70,10 @@ def record(
     except LogError as error:
         typer.echo(f"fieldbus: {error}", err=True)
         recording.trouble = error
-    typer.echo(f"{recording.frames} frames written to {output}; {recording.lost} lost", err=True)
     if recording.trouble is not None:
+        typer.echo(f"{recording.frames} frames until then; the last may be missing in {output}", err=True)
         raise typer.Exit(1)
+    typer.echo(f"{recording.frames} frames written to {output}; {recording.lost} lost", err=True)
 
 
 def _parse_filter(text: str) -> Filter:
@@ -178,6 +179,8 @@ class Recording:
                     pass
             except LinkDownError:
                 pass  # what it still had is lost with it
+        for bus in self._buses.values():
+            bus.status()  # brings what was lost last into `dropped`
         self._is_over = True
         if self.trouble is not None:
             raise self.trouble

@@ -35,21 +35,21 @@ def watch(
         raise fail("a gateway is watched by its CONFIG in this version, on the machine that it runs on")
     plant = load_or_exit(config, needs_secrets=False, shows_warnings=False)
     try:
-        loop.run(_watch(plant.data_dir, only, as_json, once, system))
+        loop.run(_watch(plant.data_dir, str(config.resolve()), only, as_json, once, system))
     except LinkDownError as error:
         raise fail(str(error)) from None
     except KeyboardInterrupt:
         return
 
 
-async def _watch(data_dir: Path, only: str, as_json: bool, once: bool, system: bool) -> None:
+async def _watch(data_dir: Path, config: str, only: str, as_json: bool, once: bool, system: bool) -> None:
     values: dict[str, dict[str, Any]] = {}
     until_s = time.monotonic() + _FIRST_LOOK_S
     shows_live = sys.stdout.isatty() and not once and not as_json
     console = out()
     stop = asyncio.Event()
     loop.on_signal(stop.set)
-    lines = stream(data_dir)
+    lines = stream(data_dir, config)
     with Live(console=console, auto_refresh=False, screen=shows_live, transient=True) as live:
         ending = asyncio.create_task(stop.wait())
         try:

@@ -45,6 +45,7 @@ class ControlServer:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._token = secrets.token_urlsafe(24)
+        self._config = str(gateway.plant.file.resolve())
         self._file = gateway.plant.data_dir / FILE_NAME
         self._clients = 0
 
@@ -54,7 +55,9 @@ class ControlServer:
         port = server.sockets[0].getsockname()[1]
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            text = json.dumps({"port": port, "token": self._token, "pid": os.getpid()})
+            text = json.dumps(
+                {"port": port, "token": self._token, "pid": os.getpid(), "config": self._config}
+            )
             with open(self._file, "w", encoding="utf-8", opener=_private) as file:  # noqa: ASYNC230
                 file.write(text)
         except OSError as error:
@@ -151,15 +154,18 @@ def running_pid(data_dir: Path) -> int | None:
         return None
 
 
-async def stream(data_dir: Path) -> AsyncIterator[dict[str, Any]]:
-    """Yield the lines of the gateway that runs with a data folder.
+async def stream(data_dir: Path, config: str) -> AsyncIterator[dict[str, Any]]:
+    """Yield the lines of the gateway that runs a configuration with a data folder.
 
     Raises:
-        LinkDownError: there is none, or it has ended.
+        LinkDownError: there is none, or it runs another one, or it has ended.
     """
     file = data_dir / FILE_NAME
     try:
         place = json.loads(file.read_text(encoding="utf-8"))
+        other = place.get("config", config)
+        if other != config:
+            raise LinkDownError(f"the gateway that runs with the data folder {data_dir} runs {other}")
         reader, writer = await asyncio.open_connection("127.0.0.1", place["port"], limit=_MAX_LINE)
     except FileNotFoundError:
         raise LinkDownError(f"no gateway is running with the data folder {data_dir}") from None

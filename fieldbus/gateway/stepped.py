@@ -147,6 +147,8 @@ class Stage:
         for name, link in plant.links.items():
             links[name] = self._replayed(plant, link) if name in names else RecordingLink(link, recorder)
         self._opened: set[str] = set()
+        if all(bus.next_ns is None for bus in self._buses.values()):
+            raise SteppedError(f"{', '.join(self._buses)}: no frame in any log, nothing to replay")
         starts = [bus.start_ns for bus in self._buses.values() if bus.start_ns is not None]
         self.start_ns = min(starts, default=0)
         for bus in self._buses.values():
@@ -167,6 +169,9 @@ class Stage:
                 sent=lambda can_id, data, flags, _: self._recorder.frame(name, can_id, data, flags),
                 stage=self,
             )
+            if self._buses[name].next_ns is None and settings.log_channel is not None:
+                text = f"there is no frame of channel {settings.log_channel} in {settings.path}"
+                raise SteppedError(f"{name}: {text}")
         except (ValueError, LogError) as error:
             raise SteppedError(f"{name}: {error}") from error
 

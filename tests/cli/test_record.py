@@ -11,7 +11,7 @@ import can
 import pytest
 from typer.testing import CliRunner
 
-from fieldbus.canbus.bus import ERROR, EXTENDED, FD, OWN, Frame
+from fieldbus.canbus.bus import ERROR, EXTENDED, FD, OWN, BusStatus, Frame
 from fieldbus.canbus.logs import read_log
 from fieldbus.cli import record as record_module
 from fieldbus.cli.main import app
@@ -196,6 +196,9 @@ class FakeBus:
 
     def send(self, *args):
         raise AssertionError("a recorder sends nothing")
+
+    def status(self):
+        return BusStatus()
 
     async def close(self):
         self.closed = True

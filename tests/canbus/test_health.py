@@ -94,3 +94,30 @@ async def test_what_is_not_connected_has_no_state(monkeypatch):
     assert running.link.gauge_values()["bus_state"] == 0
     await running.end()
     assert set(running.link.gauge_values().values()) == {None}
+
+
+async def test_a_bus_that_fails_again_at_once_is_restarted_less_and_less_often(monkeypatch):
+    bus = FakeBus()
+
+    async def restart():
+        bus.restarts += 1
+        bus.come(RESTARTED, bytes(8))
+        asyncio.get_running_loop().call_later(0.005, bus.come, BUS_OFF, bytes(8))
+
+    bus.restart = restart
+    async with Running(monkeypatch, [status()], bus=bus) as running:
+        bus.come(BUS_OFF, bytes(8))
+        await asyncio.sleep(1.0)
+        assert 3 <= bus.restarts <= 6  # after 0.05, 0.15, 0.35, 0.75 s
+        assert abs(running.link.counters["restarts"] - bus.restarts) <= 1
+
+
+async def test_while_the_bus_is_off_nothing_else_is_said_of_the_values(monkeypatch):
+    async with Running(monkeypatch, [status(deadline_s=0.1)]) as running:
+        running.bus.come(0x100, b"\1\2")
+        await eventually(lambda: running.latest("Status.A") == (1, None))
+        running.bus.come(BUS_OFF, bytes(8))
+        await asyncio.sleep(0.3)
+        assert running.latest("Status.A") == (None, "bus down")
+        running.bus.come(RESTARTED, bytes(8))
+        await eventually(lambda: running.latest("Status.A") == (None, "waiting for first value"))

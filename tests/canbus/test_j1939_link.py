@@ -223,3 +223,77 @@ async def test_active_faults_become_points_from_one_frame_or_from_packets(monkey
         await eventually(lambda: running.latest("DM1.FaultCount") == (0, None))
         running.bus.come(on_bus(j1939.ACTIVE_FAULTS, 0), b"\x00")
         await eventually(lambda: running.latest("DM1.FaultCount")[0] is None)
+
+
+async def test_of_frames_among_which_some_were_lost_no_message_is_put_together(monkeypatch):
+    async with Running(monkeypatch, [status(name="EC1", pgn=LONG, length=14)]) as running:
+        first = packets(LONG, b"\x11\x00" + bytes(12), 1)
+        second = packets(LONG, b"\x22\x00" + bytes(12), 1)
+        running.bus.dropped += 1  # between the two, within one batch
+        for can_id, data in (first[0], first[1], second[2]):
+            running.bus.come(can_id, data)
+        await asyncio.sleep(0.05)
+        assert running.batches == []
+        for can_id, data in second:
+            running.bus.come(can_id, data)
+        await eventually(lambda: running.latest("EC1.Speed") == (0x22, None))
+
+
+async def test_an_answer_in_packets_is_waited_for_as_long_as_they_take(monkeypatch):
+    request = Request(0, True, b"", False, scan_s=2.0, timeout_s=0.1, is_pgn=True)
+    async with Running(monkeypatch, [status(7, "EC1", LONG, 39, request=request)], node=NODE) as running:
+        await eventually(lambda: j1939.request(LONG, 7, 0x90) in running.bus.sent)
+        for can_id, data in packets(LONG, b"\x11\x00" + bytes(37), 7):
+            running.bus.come(can_id, data)
+            await asyncio.sleep(0.05)
+        await eventually(lambda: running.latest("EC1.Speed") == (0x11, None))
+        assert running.link.counters["timeouts"] == 0
+
+
+async def test_who_asks_us_gets_what_we_send_or_hears_that_we_do_not(monkeypatch):
+    message = status(name="Ours", pgn=EEC1)
+    async with Running(monkeypatch, [message], message.points.values(), node=NODE) as running:
+        running.route(point_of(message, "Speed"), 5)
+        await eventually(lambda: any(j1939.pgn_of(can_id) == EEC1 for can_id, _ in running.bus.sent))
+        running.bus.taken()
+        running.bus.come(*j1939.request(EEC1, 0x90, 3))
+        await eventually(lambda: running.bus.sent)
+        assert running.bus.taken() == [(on_bus(EEC1, 0x90), b"\x05\x00" + b"\xff" * 6)]
+        running.bus.come(*j1939.request(LONG, 0x90, 3))
+        await eventually(lambda: running.bus.sent)
+        ((can_id, data),) = running.bus.taken()
+        assert j1939.Acknowledgement.parse(can_id, data) == j1939.Acknowledgement(
+            j1939.Control.REFUSED, LONG, 0x90, 3, None
+        )
+        running.bus.come(*j1939.request(LONG, 255, 3))
+        await asyncio.sleep(0.05)
+        assert running.bus.taken() == []
+
+
+async def test_two_long_messages_to_all_go_one_after_the_other(monkeypatch):
+    one, two = status(name="One", pgn=LONG, length=14), status(name="Two", pgn=LONG + 1, length=14)
+    targets = [*one.points.values(), *two.points.values()]
+    listener = [describe(item.message, device="peer", is_j1939=True) for item in (one, two)]
+    async with Running(monkeypatch, [one, two], targets, node=NODE) as running:
+        await asyncio.sleep(0.3)
+        running.bus.taken()
+        running.route(point_of(one, "Speed"), 1)
+        running.route(point_of(two, "Speed"), 2)
+        await eventually(lambda: len(running.bus.sent) == 6)
+        sent = running.bus.taken()
+    async with Running(monkeypatch, listener) as peer:
+        for can_id, data in sent:
+            peer.bus.come(can_id, data)
+        await eventually(lambda: len(peer.batches) == 2)
+        assert [batch.values[0] for batch in peer.batches] == [1, 2]
+
+
+async def test_what_cannot_be_asked_for_is_not_good_for_ever(monkeypatch):
+    request = Request(0, True, b"", False, scan_s=0.1, timeout_s=0.1, is_pgn=True)
+    node = NodeSettings(0x90, Name(identity_number=5))
+    async with Running(monkeypatch, [status(7, request=request)], node=node) as running:
+        await eventually(lambda: j1939.request(EEC1, 7, 0x90) in running.bus.sent)
+        running.bus.come(on_bus(EEC1, 7), b"\x05\x00" + b"\xff" * 6)
+        await eventually(lambda: running.latest("EEC1.Speed") == (5, None))
+        running.bus.come(on_bus(j1939.ADDRESS_CLAIMED, 0x90, 255, 6), Name().to_bytes())
+        await eventually(lambda: running.latest("EEC1.Speed")[0] is None)

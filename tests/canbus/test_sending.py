@@ -11,8 +11,10 @@ from fieldbus.canbus import sending
 from fieldbus.canbus.bits import frame_bits
 from fieldbus.canbus.bus import BusStatus
 from fieldbus.canbus.layout import Message, Signal
+from fieldbus.canbus.outgoing import Budget
 from fieldbus.canbus.protection import Checksum, Counter, Protection
 from fieldbus.errors import LinkDownError, RefusedError
+from fieldbus.link import WriteOutcome
 
 
 def command(safe=None, **more):
@@ -247,3 +249,69 @@ async def test_a_state_that_the_controller_tells_counts_too(monkeypatch):
         running.bus.taken()
         await asyncio.sleep(0.1)
         assert running.bus.taken() == []
+
+
+async def test_a_write_that_the_bus_refuses_is_not_written(monkeypatch):
+    message = command()
+    async with Running(monkeypatch, [message], routed(message)) as running:
+
+        def refuse(*_args):
+            raise RefusedError("the interface has no CAN FD")
+
+        running.bus.send = refuse
+        (result,) = await running.link.write({point_of(message, "X"): 1})
+        assert (result.outcome, result.reason) == (WriteOutcome.FAILED, "the interface has no CAN FD")
+
+
+async def test_of_a_message_of_which_one_value_is_refused_nothing_is_sent(monkeypatch):
+    message = command()
+    async with Running(monkeypatch, [message], routed(message)) as running:
+        x, y = point_of(message, "X"), point_of(message, "Y")
+        results = await running.link.write({x: 5, y: 500})
+        assert [result.outcome for result in results] == [WriteOutcome.REFUSED] * 2
+        assert running.bus.taken() == []
+        await running.link.write({x: 5, y: 6})
+        assert running.bus.taken() == [(0x200, b"\x05\x06")]
+
+
+async def test_a_counter_goes_on_when_the_bus_repeats_anew(monkeypatch):
+    signals = [Signal("X", 0, 8), Signal("Alive", 8, 4)]
+    description = Message("Counted", 0x202, False, 2, signals)
+    message = describe(
+        description, cycle_s=0.1, guard=lambda: Protection(description, None, Counter("Alive"))
+    )
+    bus = FakeBus(has_clock=True)
+    async with Running(monkeypatch, [message], [point_of(message, "X")], bus=bus) as running:
+        for _ in range(3):
+            running.route(point_of(message, "X"), 7)
+            running.route(point_of(message, "X"), None)
+        first = [cyclic.frames[0][1] for cyclic in bus.cyclics]
+        assert len(set(first)) == 3
+
+
+async def test_branches_that_take_turns_under_one_identifier(monkeypatch):
+    one, two = (("Page", frozenset({1})),), (("Page", frozenset({2})),)
+    signals = [Signal("Page", 0, 8), Signal("A", 8, 8, condition=one), Signal("B", 8, 8, condition=two),
+               Signal("Alive", 16, 4)]  # fmt: skip
+    description = Message("Paged", 0x203, False, 3, signals)
+    message = describe(
+        description, cycle_s=0.2, guard=lambda: Protection(description, None, Counter("Alive"))
+    )
+    bus = FakeBus(has_clock=True)
+    targets = [point_of(message, "A"), point_of(message, "B")]
+    async with Running(monkeypatch, [message], targets, bus=bus) as running:
+        running.route(targets[0], 0x11)
+        running.route(targets[1], 0x22)
+        cyclic = bus.cyclics[-1]
+        assert (len(bus.cyclics), cyclic.period_s) == (1, 0.1)
+        assert [frame[:2].hex() for frame in cyclic.frames[:4]] == ["0111", "0222", "0111", "0222"]
+        assert [frame[2] for frame in cyclic.frames] == list(range(16))
+
+
+def test_what_is_left_to_wait_of_a_budget_is_never_too_short_for_a_clock():
+    budget = Budget(150.0)
+    now_s = 1000.0
+    for _ in range(1000):
+        wait_s = budget.wait_s(111, now_s)
+        assert wait_s == 0 or wait_s >= 0.001
+        now_s += wait_s

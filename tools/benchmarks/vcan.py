@@ -1,7 +1,8 @@
 """What a frame costs from Linux's virtual CAN to the target of a route, in CPU, against python-can.
 
 Ours is a whole gateway: the socket, deadlines, decoding, what changed, a route for each of the frame's eight
-signals, or for one of them; at their end a link that keeps the last value of each point (`_Recorder`). The
+signals, or for one of them, or one that puts all eight into one message (`broker:plant/{device}`); at their
+end a link that keeps the last value of each point (`_Recorder`) or of each name in the message. The
 yardstick is what one would write by hand: a `can.Notifier` in the event loop, cantools' lookup by identifier,
 and a dictionary with the last value of each signal that is wanted. Each receiver is a process of its own, one
 at a time, on uvloop and on asyncio's own loop. Both have to have received every frame and seen the same
@@ -10,9 +11,9 @@ number of changes.
 Frames come at a steady rate, sent by the kernel itself (its broadcast manager), so that the sender takes
 no CPU from anybody; or all at once, put into the socket's buffer while the receiver is stopped.
 
-``python -m benchmarks.vcan FOLDER ROUNDS FRAMES SIGNALS@RATE…`` measures, inside `tools/vcan`, and prints a
-JSON object; rate 0 is all at once. In an emulated machine everything takes 10 to 20 times as long: only the
-ratios count there.
+``python -m benchmarks.vcan FOLDER ROUNDS FRAMES ROUTES@RATE…`` measures, inside `tools/vcan`, and prints a
+JSON object; routes are those of `_ROUTES`, rate 0 is all at once. In an emulated machine everything takes 10
+to 20 times as long: only the ratios count there.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from fieldbus.gateway import log
 from fieldbus.gateway.config.loader import load
 from fieldbus.gateway.plant import Plant
 from fieldbus.gateway.runtime import Gateway
-from fieldbus.link import Delivery, Emit, Report, WriteResult
+from fieldbus.link import Bundle, Delivery, Emit, Report, WriteResult
 from fieldbus.model import Group, Point, Value
 
 from .canbus import FRAME_ID, MESSAGE, database_text, random_payloads
@@ -52,10 +53,15 @@ from .peers import Peers, write_config
 
 INTERFACE = "vcan0"
 _CASES = {
-    "vm": ("8@200", "1@500", "1@0", "8@500", "8@0"),
-    "kernel": ("8@1000", "1@4000", "1@0", "8@4000", "8@0"),
+    "vm": ("8@200", "1@500", "1@0", "message@500", "message@0", "8@500", "8@0"),
+    "kernel": ("8@1000", "1@4000", "1@0", "message@4000", "message@0", "8@4000", "8@0"),
 }
-"""What is measured, by where: signals that are routed, and frames a second."""
+"""What is measured, by where: what is routed, and frames a second."""
+_ROUTES = {
+    "1": "its route, 1 signal of 8",
+    "8": "its 8 routes",
+    "message": "one message with its 8 signals",
+}
 _TOOL = Path(__file__).parents[1] / "vcan"
 _NOT_HERE = 77
 """Exit code of the tool where there is no virtual CAN."""
@@ -106,9 +112,10 @@ class _Case(NamedTuple):
     @classmethod
     def read(cls, folder: Path, text: str) -> _Case:
         """Return the case that the command line names: ``8@500``."""
-        signals, rate = map(int, text.split("@"))
-        plant = load(folder / f"vcan{signals}.yaml")
-        return cls(signals, rate, plant, cantools.database.load_file(folder / _DATABASE))
+        routes, rate = text.split("@")
+        plant = load(folder / f"vcan-{routes}.yaml")
+        signals = 1 if routes == "1" else len(_NAMES)
+        return cls(signals, int(rate), plant, cantools.database.load_file(folder / _DATABASE))
 
 
 class _Figures(TypedDict):
@@ -154,7 +161,7 @@ def measure(peers: Peers, span: Span) -> list[Row]:
 
 
 def _row(case: str, figures: _Figures, place: str) -> Row:
-    signals, rate = map(int, case.split("@"))
+    routes, rate = case.split("@")
     costs = figures["cost_s"]
     own = "\n".join(f"{name} {median(costs[f'own {name}']) * 1e6:.1f} µs" for name in _LOOPS)
     yardsticks = [
@@ -165,7 +172,7 @@ def _row(case: str, figures: _Figures, place: str) -> Row:
         for name in _LOOPS
     ]
     notes = [f"in the {'emulated machine' if place == 'vm' else 'kernel'}"]
-    if rate:
+    if rate != "0":
         notes.append(f"{figures['per_s']:.0f} frames/s came")
     if figures["lost"]:
         notes.append(f"{figures['lost']} frames lost")
@@ -173,9 +180,8 @@ def _row(case: str, figures: _Figures, place: str) -> Row:
         notes.append("they do not agree on what changed")
     else:
         notes.append("every frame received, the same changes seen")
-    routes = f"its {signals} routes" if signals > 1 else "its route, 1 signal of 8"
-    what = f"{rate} frames/s" if rate else "all at once"
-    return Row(f"CPU of a frame from vcan to {routes}, {what}", own, yardsticks, "; ".join(notes))
+    what = f"{rate} frames/s" if rate != "0" else "all at once"
+    return Row(f"CPU of a frame from vcan to {_ROUTES[routes]}, {what}", own, yardsticks, "; ".join(notes))
 
 
 def _prepare(folder: Path) -> None:
@@ -188,32 +194,34 @@ def _prepare(folder: Path) -> None:
     links = {
         "can0": {"type": "can", "interface": "socketcan", "channel": INTERFACE},
         "hmi": {"type": "modbus-server", "host": "127.0.0.1", "port": 1502},
+        "broker": {"type": "mqtt", "host": "127.0.0.1"},
     }
     devices = {
         "engine": {"link": "can0", "database": _DATABASE},
         "panel": {"link": "hmi", "unit_id": 1, "points": points},
     }
-    for count in (1, len(_NAMES)):
-        routes = [{"from": f"engine.Status.{name}", "to": f"panel.{name}"} for name in _NAMES[:count]]
+    each = [{"from": f"engine.Status.{name}", "to": f"panel.{name}"} for name in _NAMES]
+    together = [{"from": "engine.*", "to": "broker:plant/{device}"}]
+    for name, routes in (("1", each[:1]), ("8", each), ("message", together)):
         file = write_config(folder, {"links": links, "devices": devices, "routes": routes})
-        file.rename(folder / f"vcan{count}.yaml")
+        file.rename(folder / f"vcan-{name}.yaml")
 
 
 # --- inside: the receivers
 
 
 class _Recorder:
-    """A link that keeps the last value of each point that it is given."""
+    """A link that keeps the last value of each point that it is given, or of each name in a message."""
 
-    name = "hmi"
     is_listener = False
     endpoint = "a dictionary"
     groups: Sequence[Group] = ()
     counters: Mapping[str, int] = {}
     measures: Mapping[str, Mapping[str, float]] = {}
 
-    def __init__(self) -> None:
-        self.last: dict[Point | None, Value] = {}
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.last: dict[Point | str | None, Value] = {}
         self.changes = 0
 
     async def connect(self) -> None:
@@ -232,6 +240,16 @@ class _Recorder:
                 self.changes += 1
         return ()
 
+    def gather(self, bundle: Bundle) -> None:
+        """Keep what a message would carry."""
+        plan, batch = bundle
+        values, last = batch.values, self.last
+        for index, label in zip(plan.indexes, plan.labels, strict=True):
+            value = values[index]
+            if value is not None and value != last.get(label):
+                last[label] = value
+                self.changes += 1
+
     async def write(self, values: Mapping[Point, Value]) -> list[WriteResult]:
         """Write nothing."""
         return []
@@ -241,8 +259,8 @@ class _Recorder:
 
 
 async def _be_gateway(case: _Case, work: _Work) -> None:
-    recorder = _Recorder()
-    plant = replace(case.plant, links={**case.plant.links, "hmi": recorder})
+    recorders = [_Recorder(name) for name in ("hmi", "broker")]
+    plant = replace(case.plant, links={**case.plant.links, **{item.name: item for item in recorders}})
     gateway = Gateway(plant)
     running = asyncio.create_task(gateway.run())
     for _ in range(_START_LOOKS):
@@ -252,7 +270,7 @@ async def _be_gateway(case: _Case, work: _Work) -> None:
     else:
         raise RuntimeError(f"the gateway is not connected to {INTERFACE}")
     link = plant.links["can0"]
-    await work(lambda: (link.counters["rx_frames"], recorder.changes))
+    await work(lambda: (link.counters["rx_frames"], sum(item.changes for item in recorders)))
     gateway.stop()
     await running
 

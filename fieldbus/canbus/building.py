@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from fieldbus.canbus import deadlines, fault_points, j1939
+from fieldbus.canbus import deadlines
 from fieldbus.canbus.bits import frame_bits
-from fieldbus.canbus.j1939_signals import as_j1939
+from fieldbus.canbus.j1939 import fault_points
+from fieldbus.canbus.j1939 import identifiers as j1939
+from fieldbus.canbus.j1939.signals import as_j1939
 from fieldbus.canbus.layout import Condition, Message, Signal
 from fieldbus.canbus.link import CanLink
 from fieldbus.canbus.messages import GLOBAL_ADDRESS, CanMessage, Guard, Request

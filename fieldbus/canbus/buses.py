@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from fieldbus.canbus.bus import Bus, Options
+from fieldbus.canbus.kernel.socketcan import RECEIVE_BUFFER, open_socketcan
 from fieldbus.canbus.python_can import open_python_can
 from fieldbus.canbus.replay import open_replay
-from fieldbus.canbus.socketcan import RECEIVE_BUFFER, open_socketcan
 
 
 async def open_bus(options: Options) -> Bus:

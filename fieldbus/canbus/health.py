@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from fieldbus import clock
 from fieldbus.canbus.bits import frame_bits
 from fieldbus.canbus.bus import Bus, BusStatus
-from fieldbus.canbus.error_frames import decode_error_frame
+from fieldbus.canbus.kernel.error_frames import decode_error_frame
 from fieldbus.canbus.schedule import Schedule
 from fieldbus.link import Gauge
 from fieldbus.model import Kind, Value

@@ -23,15 +23,17 @@ import os
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
 from fieldbus import clock
-from fieldbus.canbus import health, j1939, j1939_node, polling
+from fieldbus.canbus import health, polling
 from fieldbus.canbus.bus import ERROR, EXTENDED, EXTENDED_MASK, OWN, REMOTE, STANDARD_MASK, Bus
 from fieldbus.canbus.buses import open_bus
-from fieldbus.canbus.j1939 import filter_for as filter_for_pgn
-from fieldbus.canbus.j1939 import pgn_of, source_of
-from fieldbus.canbus.j1939_address import FIRST_ARBITRARY, LAST_ARBITRARY
-from fieldbus.canbus.j1939_node import Node, NodeSettings
+from fieldbus.canbus.j1939 import identifiers as j1939
+from fieldbus.canbus.j1939 import node as j1939_node
+from fieldbus.canbus.j1939.address import FIRST_ARBITRARY, LAST_ARBITRARY
+from fieldbus.canbus.j1939.identifiers import filter_for as filter_for_pgn
+from fieldbus.canbus.j1939.identifiers import pgn_of, source_of
+from fieldbus.canbus.j1939.node import Node, NodeSettings
 from fieldbus.canbus.listening import Handler, Incoming, Listener
-from fieldbus.canbus.logged import LogError
+from fieldbus.canbus.logs.logged import LogError
 from fieldbus.canbus.messages import CanMessage, Request
 from fieldbus.canbus.outgoing import Address
 from fieldbus.canbus.replay import ReplayBus

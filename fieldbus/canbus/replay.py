@@ -35,8 +35,8 @@ from typing import NamedTuple, Protocol
 
 from fieldbus import clock
 from fieldbus.canbus.bus import BITRATE_SWITCH, ERROR, FD, OWN, BusStatus, Cyclic, Frame
-from fieldbus.canbus.logged import LogError, LoggedFrame
-from fieldbus.canbus.logs import LogReader
+from fieldbus.canbus.logs.logged import LogError, LoggedFrame
+from fieldbus.canbus.logs.reading import LogReader
 from fieldbus.errors import LinkDownError
 
 MAX_PENDING = 2000

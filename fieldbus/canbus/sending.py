@@ -27,7 +27,7 @@ from typing import NamedTuple
 from fieldbus import clock
 from fieldbus.canbus.bits import frame_bits
 from fieldbus.canbus.bus import EXTENDED, EXTENDED_MASK, Bus
-from fieldbus.canbus.j1939 import TRANSPORT_DATA, TRANSPORT_MANAGEMENT, pgn_of
+from fieldbus.canbus.j1939.identifiers import TRANSPORT_DATA, TRANSPORT_MANAGEMENT, pgn_of
 from fieldbus.canbus.layout import Condition, Signal
 from fieldbus.canbus.messages import CanMessage
 from fieldbus.canbus.outgoing import Address, Budget, Outgoing

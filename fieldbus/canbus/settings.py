@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 import can
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
-from fieldbus.canbus import j1939
-from fieldbus.canbus.j1939_address import Name
-from fieldbus.canbus.j1939_node import NodeSettings
+from fieldbus.canbus.j1939 import identifiers as j1939
+from fieldbus.canbus.j1939.address import Name
+from fieldbus.canbus.j1939.node import NodeSettings
 from fieldbus.canbus.protection_settings import ProtectedSettings
 from fieldbus.canbus.replay import ReplaySettings
 from fieldbus.errors import closest

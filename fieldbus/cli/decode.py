@@ -9,10 +9,10 @@ from typing import Annotated
 
 import typer
 
-from fieldbus.canbus.database import DatabaseError, load
-from fieldbus.canbus.log_decoder import LogDecoder, most_frequent, printable
-from fieldbus.canbus.logged import LogError
-from fieldbus.canbus.logs import LogReader, read_log
+from fieldbus.canbus.database.loading import DatabaseError, load
+from fieldbus.canbus.logs.decoding import LogDecoder, most_frequent, printable
+from fieldbus.canbus.logs.logged import LogError
+from fieldbus.canbus.logs.reading import LogReader, read_log
 from fieldbus.cli.common import JsonOption, fail, say_problems
 
 _SHOWN_IDS = 5

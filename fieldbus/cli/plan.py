@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from fieldbus.canbus.j1939 import pgn_of
+from fieldbus.canbus.j1939.identifiers import pgn_of
 from fieldbus.canbus.link import CanLink
 from fieldbus.cli.check import load_table
 from fieldbus.cli.common import ConfigArgument, JsonOption, load_or_exit, out, print_json

@@ -13,8 +13,8 @@ import typer
 from fieldbus.canbus.bus import ERROR, EXTENDED, EXTENDED_MASK, OWN, STANDARD_MASK, Bus
 from fieldbus.canbus.buses import open_bus
 from fieldbus.canbus.link import CanLink
-from fieldbus.canbus.log_writer import WRITABLE, LogWriter
-from fieldbus.canbus.logged import LogError, LoggedFrame
+from fieldbus.canbus.logs.logged import LogError, LoggedFrame
+from fieldbus.canbus.logs.writing import WRITABLE, LogWriter
 from fieldbus.cli.common import ConfigArgument, fail, load_or_exit
 from fieldbus.errors import LinkDownError, closest
 from fieldbus.gateway import log, loop

@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TextIO
 
 from fieldbus import clock
-from fieldbus.canbus.candump import format_frame
+from fieldbus.canbus.logs.candump import format_frame
 from fieldbus.link import (
     Bundle,
     Delivery,

@@ -28,7 +28,7 @@ from typing import Any, Protocol, TextIO, TypeVar, TypeVarTuple, Unpack, cast, r
 
 from fieldbus import clock
 from fieldbus.canbus.bus import Bus
-from fieldbus.canbus.logged import LogError
+from fieldbus.canbus.logs.logged import LogError
 from fieldbus.canbus.replay import ReplayBus, ReplaySettings
 from fieldbus.errors import FieldbusError, LinkDownError
 from fieldbus.gateway import loop as gateway_loop

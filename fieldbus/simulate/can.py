@@ -14,11 +14,11 @@ import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from fieldbus import clock
-from fieldbus.canbus import j1939
 from fieldbus.canbus.bus import EXTENDED, REMOTE, Bus
 from fieldbus.canbus.buses import open_bus
 from fieldbus.canbus.codec import FrameEncoder
-from fieldbus.canbus.j1939_connection import Sender as PacketSender
+from fieldbus.canbus.j1939 import identifiers as j1939
+from fieldbus.canbus.j1939.connection import Sender as PacketSender
 from fieldbus.canbus.layout import Condition
 from fieldbus.canbus.messages import CanMessage, Guard
 from fieldbus.canbus.schedule import Schedule

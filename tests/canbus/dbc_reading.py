@@ -1,7 +1,7 @@
 """Reads DBC texts without a process, for tests."""
 
-from fieldbus.canbus import dbc_draft, dbc_text
-from fieldbus.canbus.draft import Notes, repair
+from fieldbus.canbus.database import dbc_draft, dbc_text
+from fieldbus.canbus.database.draft import Notes, repair
 
 SIGNAL = ' SG_ S : 0|8@1+ (1,0) [0|0] "" X\n'
 

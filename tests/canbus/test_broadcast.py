@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fieldbus.canbus import broadcast
-from fieldbus.canbus.broadcast import Broadcaster
 from fieldbus.canbus.bus import BITRATE_SWITCH, FD
-from fieldbus.canbus.kernel import pack_frame
+from fieldbus.canbus.kernel import broadcast
+from fieldbus.canbus.kernel.broadcast import Broadcaster
+from fieldbus.canbus.kernel.frames import pack_frame
 from fieldbus.errors import LinkDownError, RefusedError
 
 SETUP, DELETE, EXPIRED = 1, 2, 9

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fieldbus.canbus.j1939_address import Name
+from fieldbus.canbus.j1939.address import Name
 from fieldbus.errors import ConfigError
 from fieldbus.gateway.config.loader import load
 from fieldbus.model import Access

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import fieldbus
-from fieldbus.canbus import database
-from fieldbus.canbus.database import FORMATS, DatabaseError, load
-from fieldbus.canbus.database_reader import read
+from fieldbus.canbus.database import loading as database
+from fieldbus.canbus.database.loading import FORMATS, DatabaseError, load
+from fieldbus.canbus.database.reader import read
 
 HEAD = 'VERSION ""\nNS_ :\nBS_:\nBU_: ECU GW\n'
 GOOD = (
@@ -277,12 +277,12 @@ def test_the_same_bytes_are_read_once(tmp_path, monkeypatch):
 
 def test_the_reader_is_found_from_a_tree_that_is_not_installed(tmp_path):
     path = write(tmp_path, GOOD)
-    code = f"from pathlib import Path; from fieldbus.canbus.database import load; print(len(load(Path({str(path)!r}), '').messages))"
+    code = f"from pathlib import Path; from fieldbus.canbus.database.loading import load; print(len(load(Path({str(path)!r}), '').messages))"
     copy = tmp_path / "tree"
     shutil.copytree(
         Path(fieldbus.__file__).parent, copy / "fieldbus", ignore=shutil.ignore_patterns("__pycache__")
     )
-    reader = copy / "fieldbus" / "canbus" / "database_reader.py"
+    reader = copy / "fieldbus" / "canbus" / "database" / "reader.py"
     marked = 'read = lambda *_: {"messages": [], "notes": []}\nif __name__'
     reader.write_text(reader.read_text().replace("if __name__", marked))
     done = subprocess.run([sys.executable, "-c", code], cwd=copy, capture_output=True, text=True, check=False)
@@ -293,7 +293,7 @@ def test_the_reader_is_found_from_a_tree_that_is_not_installed(tmp_path):
 def test_the_reader_ends_with_its_parent(tmp_path):
     code = (
         "import subprocess, sys, time; from fieldbus.canbus import database\n"
-        "child = subprocess.Popen([sys.executable, '-c', 'from fieldbus.canbus.database_reader import limit;"
+        "child = subprocess.Popen([sys.executable, '-c', 'from fieldbus.canbus.database.reader import limit;"
         "limit(50, 50, 1 << 29); print(flush=True); import time; time.sleep(50)'], stdout=subprocess.PIPE)\n"
         "child.stdout.readline(); print(child.pid, flush=True); time.sleep(50)"
     )

@@ -10,9 +10,9 @@ import pytest
 from corpus import corpus, name_of
 
 from fieldbus.canbus.codec import MessageDecoder
-from fieldbus.canbus.database import FORMATS, DatabaseError, content, load
-from fieldbus.canbus.database_reader import read
-from fieldbus.canbus.dbc_text import decode
+from fieldbus.canbus.database.dbc_text import decode
+from fieldbus.canbus.database.loading import FORMATS, DatabaseError, content, load
+from fieldbus.canbus.database.reader import read
 
 BROKEN = {
     "cantools/arxml/system-bad-root-tag-4.2.arxml": "another root element",

@@ -6,8 +6,8 @@ import time
 import pytest
 from dbc_reading import SIGNAL, one, read, signals
 
-from fieldbus.canbus import dbc_text
-from fieldbus.canbus.draft import MAX_NOTES
+from fieldbus.canbus.database import dbc_text
+from fieldbus.canbus.database.draft import MAX_NOTES
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 from dbc_reading import SIGNAL, conditions, one, read, signals
 
-from fieldbus.canbus.draft import MAX_IDS_PER_SIGNAL, clip, safe_name
+from fieldbus.canbus.database.draft import MAX_IDS_PER_SIGNAL, clip, safe_name
 
 
 def test_what_is_said_of_messages_and_signals_arrives_there():

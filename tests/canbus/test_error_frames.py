@@ -5,7 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fieldbus.canbus.bus import ERROR
-from fieldbus.canbus.error_frames import ACTIVE, BUS_OFF, PASSIVE, WARNING, ErrorFrame, decode_error_frame
+from fieldbus.canbus.kernel.error_frames import (
+    ACTIVE,
+    BUS_OFF,
+    PASSIVE,
+    WARNING,
+    ErrorFrame,
+    decode_error_frame,
+)
 
 
 @pytest.mark.parametrize(

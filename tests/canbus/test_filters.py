@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fieldbus.canbus.bus import ERROR, EXTENDED, REMOTE
-from fieldbus.canbus.filters import EXACT_EXTENDED, EXACT_STANDARD, LIMIT, merge
+from fieldbus.canbus.kernel.filters import EXACT_EXTENDED, EXACT_STANDARD, LIMIT, merge
 
 words = st.integers(0, 0xFFFF_FFFF)
 exact = st.one_of(

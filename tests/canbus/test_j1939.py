@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fieldbus.canbus import j1939
 from fieldbus.canbus.bus import ERROR, EXTENDED, REMOTE
-from fieldbus.canbus.j1939 import Acknowledgement, Control, Identifier
+from fieldbus.canbus.j1939 import identifiers as j1939
+from fieldbus.canbus.j1939.identifiers import Acknowledgement, Control, Identifier
 
 ADDRESSES = st.integers(0, 255)
 

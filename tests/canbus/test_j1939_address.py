@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fieldbus.canbus.bus import EXTENDED, REMOTE
-from fieldbus.canbus.j1939 import request
-from fieldbus.canbus.j1939_address import AddressClaimer, Name
+from fieldbus.canbus.j1939.address import AddressClaimer, Name
+from fieldbus.canbus.j1939.identifiers import request
 
 ME = Name(identity_number=100, manufacturer_code=5, is_arbitrary_address_capable=True)
 LOWER = Name(identity_number=99, manufacturer_code=5, is_arbitrary_address_capable=True)

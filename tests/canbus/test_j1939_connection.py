@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fieldbus.canbus.bus import EXTENDED
-from fieldbus.canbus.j1939_connection import BURST, Responder, Sender
-from fieldbus.canbus.j1939_transport import Reassembler
+from fieldbus.canbus.j1939.connection import BURST, Responder, Sender
+from fieldbus.canbus.j1939.transport import Reassembler
 
 DM1 = "cafe00"
 PGN = 65226

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fieldbus.canbus.j1939_diagnostics import Fault, Lamp, decode
+from fieldbus.canbus.j1939.diagnostics import Fault, Lamp, decode
 from fieldbus.errors import ConversionError
 
 SPN_100 = bytes([100, 0, 1, 3])

@@ -6,11 +6,12 @@ from conftest import eventually
 from fake_bus import FakeBus, Running
 from test_listening import describe, point_of
 
-from fieldbus.canbus import fault_points, j1939
 from fieldbus.canbus.bus import EXTENDED
-from fieldbus.canbus.j1939_address import Name
-from fieldbus.canbus.j1939_connection import Sender as PacketSender
-from fieldbus.canbus.j1939_node import NodeSettings
+from fieldbus.canbus.j1939 import fault_points
+from fieldbus.canbus.j1939 import identifiers as j1939
+from fieldbus.canbus.j1939.address import Name
+from fieldbus.canbus.j1939.connection import Sender as PacketSender
+from fieldbus.canbus.j1939.node import NodeSettings
 from fieldbus.canbus.layout import Message, Signal
 from fieldbus.canbus.messages import CanMessage, Request
 from fieldbus.link import WriteOutcome

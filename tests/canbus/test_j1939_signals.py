@@ -3,7 +3,7 @@
 import pytest
 
 from fieldbus.canbus.codec import BranchDecoder, FrameEncoder
-from fieldbus.canbus.j1939_signals import as_j1939
+from fieldbus.canbus.j1939.signals import as_j1939
 from fieldbus.canbus.layout import Message, Signal
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from fieldbus.canbus.bus import ERROR, EXTENDED, REMOTE
-from fieldbus.canbus.j1939_transport import Broken, Reassembler
+from fieldbus.canbus.j1939.transport import Broken, Reassembler
 
 DM1 = "cafe00"
 PAYLOAD = bytes(range(20))

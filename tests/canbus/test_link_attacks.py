@@ -13,11 +13,12 @@ from test_j1939_link import status as j1939_status
 from test_listening import describe, guarded, paged, point_of, status
 from test_sending import command, routed
 
-from fieldbus.canbus import fault_points, j1939
 from fieldbus.canbus import link as link_module
 from fieldbus.canbus.bus import ERROR, EXTENDED, OWN, REMOTE, BusStatus
 from fieldbus.canbus.e2e import DataIdMode
-from fieldbus.canbus.j1939_address import Name
+from fieldbus.canbus.j1939 import fault_points
+from fieldbus.canbus.j1939 import identifiers as j1939
+from fieldbus.canbus.j1939.address import Name
 from fieldbus.canbus.layout import Message, Signal
 from fieldbus.canbus.messages import CanMessage, Request
 from fieldbus.canbus.protection import E2E, Protection

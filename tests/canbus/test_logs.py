@@ -12,11 +12,11 @@ from conftest import program
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fieldbus.canbus import blf, candump, logs
 from fieldbus.canbus.bus import BITRATE_SWITCH, ERROR, EXTENDED, FD, REMOTE
-from fieldbus.canbus.log_writer import LogWriter
-from fieldbus.canbus.logged import ERROR_STATE, FD_LENGTHS, LogError, LoggedFrame
-from fieldbus.canbus.logs import read_log
+from fieldbus.canbus.logs import reading as logs
+from fieldbus.canbus.logs.logged import ERROR_STATE, FD_LENGTHS, LogError, LoggedFrame
+from fieldbus.canbus.logs.reading import blf, candump, read_log
+from fieldbus.canbus.logs.writing import LogWriter
 
 START_NS = 1_345_212_884_005_318_000
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fieldbus.canbus import netlink
-from fieldbus.canbus.netlink import (
+from fieldbus.canbus.kernel import netlink
+from fieldbus.canbus.kernel.netlink import (
     Link,
     attribute,
     link_of,

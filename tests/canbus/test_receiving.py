@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fieldbus.canbus.bus import BITRATE_SWITCH, EXTENDED, FD, REMOTE
-from fieldbus.canbus.kernel import pack_frame
-from fieldbus.canbus.receiving import SO_RXQ_OVFL, SO_TIMESTAMPNS, Many, Single, find_recvmmsg
+from fieldbus.canbus.kernel.frames import pack_frame
+from fieldbus.canbus.kernel.receiving import SO_RXQ_OVFL, SO_TIMESTAMPNS, Many, Single, find_recvmmsg
 from fieldbus.errors import RefusedError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="SocketCAN is Linux's")

@@ -7,7 +7,7 @@ import pytest
 
 from fieldbus.canbus import replay
 from fieldbus.canbus.bus import ERROR, EXTENDED, OWN
-from fieldbus.canbus.logged import LogError
+from fieldbus.canbus.logs.logged import LogError
 from fieldbus.canbus.replay import ReplayBus, ReplaySettings, open_replay
 from fieldbus.errors import LinkDownError
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fieldbus.canbus import socketcan
 from fieldbus.canbus.bus import FD
-from fieldbus.canbus.socketcan import SocketCanBus, open_socketcan
+from fieldbus.canbus.kernel import socketcan
+from fieldbus.canbus.kernel.socketcan import SocketCanBus, open_socketcan
 from fieldbus.errors import LinkDownError, RefusedError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="SocketCAN is Linux's")

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fieldbus.canbus.bus import ERROR, EXTENDED, FD, OWN, BusStatus, Frame
-from fieldbus.canbus.logs import read_log
+from fieldbus.canbus.logs.reading import read_log
 from fieldbus.cli import record as record_module
 from fieldbus.cli.main import app
 from fieldbus.cli.record import Recording, _parse_filter

@@ -11,8 +11,9 @@ import can
 import pytest
 from conftest import eventually, free_port
 
-from fieldbus.canbus import j1939, listening
+from fieldbus.canbus import listening
 from fieldbus.canbus.bus import BusStatus
+from fieldbus.canbus.j1939 import identifiers as j1939
 from fieldbus.canbus.python_can import PythonCanBus
 from fieldbus.gateway import oneshot
 from fieldbus.gateway.config.loader import load

@@ -12,11 +12,11 @@ import time
 
 import pytest
 
-from fieldbus.canbus.j1939 import destination_of, identifier, pgn_of
-from fieldbus.canbus.j1939_address import AddressClaimer, Name
-from fieldbus.canbus.j1939_connection import Responder, Sender
-from fieldbus.canbus.j1939_packets import is_data
-from fieldbus.canbus.j1939_transport import Reassembler
+from fieldbus.canbus.j1939.address import AddressClaimer, Name
+from fieldbus.canbus.j1939.connection import Responder, Sender
+from fieldbus.canbus.j1939.identifiers import destination_of, identifier, pgn_of
+from fieldbus.canbus.j1939.packets import is_data
+from fieldbus.canbus.j1939.transport import Reassembler
 
 pytestmark = [pytest.mark.vcan, pytest.mark.timeout(300)]
 PATIENCE_S = 60

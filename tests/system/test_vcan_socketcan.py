@@ -18,10 +18,10 @@ import pytest
 from conftest import eventually, program
 
 from fieldbus.canbus.bus import BITRATE_SWITCH, ERROR, EXTENDED, FD, OWN, REMOTE
-from fieldbus.canbus.error_frames import BUS_OFF, decode_error_frame
-from fieldbus.canbus.filters import EXACT_STANDARD
-from fieldbus.canbus.receiving import Many, Single
-from fieldbus.canbus.socketcan import open_socketcan
+from fieldbus.canbus.kernel.error_frames import BUS_OFF, decode_error_frame
+from fieldbus.canbus.kernel.filters import EXACT_STANDARD
+from fieldbus.canbus.kernel.receiving import Many, Single
+from fieldbus.canbus.kernel.socketcan import open_socketcan
 from fieldbus.errors import LinkDownError, RefusedError
 
 pytestmark = [pytest.mark.vcan, pytest.mark.timeout(240)]
@@ -402,7 +402,7 @@ async def test_a_second_repetition_takes_the_first_ones_place(buses):
 
 REPEATER = """
 import asyncio
-from fieldbus.canbus.socketcan import open_socketcan
+from fieldbus.canbus.kernel.socketcan import open_socketcan
 
 async def main():
     bus = await open_socketcan("vcan0", fd=False)

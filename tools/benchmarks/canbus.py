@@ -25,8 +25,8 @@ import cantools
 from fieldbus.canbus.building import build_messages
 from fieldbus.canbus.bus import BusStatus, Cyclic, Frame, Options
 from fieldbus.canbus.codec import BranchDecoder
-from fieldbus.canbus.database import load
-from fieldbus.canbus.j1939_signals import as_j1939
+from fieldbus.canbus.database.loading import load
+from fieldbus.canbus.j1939.signals import as_j1939
 from fieldbus.canbus.layout import Message
 from fieldbus.canbus.link import CanLink
 from fieldbus.canbus.settings import CanDeviceSettings

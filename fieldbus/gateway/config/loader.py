@@ -22,8 +22,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from fieldbus import __version__
-from fieldbus.canbus.database import DatabaseError
-from fieldbus.canbus.database import load as load_database
+from fieldbus.canbus.database.loading import DatabaseError
+from fieldbus.canbus.database.loading import load as load_database
 from fieldbus.canbus.layout import Message
 from fieldbus.errors import ConfigError, Problem, closest
 from fieldbus.gateway.config.explain import problems_of

@@ -30,7 +30,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fieldbus.canbus.kernel import words
+from fieldbus.canbus.kernel.frames import words
 
 AF_NETLINK = 16
 _ERROR = 2

@@ -32,7 +32,7 @@ import struct
 from collections.abc import Sequence
 
 from fieldbus.canbus.bus import FD
-from fieldbus.canbus.kernel import AF_CAN, CAN_BCM, down, pack_frame
+from fieldbus.canbus.kernel.frames import AF_CAN, CAN_BCM, down, pack_frame
 from fieldbus.errors import LinkDownError
 
 DEAD_MAN_S = 5.0

@@ -9,8 +9,8 @@ Rules:
 * When frames were lost nobody knows which: what was under way is given up.
 * To one destination one message in packets is on its way at a time. The others wait, of each the newest.
 
-Design: the parts are machines without input or output (`j1939_address`, `j1939_transport`,
-`j1939_connection`); this file gives them frames and time, and sends what they say.
+Design: the parts are machines without input or output (`address`, `transport`,
+`connection`); this file gives them frames and time, and sends what they say.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from fieldbus import clock
-from fieldbus.canbus.j1939 import (
+from fieldbus.canbus.j1939.address import AddressClaimer, Name
+from fieldbus.canbus.j1939.connection import Responder
+from fieldbus.canbus.j1939.connection import Sender as PacketSender
+from fieldbus.canbus.j1939.identifiers import (
     ACKNOWLEDGEMENT,
     ADDRESS_CLAIMED,
     GLOBAL,
@@ -38,11 +41,8 @@ from fieldbus.canbus.j1939 import (
     requested,
     source_of,
 )
-from fieldbus.canbus.j1939_address import AddressClaimer, Name
-from fieldbus.canbus.j1939_connection import Responder
-from fieldbus.canbus.j1939_connection import Sender as PacketSender
-from fieldbus.canbus.j1939_packets import BAM, RTS, T1_S, Message, Outgoing, is_data
-from fieldbus.canbus.j1939_transport import Reassembler
+from fieldbus.canbus.j1939.packets import BAM, RTS, T1_S, Message, Outgoing, is_data
+from fieldbus.canbus.j1939.transport import Reassembler
 from fieldbus.canbus.messages import CanMessage
 from fieldbus.canbus.outgoing import Address
 from fieldbus.canbus.schedule import Schedule

@@ -37,7 +37,7 @@ from enum import Enum
 from types import MappingProxyType
 
 from fieldbus.canbus.bus import ERROR, EXTENDED, REMOTE
-from fieldbus.canbus.j1939 import (
+from fieldbus.canbus.j1939.identifiers import (
     ADDRESS_CLAIMED,
     GLOBAL,
     LAST_ADDRESS,
@@ -49,7 +49,7 @@ from fieldbus.canbus.j1939 import (
     requested,
     source_of,
 )
-from fieldbus.canbus.j1939_packets import Outgoing
+from fieldbus.canbus.j1939.packets import Outgoing
 
 CLAIM_S = 0.25
 FIRST_ARBITRARY = 128

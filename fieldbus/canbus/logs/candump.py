@@ -25,7 +25,7 @@ from __future__ import annotations
 import re
 
 from fieldbus.canbus.bus import BITRATE_SWITCH, ERROR, EXTENDED, EXTENDED_MASK, FD, REMOTE, STANDARD_MASK
-from fieldbus.canbus.logged import ERROR_STATE, MAX_DATA, LoggedFrame
+from fieldbus.canbus.logs.logged import ERROR_STATE, MAX_DATA, LoggedFrame
 
 _LINE = re.compile(
     r"\s*\((\d{1,11})\.(\d{1,9})\)\s+([!-~]{1,64})\s+"  # time, channel

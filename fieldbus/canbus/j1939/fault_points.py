@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from fieldbus.canbus.bus import EXTENDED_MASK
-from fieldbus.canbus.j1939 import NULL_ADDRESS, identifier
-from fieldbus.canbus.j1939_diagnostics import Diagnostics, Lamp, decode
+from fieldbus.canbus.j1939.diagnostics import Diagnostics, Lamp, decode
+from fieldbus.canbus.j1939.identifiers import NULL_ADDRESS, identifier
 from fieldbus.canbus.layout import MAX_MESSAGE_BYTES, Condition, Message, Signal
 from fieldbus.errors import ConversionError
 from fieldbus.model import Flaw, Kind, Point, Reason, Value, bad

@@ -30,13 +30,13 @@ from collections.abc import Iterable, Sequence
 
 from fieldbus.canbus.bus import ERROR, EXTENDED, EXTENDED_MASK, REMOTE
 from fieldbus.canbus.codec import BranchDecoder, MessageDecoder
-from fieldbus.canbus.error_frames import decode_error_frame
-from fieldbus.canbus.j1939 import pgn_of
-from fieldbus.canbus.j1939_packets import is_transport
-from fieldbus.canbus.j1939_signals import as_j1939
-from fieldbus.canbus.j1939_transport import Reassembler
+from fieldbus.canbus.j1939.identifiers import pgn_of
+from fieldbus.canbus.j1939.packets import is_transport
+from fieldbus.canbus.j1939.signals import as_j1939
+from fieldbus.canbus.j1939.transport import Reassembler
+from fieldbus.canbus.kernel.error_frames import decode_error_frame
 from fieldbus.canbus.layout import Message, Signal
-from fieldbus.canbus.logged import LoggedFrame
+from fieldbus.canbus.logs.logged import LoggedFrame
 from fieldbus.model import Quality, Value
 from fieldbus.sample_json import iso_time
 from fieldbus.scaling import Number

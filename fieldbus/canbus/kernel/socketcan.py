@@ -26,12 +26,20 @@ import socket
 import struct
 from collections.abc import Callable, Iterable, Sequence
 
-from fieldbus.canbus import netlink
-from fieldbus.canbus.broadcast import Broadcaster
 from fieldbus.canbus.bus import FD, BusStatus, Cyclic, Frame
-from fieldbus.canbus.filters import merge
-from fieldbus.canbus.kernel import AF_CAN, CAN_RAW, CLASSIC_BYTES, FD_BYTES, MAX_NAME_BYTES, down, pack_frame
-from fieldbus.canbus.receiving import SO_RXQ_OVFL, SO_TIMESTAMPNS, receiver_of
+from fieldbus.canbus.kernel import netlink
+from fieldbus.canbus.kernel.broadcast import Broadcaster
+from fieldbus.canbus.kernel.filters import merge
+from fieldbus.canbus.kernel.frames import (
+    AF_CAN,
+    CAN_RAW,
+    CLASSIC_BYTES,
+    FD_BYTES,
+    MAX_NAME_BYTES,
+    down,
+    pack_frame,
+)
+from fieldbus.canbus.kernel.receiving import SO_RXQ_OVFL, SO_TIMESTAMPNS, receiver_of
 from fieldbus.errors import LinkDownError, RefusedError
 
 RECEIVE_BUFFER = 4 * 1024 * 1024

@@ -33,7 +33,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from fieldbus.canbus.bus import ERROR, FD, REMOTE, Frame
-from fieldbus.canbus.kernel import FD_BYTES
+from fieldbus.canbus.kernel.frames import FD_BYTES
 
 SO_TIMESTAMPNS = 35
 SO_RXQ_OVFL = 40

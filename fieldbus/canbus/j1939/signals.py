@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import re
 
-from fieldbus.canbus.j1939 import indicators
+from fieldbus.canbus.j1939.identifiers import indicators
 from fieldbus.canbus.layout import Message, Signal
 
 _NO_STATE = re.compile(

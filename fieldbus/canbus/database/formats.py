@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 from xml.etree import ElementTree as ET
 from xml.parsers import expat
 
-from fieldbus.canbus import dbc_draft, dbc_text
-from fieldbus.canbus.draft import NO_NUMBER, DraftMessage, DraftSignal, Notes, leave_out, repair
+from fieldbus.canbus.database import dbc_draft, dbc_text
+from fieldbus.canbus.database.draft import NO_NUMBER, DraftMessage, DraftSignal, Notes, leave_out, repair
 
 _CHUNK = 2000
 """Signals that cantools is given at once: it holds some hundred times their text in memory."""

@@ -20,8 +20,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from fieldbus.canbus.dbc_text import Attached, DbcText, MessageText, SignalText, number
-from fieldbus.canbus.draft import (
+from fieldbus.canbus.database.dbc_text import Attached, DbcText, MessageText, SignalText, number
+from fieldbus.canbus.database.draft import (
     MAX_EXTENDED_ID,
     MAX_STANDARD_ID,
     NO_NUMBER,

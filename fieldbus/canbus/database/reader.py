@@ -1,8 +1,8 @@
 """Reads a database in a process of its own: bytes on standard input, JSON on standard output.
 
-``python -m fieldbus.canbus.database_reader FORMAT CPU_S WALL_S MEMORY_BYTES`` is started by
-`fieldbus.canbus.database`, which turns its answer into messages. The answer is an object: ``messages`` and
-``notes`` of what was repaired or left out, or ``error`` if the file is no database.
+``python -m fieldbus.canbus.database.reader FORMAT CPU_S WALL_S MEMORY_BYTES`` is started by
+`fieldbus.canbus.database.loading`, which turns its answer into messages. The answer is an object:
+``messages`` and ``notes`` of what was repaired or left out, or ``error`` if the file is no database.
 
 Rules:
 
@@ -24,8 +24,8 @@ import sys
 import time
 from typing import Any
 
-from fieldbus.canbus.database_formats import READERS, UnreadableError
-from fieldbus.canbus.draft import DraftMessage, DraftSignal, Notes
+from fieldbus.canbus.database.draft import DraftMessage, DraftSignal, Notes
+from fieldbus.canbus.database.formats import READERS, UnreadableError
 
 MAX_FILE_BYTES = 32 * 1024 * 1024
 MAX_ANSWER_BYTES = 64 * 1024 * 1024

@@ -30,10 +30,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from fieldbus.canbus.blf import BlfWriter
 from fieldbus.canbus.bus import BITRATE_SWITCH, ERROR, EXTENDED, EXTENDED_MASK, FD, REMOTE
-from fieldbus.canbus.candump import format_line
-from fieldbus.canbus.logged import ERROR_STATE, FD_LENGTHS, LogError, LoggedFrame
+from fieldbus.canbus.logs.blf import BlfWriter
+from fieldbus.canbus.logs.candump import format_line
+from fieldbus.canbus.logs.logged import ERROR_STATE, FD_LENGTHS, LogError, LoggedFrame
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")

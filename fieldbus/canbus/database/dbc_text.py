@@ -23,7 +23,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from fieldbus.canbus.draft import Notes
+from fieldbus.canbus.database.draft import Notes
 from fieldbus.scaling import Number
 
 _KEYWORDS = (

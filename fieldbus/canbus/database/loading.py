@@ -26,7 +26,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fieldbus.canbus.database_reader import EXIT_ANSWER, EXIT_MEMORY, MAX_ANSWER_BYTES, MAX_FILE_BYTES
+from fieldbus.canbus.database.reader import EXIT_ANSWER, EXIT_MEMORY, MAX_ANSWER_BYTES, MAX_FILE_BYTES
 from fieldbus.canbus.layout import Condition, Message, Signal
 from fieldbus.errors import ConversionError, Problem
 from fieldbus.scaling import Linear, Number
@@ -42,7 +42,7 @@ _SIGXCPU = 24
 _START = (
     # The search path is this process's own, so that the reader is found however this package was.
     "import sys; path, sys.argv = sys.argv[1].split('\\n'), sys.argv[1:]; sys.path[:] = path; "
-    "from fieldbus.canbus.database_reader import main; main()"
+    "from fieldbus.canbus.database.reader import main; main()"
 )
 
 
@@ -193,7 +193,7 @@ def content(answer: Any, format_: str, size: int) -> _Content:
     """Return what an answer of the reader describes.
 
     Args:
-        answer: of `database_reader.read`.
+        answer: of `reader.read`.
         format_: of the file, for people.
         size: of the file in bytes.
     """

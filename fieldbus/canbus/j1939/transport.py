@@ -29,8 +29,8 @@ from __future__ import annotations
 from collections import Counter
 from enum import StrEnum
 
-from fieldbus.canbus.j1939 import GLOBAL, destination_of, read_pgn, source_of
-from fieldbus.canbus.j1939_packets import (
+from fieldbus.canbus.j1939.identifiers import GLOBAL, destination_of, read_pgn, source_of
+from fieldbus.canbus.j1939.packets import (
     ABORT,
     BAM,
     CTS,

@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from fieldbus.canbus.bus import BITRATE_SWITCH, ERROR, EXTENDED, EXTENDED_MASK, FD, REMOTE, STANDARD_MASK
-from fieldbus.canbus.logged import ERROR_STATE, FD_LENGTHS, MAX_DATA, MAX_FD_DATA, LoggedFrame
+from fieldbus.canbus.logs.logged import ERROR_STATE, FD_LENGTHS, MAX_DATA, MAX_FD_DATA, LoggedFrame
 
 MAX_CONTAINER = 16 * 1024 * 1024
 """Bytes of a container, packed and unpacked; usual are 128 KiB."""

@@ -10,7 +10,7 @@ Rules:
   given it up.
 * Sender: the receiver says what is sent (CTS), and may ask for packets again; the newest CTS counts. It may
   hold us, but not for ever. Whatever ends without its EndOfMsgACK has a `failure`.
-* Everything ends: each side waits no longer than the times in `j1939_packets`.
+* Everything ends: each side waits no longer than the times in `packets`.
 
 Design: a receiver may allow 255 packets at once, more than a driver's queue takes. So the sender hands out
 `BURST` frames at a time, `BURST_SPACING_S` apart, which is about what a bus of 250 kbit/s carries.
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from fieldbus.canbus.j1939 import (
+from fieldbus.canbus.j1939.identifiers import (
     GLOBAL,
     LAST_ADDRESS,
     LAST_PGN,
@@ -29,7 +29,7 @@ from fieldbus.canbus.j1939 import (
     read_pgn,
     source_of,
 )
-from fieldbus.canbus.j1939_packets import (
+from fieldbus.canbus.j1939.packets import (
     ABORT,
     ABORT_REASONS,
     BAD_SEQUENCE,

@@ -41,9 +41,9 @@ from typing import Any, BinaryIO, cast
 import can
 from can.io import ASCReader, CSVReader, TRCReader
 
-from fieldbus.canbus import blf, candump
 from fieldbus.canbus.bus import BITRATE_SWITCH, ERROR, EXTENDED, EXTENDED_MASK, FD, REMOTE, STANDARD_MASK
-from fieldbus.canbus.logged import ERROR_STATE, MAX_DATA, MAX_FD_DATA, BadLine, LogError, LoggedFrame
+from fieldbus.canbus.logs import blf, candump
+from fieldbus.canbus.logs.logged import ERROR_STATE, MAX_DATA, MAX_FD_DATA, BadLine, LogError, LoggedFrame
 
 MAX_LINE = 4096
 """Characters of a line; a frame has 250 at most."""

@@ -26,7 +26,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from fieldbus.canbus.bus import ERROR, EXTENDED, REMOTE
-from fieldbus.canbus.j1939 import (
+from fieldbus.canbus.j1939.identifiers import (
     GLOBAL,
     LAST_ADDRESS,
     LAST_PGN,

@@ -1,0 +1,1 @@
+"""Bus databases: read tolerantly, in a process with limits."""

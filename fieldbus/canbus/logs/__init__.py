@@ -1,0 +1,1 @@
+"""CAN logs: read, written, decoded."""

@@ -59,6 +59,7 @@ _MAX_KNOWN_IDS = 65_536
 _LONGEST_DELAY_S = 60.0
 """A frame cannot have waited for longer: its time is that of a log, or the clock was set."""
 _SILENT = (health.BUS_OFF, health.STOPPED)
+_MOST_SAID = 256
 _SAID_S = 10.0
 """A state that comes again so soon is not said again."""
 _COUNTERS = (
@@ -266,6 +267,8 @@ class CanLink:
         now_s = clock.monotonic_s()
         if self._report is not None and now_s - self._said.get(text, float("-inf")) > _SAID_S:
             self._tell(Notice(text))
+        if len(self._said) >= _MOST_SAID:
+            self._said.clear()
         self._said[text] = now_s
 
     def _tell(self, event: Event) -> None:

@@ -167,7 +167,8 @@ def test_the_work_is_proportional_to_the_text_whatever_it_is(unit):
         read(text)
         return time.process_time() - start
 
-    short, long = seconds(20_000), seconds(200_000)
+    # The best of some: others use the machine too.
+    short, long = (min(seconds(length) for _ in range(4)) for length in (20_000, 200_000))
     assert long < 40 * short + 0.05
 
 

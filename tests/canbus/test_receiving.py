@@ -14,6 +14,9 @@ from fieldbus.canbus.kernel.frames import pack_frame
 from fieldbus.canbus.kernel.receiving import SO_RXQ_OVFL, SO_TIMESTAMPNS, Many, Single, find_recvmmsg
 from fieldbus.errors import RefusedError
 
+_SURELY_HELD = 200
+"""Frames that the kernel's usual receive buffer (208 KiB) holds; it lost one of 252."""
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="SocketCAN is Linux's")
 
 frames = st.one_of(
@@ -107,7 +110,8 @@ def test_fewer_than_asked_for_means_that_no_more_wait(pair, way, rounds):
     """Whoever declares a sender silent relies on it, whatever came how fast before."""
     receiver = way(pair.raw)
     sent, received, waiting = 0, 0, 0
-    for burst, limit in [*rounds, (0, 10_000)]:
+    for wanted, limit in [*rounds, (0, 10_000)]:
+        burst = min(wanted, _SURELY_HELD - waiting)
         pair.send([(number, b"12345678", 0) for number in range(sent, sent + burst)])
         sent, waiting = sent + burst, waiting + burst
         found = receiver.receive(limit)

@@ -12,7 +12,8 @@ begins again. So that every protocol behaves alike:
   keeps its own bounded queue (or none) and counts what it drops, because only the protocol knows
   whether the newest value may replace an older one. What it cannot take now (not connected, device
   lost) it hands back.
-* ``write`` is an act with an answer, for people and programs that asked for one.
+* ``write`` is an act with an answer, for people and programs that asked for one. What has not been sent by
+  its time is not sent any more (`WriteOutcome.EXPIRED`).
 * ``close`` is safe at any time, also after a failed ``connect``.
 
 A link that sends gathered messages (a broker) also has ``gather``: what needs no treatment goes there
@@ -27,6 +28,7 @@ is looked up, compared, wrapped and unwrapped again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -34,6 +36,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from fieldbus.model import Batch, Group, Kind, Point, Sample, Value
 
+NEVER = math.inf
 Emit = Callable[[Batch], None]
 """What a link calls with everything that it acquires."""
 
@@ -57,6 +60,8 @@ class Target(NamedTuple):
     """Whether all samples of one batch that go to `topic` travel in one message."""
     label: str = ""
     """The name that the sample has inside a gathered message."""
+    is_durable: bool = False
+    """Whether its samples are on disk before they are sent."""
     is_shared: bool = False
     """Whether more than what one group has treated goes into that message, so that it is worth waiting."""
 
@@ -116,6 +121,8 @@ class WriteOutcome(StrEnum):
     REFUSED = "refused"
     FAILED = "failed"
     EXPIRED = "expired"
+    ARMED = "armed"
+    """Nothing was written: the same actor may do it now."""
 
 
 class WriteResult(NamedTuple):
@@ -188,8 +195,8 @@ class Link(Protocol):
         """Take what routes have for this link; return what cannot be taken now."""
         ...
 
-    async def write(self, values: Mapping[Point, Value]) -> list[WriteResult]:
-        """Write engineering values and say how each ended."""
+    async def write(self, values: Mapping[Point, Value], *, until_s: float = NEVER) -> list[WriteResult]:
+        """Write engineering values and say how each ended; nothing is sent after `until_s` (monotonic)."""
 
     async def close(self) -> None:
         """Close the connection and forget the session."""
@@ -232,3 +239,85 @@ class LazyLink(Protocol):
 
     def refresh(self) -> None:
         """Emit the newest of what only watchers want."""
+
+
+@runtime_checkable
+class PulsedLink(Protocol):
+    """What a link has as well if it can tell whether its own work goes on."""
+
+    def stuck_s(self, now_s: float) -> float:
+        """Return for how long something that was due has not been done; 0 if nothing is overdue."""
+        ...
+
+
+class Instruction(NamedTuple):
+    """A command as it came on a topic, not looked at yet."""
+
+    topic: str
+    actor: str
+    """Who gives it, by the topic."""
+    point: str
+    """The address of the point that is to be written."""
+    payload: bytes
+    signature: str | None
+    is_retained: bool
+    """Whether the broker had kept it: then nobody knows how old it is."""
+    reply: Callable[[bytes], None] | None
+    """Sends the answer; None if nobody waits for one."""
+
+
+class Correspondent(Protocol):
+    """What the gateway does with what comes from other gateways, and from who gives commands."""
+
+    def instructed(self, link: str, instruction: Instruction) -> None:
+        """Take a command."""
+
+    def wanted(self, link: str, peer: str, payload: bytes) -> None:
+        """Learn which of our points a peer wants."""
+
+    def acknowledged(self, link: str, peer: str, payload: bytes) -> None:
+        """Learn what a peer has committed of a durable stream."""
+
+    def arrived(self, link: str, peer: str, payload: bytes) -> None:
+        """Take a chunk of a peer's durable stream."""
+
+    def born(self, link: str, peer: str, payload: bytes) -> None:
+        """Learn what a peer says of its points."""
+
+    def peer_is(self, link: str, peer: str, *, is_online: bool) -> None:
+        """Learn that a peer is there, or is not."""
+
+    def connected(self, link: str) -> None:
+        """Learn that the link can send."""
+
+
+@runtime_checkable
+class PeerLink(Protocol):
+    """What a link has as well if other gateways are behind it."""
+
+    correspondent: Correspondent | None
+    """Set before the link is run."""
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether what is published now goes out now."""
+        ...
+
+    @property
+    def peers(self) -> Mapping[str, str]:
+        """The gateways whose points are devices of ours: gateway to device."""
+        ...
+
+    def publish(
+        self, topic: str, payload: bytes, done: Callable[[bool], None] | None, *, is_retained: bool = False
+    ) -> None:
+        """Send a message that its giver keeps until `done` says that the broker has it."""
+
+    def look_after(self, peer: str) -> None:
+        """Have `peer_is` told of a gateway that is no device of ours."""
+
+    def spoil_peer(self, peer: str, reason: str) -> None:
+        """Say that no point of a peer has a value, and why."""
+
+    def take_samples(self, peer: str, samples: Sequence[tuple[str, Sample]]) -> None:
+        """Emit samples of a peer, by their addresses there; none that is older than what was emitted."""

@@ -117,6 +117,10 @@ class Point:
     """For people."""
     carries_quality: bool = False
     """Whether, as a target, it can be told that its value went bad (a served register, a CAN signal)."""
+    origin: str = ""
+    """Where it first was, ``gateway/address``, if another gateway gave it to us; empty if it is ours."""
+    hops: int = 0
+    """Through how many gateways it has come."""
     floor: float = field(init=False)
     """No number from here to `ceiling` is refused: what `refusal` says of nearly every sample, for who asks
     at each. Of a number beyond, and of a string, it has to be asked. Made of the other fields."""

@@ -61,6 +61,34 @@ Duration = Annotated[
 ]
 """Seconds, written with a unit."""
 
+_SIZE = re.compile(r"\s*(\d+(?:\.\d*)?)\s*(kB|MB|GB|KiB|MiB|GiB)\s*")
+_BYTES = {"kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+
+
+def parse_size(text: object) -> int:
+    """Return the bytes of a size such as ``256MiB``.
+
+    Raises:
+        PydanticCustomError: it is none.
+    """
+    match = _SIZE.fullmatch(text) if isinstance(text, str) else None
+    if match is None:
+        raise problem(f"{text!r} is not a size such as 256MiB or 2GiB")
+    size = round(float(match[1]) * _BYTES[match[2]])
+    if size < 1 << 20:
+        raise problem(f"{text} is less than 1MiB")
+    return size
+
+
+Size = Annotated[
+    int,
+    BeforeValidator(parse_size),
+    WithJsonSchema(
+        {"type": "string", "pattern": r"^\d+(\.\d*)? ?([KMG]iB|kB|MB|GB)$", "examples": ["256MiB"]}
+    ),
+]
+"""Bytes, written with a unit."""
+
 Port = Annotated[int, Field(ge=1, le=65535)]
 Number = int | Annotated[float, Field(allow_inf_nan=False)]
 Scalar = bool | int | float | str
@@ -84,6 +112,59 @@ class Secret(Settings):
         if (self.env is None) == (self.file is None):
             raise problem("a secret is {env: NAME} or {file: PATH}")
         return self
+
+
+class TlsClientSettings(Settings):
+    """Files in PEM format; relative paths start at the config's folder."""
+
+    ca: str = Field(description="Who signs the server's certificate.")
+    certificate: str | None = Field(None, description="Ours, with its chain.")
+    key: str | None = None
+    key_password: Secret | None = None
+    server_name: str | None = Field(
+        None, description="The name in the server's certificate, if not the host."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> TlsClientSettings:
+        if self.key is not None and self.certificate is None:
+            raise problem("a `key` without a `certificate` proves nothing")
+        return self
+
+
+class FallbackSettings(Settings):
+    """The safe value of a point, and when it goes there."""
+
+    after: Duration = Field(description="So much silence of its source.")
+    value: Scalar
+
+
+class GuardSettings(Settings):
+    """What a point that can be written is protected by, beside its range."""
+
+    step: Annotated[Number, Field(gt=0)] | None = Field(
+        None, description="Values that are written lie so far apart, counted from `min` or 0."
+    )
+    max_change: Annotated[Number, Field(gt=0)] | None = Field(
+        None, description="How far a write may be from the present value."
+    )
+    min_interval: Duration | None = Field(None, description="Between two writes, at least.")
+    non_volatile: bool | Annotated[int, Field(ge=1, le=100_000)] = Field(
+        False,
+        description="Each write wears the device's memory: so many within 24 hours, at most; `true` is 24.",
+    )
+    only_if: str | None = Field(
+        None, description="Interlock: press.door == closed and press.speed < 10, by good values."
+    )
+    confirm: bool = Field(False, description="Whether a write has to be armed first, and then executed.")
+    fallback: FallbackSettings | None = Field(
+        None, description="Dead-man: the value that it gets when its source is silent."
+    )
+
+    @property
+    def has_guard(self) -> bool:
+        """Whether anything is said."""
+        return any(getattr(self, name) != item.default for name, item in GuardSettings.model_fields.items())
 
 
 class Substitute(Settings):

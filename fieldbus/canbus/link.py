@@ -41,12 +41,14 @@ from fieldbus.canbus.schedule import Schedule
 from fieldbus.canbus.sending import Sender
 from fieldbus.errors import LinkDownError
 from fieldbus.link import (
+    NEVER,
     Delivery,
     Emit,
     Event,
     GaugesChanged,
     Notice,
     Report,
+    WriteOutcome,
     WriteResult,
 )
 from fieldbus.model import Group, Point, Reason, Value
@@ -229,10 +231,16 @@ class CanLink:
         """Put routed values into their messages and send those that changed."""
         return self._sender.take(deliveries)
 
-    async def write(self, values: Mapping[Point, Value]) -> list[WriteResult]:
+    async def write(self, values: Mapping[Point, Value], *, until_s: float = NEVER) -> list[WriteResult]:
         """Send messages with values."""
         if self._node is not None:
             await self._node.is_ready()
+        if clock.monotonic_s() >= until_s:
+            outcome = WriteOutcome.EXPIRED
+            return [
+                WriteResult(point, value, outcome, "its turn came too late")
+                for point, value in values.items()
+            ]
         return await self._sender.write(values)
 
     async def close(self) -> None:

@@ -99,7 +99,9 @@ def cell(text: object, style: str = "") -> Text:
     return Text(shown, style=style)
 
 
-def samples_table(items: Iterable[dict[str, Any]], title: str | None = None) -> Table:
+def samples_table(
+    items: Iterable[dict[str, Any]], title: str | None = None, *, has_date: bool = False
+) -> Table:
     """Return a table of samples in their JSON form."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     table.add_column("point", no_wrap=True)
@@ -110,7 +112,7 @@ def samples_table(items: Iterable[dict[str, Any]], title: str | None = None) -> 
     for item in items:
         style = _STYLES[item["quality"]]
         quality = item["quality"] if item["reason"] is None else f"{item['quality']}: {item['reason']}"
-        stamp = (item["time"] or "")[11:23]
+        stamp = (item["time"] or "")[0 if has_date else 11 : 23].replace("T", " ")
         value, unit = cell(value_text(item)), cell(item.get("unit", ""))
         table.add_row(item["point"], value, unit, cell(quality, style), stamp)
     return table

@@ -5,12 +5,16 @@ from __future__ import annotations
 import typer
 
 from fieldbus import __version__
+from fieldbus.cli import audit
 from fieldbus.cli.check import check
 from fieldbus.cli.decode import decode
 from fieldbus.cli.demo import demo
+from fieldbus.cli.history import history
+from fieldbus.cli.network import network
 from fieldbus.cli.plan import plan
 from fieldbus.cli.read import read
 from fieldbus.cli.record import record
+from fieldbus.cli.reload import reload
 from fieldbus.cli.run import run
 from fieldbus.cli.schema import schema
 from fieldbus.cli.sim import sim
@@ -41,8 +45,11 @@ def _top(
     """Industrial fieldbus gateway: polls Modbus and CAN devices, forwards typed values over routes."""
 
 
-for command in (run, demo, check, plan, sim, read, write, watch, decode, record, schema):
+for command in (
+    run, demo, check, plan, sim, read, write, watch, reload, network, history, decode, record, schema,
+):  # fmt: skip
     app.command()(command)
+app.add_typer(audit.app, name="audit")
 
 
 def main() -> None:

@@ -14,13 +14,15 @@ import typer
 from fieldbus import __version__
 from fieldbus.cli.common import ConfigArgument, fail, load_or_exit
 from fieldbus.cli.decode import end_quietly
-from fieldbus.errors import LinkDownError
+from fieldbus.errors import ConfigError, LinkDownError, Problem
 from fieldbus.gateway import log, loop
+from fieldbus.gateway.config.loader import load
 from fieldbus.gateway.control import ControlServer, running_pid
 from fieldbus.gateway.plant import Plant
 from fieldbus.gateway.runtime import Gateway
 from fieldbus.gateway.simulation import Simulation
 from fieldbus.gateway.stepped import SteppedError, run_stepped, stepped_links
+from fieldbus.gateway.systemd import Systemd
 
 _LOG = logging.getLogger("fieldbus")
 LogLevelOption = Annotated[
@@ -64,6 +66,8 @@ def run(
         text = f"a gateway runs with the data folder {plant.data_dir} already (process {pid})"
         raise fail(f"{text}; stop it, or give this one a `data_dir` of its own")
     log.set_up(log_level)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the gateway has its own handler
     try:
         loop.run(_run(plant, simulate))
     except LinkDownError as error:
@@ -89,25 +93,96 @@ def _run_stepped(plant: Plant, output: Path | None) -> None:
 
 async def _run(plant: Plant, simulate: bool) -> None:
     simulation = Simulation(plant) if simulate else None  # it leads the links elsewhere before they are used
-    gateway = Gateway(plant)
+    simulated = frozenset(name for name, _ in simulation.places) if simulation is not None else frozenset()
+    gateway = Gateway(plant, load=lambda before: load_again(before, simulated))
     loop.on_signal(gateway.stop)
     points = sum(len(item.points) for item in plant.devices.values())
     _LOG.info("%s: fieldbus %s, %d links, %d devices, %d points, %d routes", plant.name, __version__,
               len(plant.links), len(plant.devices), points, len(plant.edges))  # fmt: skip
-    await work(gateway, simulation)
+    await work(gateway, simulation, reloads=True)
     _LOG.info("%s: stopped", plant.name)
 
 
-async def work(gateway: Gateway, simulation: Simulation | None) -> None:
-    """Run a gateway, its local door and its simulators until it is stopped."""
+def load_again(plant: Plant, simulated: frozenset[str] = frozenset()) -> Plant:
+    """Load the configuration of the plant that is at work anew.
+
+    Args:
+        plant: the one that is at work.
+        simulated: links that lead to a simulator, which cannot change.
+
+    Raises:
+        ConfigError: it has problems, or changes what needs a restart.
+    """
+    fresh = load(plant.file, previous=plant)
+    before, now = plant.settings, fresh.settings
+    if before is not None and now is not None:
+        for key in ("name", "data_dir", "spool"):
+            if getattr(before, key) != getattr(now, key):
+                text = f"`{key}` of the gateway cannot be changed while it runs"
+                raise ConfigError([Problem(str(plant.file), 0, 0, f"gateway.{key}", text, "restart it")])
+    for name in sorted(simulated):
+        if fresh.links.get(name) is not plant.links[name]:
+            text = "it is simulated, and cannot be changed meanwhile"
+            raise ConfigError([Problem(str(plant.file), 0, 0, f"links.{name}", text, "restart it")])
+    return fresh
+
+
+async def work(gateway: Gateway, simulation: Simulation | None, *, reloads: bool = False) -> None:
+    """Run a gateway, its local door and its simulators until it is stopped.
+
+    Args:
+        gateway: what is run.
+        simulation: its simulators.
+        reloads: whether SIGHUP and `fieldbus reload` load the configuration anew.
+    """
     if simulation is not None:
         await simulation.open()
-    beside = [asyncio.create_task(ControlServer(gateway).run(), name="local door")]
+    service = Systemd()
+
+    async def reload() -> str:
+        service.reloading()
+        try:
+            return await gateway.load_again()
+        finally:
+            service.ready(f"{gateway.plant.name}: at work")
+
+    async def reload_by_signal() -> None:
+        try:
+            await reload()
+        except ConfigError as error:
+            for problem in error.problems:
+                _LOG.error("%s", problem)
+            _LOG.error("%s: not reloaded, nothing was changed", gateway.plant.name)
+
+    beside = [
+        asyncio.create_task(ControlServer(gateway, reload if reloads else None).run(), name="local door"),
+        asyncio.create_task(_watch_over(gateway, service), name="watchdog"),
+    ]
     if simulation is not None:
         beside.append(asyncio.create_task(simulation.run(), name="simulation"))
+    if reloads:
+        loop.on_hangup(lambda: beside.append(asyncio.create_task(reload_by_signal(), name="reload")))
     try:
         await gateway.run()
     finally:
+        service.stopping()
         for task in beside:
             task.cancel()
         await asyncio.gather(*beside, return_exceptions=True)
+
+
+async def _watch_over(gateway: Gateway, service: Systemd) -> None:
+    """Tell the service manager that all is well, while it is."""
+    service.ready(f"{gateway.plant.name}: at work")
+    if service.watchdog_s is None:
+        return
+    said: str | None = None
+    while True:
+        await asyncio.sleep(service.watchdog_s / 2)
+        stuck = gateway.stuck()
+        if stuck is None:
+            service.alive()
+        elif stuck != said:
+            _LOG.error("watchdog: %s", stuck)
+            service.status(stuck)
+        said = stuck

@@ -6,17 +6,19 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.live import Live
 
+from fieldbus.cli.broker import CaOption, CertificateOption, KeyOption, is_url, url_or_exit, visit
 from fieldbus.cli.common import fail, load_or_exit, out, samples_table
 from fieldbus.errors import LinkDownError
 from fieldbus.gateway import loop
 from fieldbus.gateway.control import stream
+from fieldbus.gateway.watching import afar
 from fieldbus.model import Reason
 
 _FIRST_LOOK_S = 1.5
@@ -24,32 +26,44 @@ _FIRST_LOOK_S = 1.5
 
 
 def watch(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The configuration of the gateway.")],
+    config: Annotated[
+        str, typer.Argument(metavar="CONFIG or URL", help="The configuration; or mqtt://USER@HOST/GATEWAY.")
+    ],
     only: Annotated[str, typer.Option("--only", help="Only points that contain this text.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="A JSON line for each sample as it comes.")] = False,
     once: Annotated[bool, typer.Option("--once", help="Show the present values and end.")] = False,
     system: Annotated[bool, typer.Option("--system", help="Also the gateway's own points, sys.*.")] = False,
+    ca: CaOption = None,
+    certificate: CertificateOption = None,
+    key: KeyOption = None,
 ) -> None:
-    """Show the values of the gateway that runs CONFIG on this machine, as they change."""
-    if ":/" in str(config).replace("\\", "/")[2:]:  # a Path makes one slash of two; C:/ is a drive
-        raise fail("a gateway is watched by its CONFIG in this version, on the machine that it runs on")
-    plant = load_or_exit(config, needs_secrets=False, shows_warnings=False)
+    """Show the values of a running gateway as they change: of CONFIG on this machine, or any on a broker."""
+    if is_url(config):
+        place = url_or_exit(config)
+        if not place.gateway:
+            raise typer.BadParameter("the URL has no gateway: mqtt://USER@HOST/GATEWAY", param_hint="URL")
+        lines = afar(visit(place, ca, certificate, key), place.gateway)
+    else:
+        file = Path(config)
+        plant = load_or_exit(file, needs_secrets=False, shows_warnings=False)
+        lines = stream(plant.data_dir, str(file.resolve()))
     try:
-        loop.run(_watch(plant.data_dir, str(config.resolve()), only, as_json, once, system))
+        loop.run(_watch(lines, only, as_json, once, system))
     except LinkDownError as error:
         raise fail(str(error)) from None
     except KeyboardInterrupt:
         return
 
 
-async def _watch(data_dir: Path, config: str, only: str, as_json: bool, once: bool, system: bool) -> None:
+async def _watch(
+    lines: AsyncIterator[dict[str, Any]], only: str, as_json: bool, once: bool, system: bool
+) -> None:
     values: dict[str, dict[str, Any]] = {}
     until_s = time.monotonic() + _FIRST_LOOK_S
     shows_live = sys.stdout.isatty() and not once and not as_json
     console = out()
     stop = asyncio.Event()
     loop.on_signal(stop.set)
-    lines = stream(data_dir, config)
     with Live(console=console, auto_refresh=False, screen=shows_live, transient=True) as live:
         ending = asyncio.create_task(stop.wait())
         try:

@@ -1,80 +1,220 @@
-"""``fieldbus write``: values straight to the devices, through the same guards as any write."""
+"""``fieldbus write``: values into points, through the gate.
+
+If a gateway runs the configuration, it writes; if none does, this command does, straight to the devices, with
+the same guards, and records it in the same audit log. With a URL the command travels over the broker.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import json
+import os
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
+from fieldbus.cli.broker import CaOption, CertificateOption, KeyOption, is_url, url_or_exit, visit
 from fieldbus.cli.common import (
-    ConfigArgument,
     JsonOption,
     cell,
+    fail,
     find_points,
     load_or_exit,
     out,
     print_json,
 )
 from fieldbus.cli.read import TimeoutOption, timeout_of
-from fieldbus.errors import RefusedError
+from fieldbus.errors import LinkDownError, RefusedError
 from fieldbus.gateway import log, loop
+from fieldbus.gateway.commands.command import DEFAULT_EXPIRY_S
+from fieldbus.gateway.control import ask, running_config
 from fieldbus.gateway.oneshot import DEFAULT_TIMEOUT_S, parse_value
 from fieldbus.gateway.oneshot import write as write_points
 from fieldbus.link import WriteOutcome, WriteResult
 from fieldbus.model import Point, Value
+from fieldbus.mqtt import peering
+from fieldbus.mqtt.visitor import Visitor
+from fieldbus.sample_json import iso_time
+
+_FINE = (WriteOutcome.WRITTEN, WriteOutcome.VERIFIED, WriteOutcome.ARMED)
 
 
 def write(
-    config: ConfigArgument,
+    config: Annotated[
+        str, typer.Argument(metavar="CONFIG or URL", help="The configuration; or mqtt://USER@HOST/GATEWAY.")
+    ],
     assignments: Annotated[list[str], typer.Argument(metavar="POINT=VALUE…", help="press.setpoint=42.5")],
     as_json: JsonOption = False,
     timeout: TimeoutOption = f"{DEFAULT_TIMEOUT_S:g}s",
+    arm: Annotated[bool, typer.Option("--arm", help="Of a point with `confirm`: arm it.")] = False,
+    execute: Annotated[bool, typer.Option("--execute", help="Of a point with `confirm`: do it.")] = False,
+    actor: Annotated[
+        str | None, typer.Option("--actor", help="With a URL: who we are; the broker's user by default.")
+    ] = None,
+    sign_with: Annotated[
+        str | None,
+        typer.Option("--sign", metavar="VARIABLE", help="With a URL: the variable that has our key."),
+    ] = None,
+    ca: CaOption = None,
+    certificate: CertificateOption = None,
+    key: KeyOption = None,
 ) -> None:
-    """Write points once, straight to their devices; refused if a guard says no."""
+    """Write points once; refused if the gate says no."""
     timeout_s = timeout_of(timeout)
-    for text in assignments:
-        if "=" not in text or "*" in text.partition("=")[0]:
-            raise typer.BadParameter(f"'{text}' is not POINT=VALUE", param_hint="POINT=VALUE")
-    names = [text.partition("=")[0].strip() for text in assignments]
-    for name in names:
-        if names.count(name) > 1:
-            raise typer.BadParameter(f"{name} is given two values", param_hint="POINT=VALUE")
-    plant = load_or_exit(config, shows_warnings=False)
+    if arm and execute:
+        raise typer.BadParameter("first --arm, then --execute", param_hint="--execute")
+    mode = "arm" if arm else "execute" if execute else "write"
+    typed = _parsed(assignments)
     log.set_up("error")
+    if is_url(config):
+        place = url_or_exit(config)
+        key_text = None if sign_with is None else os.environ.get(sign_with)
+        if sign_with is not None and key_text is None:
+            raise fail(f"the environment variable {sign_with} is not set")
+        if not place.gateway:
+            raise typer.BadParameter("the URL has no gateway: mqtt://USER@HOST/GATEWAY", param_hint="URL")
+        name = actor or place.username
+        if name is None:
+            raise typer.BadParameter("who are we? mqtt://USER@HOST/GATEWAY, or --actor", param_hint="--actor")
+        visitor = visit(place, ca, certificate, key)
+        try:
+            found = loop.run(_write_afar(visitor, place.gateway, name, typed, mode, key_text, timeout_s))
+        except LinkDownError as error:
+            raise fail(str(error)) from None
+    else:
+        found = _write_here(Path(config), typed, mode, timeout_s)
+    if as_json:
+        print_json(found)
+    else:
+        _print(found)
+    if not all(item["outcome"] in _FINE for item in found):
+        raise typer.Exit(1)
+
+
+def _parsed(assignments: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in assignments:
+        name, equals, value = text.partition("=")
+        name = name.strip()
+        if not equals or "*" in name:
+            raise typer.BadParameter(f"'{text}' is not POINT=VALUE", param_hint="POINT=VALUE")
+        if name in found:
+            raise typer.BadParameter(f"{name} is given two values", param_hint="POINT=VALUE")
+        found[name] = value
+    return found
+
+
+def _write_here(config: Path, typed: Mapping[str, str], mode: str, timeout_s: float) -> list[dict[str, Any]]:
+    plant = load_or_exit(config, shows_warnings=False)
     values: dict[Point, Value] = {}
     refused: dict[Point, WriteResult] = {}
-    for text in assignments:
-        name, _, typed = text.partition("=")
-        point = find_points(plant, [name.strip()])[0]
+    for name, text in typed.items():
+        point = find_points(plant, [name])[0]
         try:
-            values[point] = parse_value(point, typed)
+            values[point] = parse_value(point, text)
         except RefusedError as error:
-            refused[point] = WriteResult(point, typed, WriteOutcome.REFUSED, str(error))
+            refused[point] = WriteResult(point, text, WriteOutcome.REFUSED, str(error))
     # One value that is wrong stops them all: half of what was asked for may be worse than nothing.
     if refused:
         results = list(refused.values())
         held = "not tried: another value was refused"
         results += [WriteResult(point, value, WriteOutcome.REFUSED, held) for point, value in values.items()]
-    else:
-        results = loop.run(write_points(plant, values, timeout_s))
-    if as_json:
-        print_json([_object(result) for result in results])
-    else:
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for name in ("point", "value", "outcome", "reason"):
-            table.add_column(name)
-        for result in results:
-            style = "green" if _is_done(result) else "red"
-            outcome = cell(result.outcome, style)
-            table.add_row(result.point.address, cell(result.value), outcome, cell(result.reason or ""))
-        out().print(table)
-    if not all(_is_done(result) for result in results):
-        raise typer.Exit(1)
+        return [_object(result) for result in results]
+    if running_config(plant.data_dir) == str(plant.file.resolve()):
+        try:
+            return loop.run(_write_by_gateway(plant.data_dir, values, mode, timeout_s))
+        except LinkDownError as error:
+            raise fail(str(error)) from None
+    if mode != "write":
+        raise fail("only a running gateway can be armed, and none runs this configuration")
+    return [_object(result) for result in loop.run(write_points(plant, values, timeout_s))]
 
 
-def _is_done(result: WriteResult) -> bool:
-    return result.outcome in (WriteOutcome.WRITTEN, WriteOutcome.VERIFIED)
+async def _write_by_gateway(
+    data_dir: Path, values: Mapping[Point, Value], mode: str, timeout_s: float
+) -> list[dict[str, Any]]:
+    found = []
+    for point, value in values.items():
+        request = {"do": "write", "point": point.address, "value": value, "mode": mode}
+        answer = await ask(data_dir, request, timeout_s)
+        if answer is None:
+            raise LinkDownError("the gateway has ended")
+        found.append(answer)
+    return found
+
+
+async def _write_afar(
+    visitor: Visitor,
+    gateway: str,
+    actor: str,
+    typed: Mapping[str, str],
+    mode: str,
+    key: str | None,
+    timeout_s: float,
+) -> list[dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    answers = peering.topic(visitor.name, "answer", gateway)
+    waiting: dict[str, str] = {}
+    async with visitor:
+        await visitor.hear(answers)
+        for name, text in typed.items():
+            id_ = secrets.token_hex(8)
+            waiting[id_] = name
+            device, _, point = name.partition(".")
+            topic = peering.topic(gateway, "command", actor, device, point)
+            command = {
+                "value": _as_json(text), "id": id_, "time": iso_time(time.time_ns()), "mode": mode,
+                "expires": f"{min(timeout_s, DEFAULT_EXPIRY_S):g}s",
+            }  # fmt: skip
+            payload = json.dumps(command).encode()
+            signature = None if key is None else peering.sign(key.encode(), topic, payload)
+            expiry_s = max(1, round(timeout_s))
+            await visitor.say(topic, payload, answer_to=answers, signature=signature, expiry_s=expiry_s)
+        try:
+            async with asyncio.timeout(timeout_s):
+                async for heard in visitor.messages():
+                    answer = json.loads(heard.payload)
+                    if answer.get("id") in waiting:
+                        found[waiting.pop(answer["id"])] = answer
+                    if not waiting:
+                        break
+        except TimeoutError:
+            reason = f"no answer from gateway {gateway}: whether it was written is not known"
+            for id_, name in waiting.items():
+                found[name] = {
+                    "point": name, "value": typed[name], "outcome": "failed", "reason": reason, "id": id_,
+                }  # fmt: skip
+    return [found[name] for name in typed]
+
+
+def _as_json(text: str) -> Value:
+    """Return what somebody typed as the gateway takes it: numbers and truth values as such."""
+    word = text.strip().lower()
+    if word in ("true", "on", "false", "off"):
+        return word in ("true", "on")
+    for kind in (lambda word: int(word, 0), float):
+        try:
+            return kind(word)
+        except ValueError:
+            continue
+    return text
+
+
+def _print(found: Sequence[Mapping[str, Any]]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("point", "value", "outcome", "reason"):
+        table.add_column(name)
+    for item in found:
+        style = "green" if item["outcome"] in _FINE else "red"
+        table.add_row(
+            cell(item["point"]), cell(item["value"]), cell(item["outcome"], style), cell(item["reason"] or "")
+        )
+    out().print(table)
 
 
 def _object(result: WriteResult) -> dict[str, Any]:

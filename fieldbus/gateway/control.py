@@ -6,9 +6,17 @@ newline; it gets JSON lines::
 
     {"gateway": "press-line", "points": [{"point": "press.temperature", "value": 72.5, …}, …]}
 
-the first with all points, then every `PERIOD_S` those that were acquired since.
+the first with all points, then every `PERIOD_S` those that were acquired since. A client that sends a JSON
+object behind the token, on the same line, asks for something, and gets one line:
 
-Rules: read-only. A client that does not know the token, or does not read, is dropped.
+=======================================================  ===================================================
+``{"do": "write", "point": …, "value": …, "mode": …}``   an answer, ``{"point", "value", "outcome", …}``
+``{"do": "reload"}``                                     ``{"ok": …, "text": …, "problems": […]}``
+``{"do": "health"}``                                     what `health` describes
+=======================================================  ===================================================
+
+Rules: who can read the token is the actor ``local``; what it may write, `access` says. A client that does not
+know the token, or does not read, is dropped.
 """
 
 from __future__ import annotations
@@ -20,11 +28,13 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fieldbus.errors import LinkDownError
+from fieldbus.errors import ConfigError, LinkDownError
+from fieldbus.gateway.commands.access import LOCAL
+from fieldbus.gateway.commands.command import Command
 from fieldbus.gateway.runtime import Gateway
 from fieldbus.model import Batch, Group, Point, Quality, Reason, Sample
 from fieldbus.sample_json import sample_object
@@ -32,6 +42,7 @@ from fieldbus.sample_json import sample_object
 PERIOD_S = 0.25
 MAX_CLIENTS = 16
 FILE_NAME = "gateway.json"
+_MAX_REQUEST = 16 * 1024
 _MAX_LINE = 64 * 1024 * 1024
 _LOG = logging.getLogger("fieldbus")
 
@@ -42,8 +53,15 @@ Told = dict[Group | Point, Batch | Sample | None]
 class ControlServer:
     """Serves the values of a gateway to local programs."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, reload: Callable[[], Awaitable[str]] | None = None) -> None:
+        """Take what is served.
+
+        Args:
+            gateway: whose values.
+            reload: loads the configuration anew; it may raise `ConfigError`.
+        """
         self._gateway = gateway
+        self._reload = reload
         self._token = secrets.token_urlsafe(24)
         self._config = str(gateway.plant.file.resolve())
         self._file = gateway.plant.data_dir / FILE_NAME
@@ -51,7 +69,7 @@ class ControlServer:
 
     async def run(self) -> None:
         """Serve until cancelled. A folder that cannot be written costs this door, not the gateway."""
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=1024)
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=_MAX_REQUEST)
         port = server.sockets[0].getsockname()[1]
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -80,11 +98,17 @@ class ControlServer:
         try:
             async with asyncio.timeout(5.0):
                 said = (await reader.readline()).strip()
-            if self._clients >= MAX_CLIENTS or not hmac.compare_digest(said, self._token.encode()):
+            token, _, request = said.partition(b" ")
+            if self._clients >= MAX_CLIENTS or not hmac.compare_digest(token, self._token.encode()):
                 return
             self._clients += 1
             try:
-                await self._stream(writer)
+                if request:
+                    answer = await self._answer(json.loads(request))
+                    writer.write(json.dumps(answer).encode() + b"\n")
+                    await writer.drain()
+                else:
+                    await self._stream(writer)
             finally:
                 self._clients -= 1
         except (OSError, TimeoutError, ValueError, RuntimeError):
@@ -93,6 +117,35 @@ class ControlServer:
             return  # we end: a task that is cancelled here would be reported by asyncio as an error
         finally:
             writer.close()
+
+    async def _answer(self, request: Any) -> dict[str, Any]:
+        """Do what a client asks for."""
+        what = request.get("do") if isinstance(request, dict) else None
+        if what == "write":
+            value = request.get("value")
+            if not isinstance(value, bool | int | float | str):
+                value = str(value)
+            command = Command(
+                "local",
+                "this machine",
+                LOCAL,
+                str(request.get("point")),
+                value,
+                mode=str(request.get("mode", "write")),
+            )
+            return (await self._gateway.desk.execute(command)).object()
+        if what == "health":
+            return self._gateway.health()
+        if what == "reload" and self._reload is not None:
+            try:
+                return {"ok": True, "text": await self._reload(), "problems": []}
+            except ConfigError as error:
+                return {
+                    "ok": False,
+                    "text": "nothing was changed",
+                    "problems": [str(problem) for problem in error.problems],
+                }
+        return {"ok": False, "text": f"it cannot do {str(what)[:40]!r}", "problems": []}
 
     async def _stream(self, writer: asyncio.StreamWriter) -> None:
         told: Told = {}
@@ -143,13 +196,47 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def running_pid(data_dir: Path) -> int | None:
-    """Return the process id of the gateway that runs with a data folder, if there is one."""
+async def ask(data_dir: Path, request: Mapping[str, Any], timeout_s: float = 30.0) -> dict[str, Any] | None:
+    """Ask the gateway that runs with a data folder for something; None if none runs.
+
+    Raises:
+        LinkDownError: it does not answer.
+    """
     try:
         place = json.loads((data_dir / FILE_NAME).read_text(encoding="utf-8"))
+        reader, writer = await asyncio.open_connection("127.0.0.1", place["port"], limit=_MAX_LINE)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    try:
+        writer.write(place["token"].encode() + b" " + json.dumps(request).encode() + b"\n")
+        async with asyncio.timeout(timeout_s):
+            line = await reader.readline()
+        answer: dict[str, Any] = json.loads(line)
+    except (OSError, TimeoutError, ValueError):
+        raise LinkDownError(f"the gateway that runs with {data_dir} does not answer") from None
+    finally:
+        writer.close()
+    return answer
+
+
+def running_pid(data_dir: Path) -> int | None:
+    """Return the process id of the gateway that runs with a data folder, if there is one."""
+    place = _running(data_dir)
+    return None if place is None else int(place["pid"])
+
+
+def running_config(data_dir: Path) -> str | None:
+    """Return the configuration of the gateway that runs with a data folder, if there is one."""
+    place = _running(data_dir)
+    return None if place is None else str(place.get("config"))
+
+
+def _running(data_dir: Path) -> dict[str, Any] | None:
+    try:
+        place: dict[str, Any] = json.loads((data_dir / FILE_NAME).read_text(encoding="utf-8"))
         with socket.create_connection(("127.0.0.1", place["port"]), timeout=1.0) as door:
             door.sendall(place["token"].encode() + b"\n")
-            return int(place["pid"]) if door.recv(1) else None
+            return place if door.recv(1) and place["pid"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -36,8 +36,12 @@ from fieldbus.modbus.settings import (
 from fieldbus.model import Point
 from fieldbus.mqtt.link import MqttLink
 from fieldbus.mqtt.payload import TopicPoint
-from fieldbus.mqtt.settings import BrokerSettings, TopicDeviceSettings
-from fieldbus.settings import DeviceSettings, LinkSettings, Secret
+from fieldbus.mqtt.peers import RemoteGateway
+from fieldbus.mqtt.settings import BrokerSettings, GatewayDeviceSettings, TopicDeviceSettings
+from fieldbus.mqtt.tls import TlsFiles
+from fieldbus.settings import DeviceSettings, GuardSettings, LinkSettings, Secret
+from fieldbus.store.link import StoreLink
+from fieldbus.store.settings import StoreSettings
 
 
 class Surroundings(Protocol):
@@ -58,6 +62,12 @@ class Surroundings(Protocol):
     def secret(self, link: str, key: str, secret: Secret | None) -> str | None:
         """Return what a secret refers to."""
 
+    def device_secret(self, device: str, key: str, secret: Secret | None) -> str | None:
+        """Return what a secret of a device refers to."""
+
+    def points_of_gateway(self, device: str, gateway: str) -> Mapping[str, Point]:
+        """Return the points of another gateway, as far as it was ever heard."""
+
 
 @dataclass(frozen=True, slots=True)
 class Description:
@@ -71,6 +81,10 @@ class Description:
     """Topics that points read."""
     frames: Mapping[Point, object] = field(default_factory=dict)
     """Points to what they travel in, where we either send or hear all of it."""
+    guards: Mapping[Point, tuple[str, GuardSettings]] = field(default_factory=dict)
+    """What protects points, and under which name that stands in the configuration."""
+    has_online: bool | None = None
+    """Whether it can be lost while its link lives, if that is not as the link's type says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +107,16 @@ class Assembly:
     """Reports a problem at a path of keys inside the link."""
     memory: Path | None = None
     """The folder for what devices teach us."""
+    data_dir: Path = Path()
+    """The folder for what must survive a restart."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceType:
+    """A kind of device that a link has beside its usual one."""
+
+    settings: type[DeviceSettings]
+    describe: Callable[[str, Any, Surroundings], Description]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +124,17 @@ class LinkType:
     """What the gateway knows of a protocol."""
 
     settings: type[LinkSettings]
-    device: type[DeviceSettings]
+    device: type[DeviceSettings] | None
+    """None if it has none."""
     describe: Callable[[str, Any, Surroundings], Description]
     assemble: Callable[[Assembly], Link]
     has_topics: bool = False
+    is_store: bool = False
+    """Whether it keeps what is sent to it."""
+    variants: Mapping[str, DeviceType] = field(default_factory=dict)
+    """Devices of other kinds, by their `type`."""
+    depends_on_routes: bool = False
+    """Whether a link is made otherwise when other points of it are routed."""
     has_online: bool = False
     """Whether its devices can be lost while the link lives."""
     has_response_time: bool = False
@@ -123,7 +154,7 @@ def _describe_polled(device: str, settings: PolledDeviceSettings, around: Surrou
             if item.point.access.can_read:
                 text = "unit 0 of a serial line is all units at once and answers nothing: write only"
                 around.fault(device, ("points", item.point.name), text, "access: write")
-    return _described(device, settings, built, around, is_served=False)
+    return _described(device, settings, built, points, around, is_served=False)
 
 
 def _describe_served(device: str, settings: ServedDeviceSettings, around: Surroundings) -> Description:
@@ -132,7 +163,7 @@ def _describe_served(device: str, settings: ServedDeviceSettings, around: Surrou
     if settings.unit_id == 0 and around.is_serial_line(settings.link):
         text = "unit 0 of a serial line is all units at once"
         around.fault(device, ("unit_id",), text, "1 to 247")
-    return _described(device, settings, built, around, is_served=True)
+    return _described(device, settings, built, points, around, is_served=True)
 
 
 def _point_fault(device: str, around: Surroundings) -> Callable[[str, str, str | None], None]:
@@ -143,6 +174,7 @@ def _described(
     device: str,
     settings: DeviceSettings,
     built: list[RegisterPoint],
+    points: Mapping[str, PointSettings],
     around: Surroundings,
     *,
     is_served: bool,
@@ -151,7 +183,12 @@ def _described(
         around.fault(device, (), "the device has no points", "give it `points` or a `map`")
     for name, message in point_faults(built, is_served=is_served):
         around.fault(device, ("points", name), message)
-    return Description(settings, [item.point for item in built], built)
+    guards = {
+        item.point: (name, point)
+        for item in built
+        if (name := item.origin or item.point.name) in points and (point := points[name]).has_guard
+    }
+    return Description(settings, [item.point for item in built], built, guards=guards)
 
 
 def _describe_can(device: str, settings: CanDeviceSettings, around: Surroundings) -> Description:
@@ -169,7 +206,25 @@ def _describe_topics(device: str, settings: TopicDeviceSettings, around: Surroun
         around.fault(device, (), "the device has no points")
     built = [item.build(device, name) for name, item in settings.points.items()]
     readable = [(item.topic, item.point) for item in built if item.point.access.can_read]
-    return Description(settings, [item.point for item in built], built, readable)
+    guards = {
+        item.point: (name, point)
+        for item, (name, point) in zip(built, settings.points.items(), strict=True)
+        if point.has_guard
+    }
+    return Description(settings, [item.point for item in built], built, readable, guards=guards)
+
+
+def _describe_gateway(device: str, settings: GatewayDeviceSettings, around: Surroundings) -> Description:
+    gateway = settings.gateway or device
+    points = around.points_of_gateway(device, gateway)
+    key = around.device_secret(device, "key", settings.key)
+    remote = RemoteGateway(device, gateway, points, None if key is None else key.encode())
+    return Description(settings, list(points.values()), [remote], has_online=True)
+
+
+def _describe_nothing(device: str, settings: DeviceSettings, around: Surroundings) -> Description:
+    around.fault(device, ("link",), "a store has no devices", "routes write to it: `to: STORE`")
+    return Description(settings, [])
 
 
 def _assemble_client(parts: Assembly) -> Link:
@@ -220,13 +275,29 @@ def _assemble_can(parts: Assembly) -> Link:
 
 def _assemble_broker(parts: Assembly) -> Link:
     settings: BrokerSettings = parts.settings
-    points: list[TopicPoint] = [point for item in parts.devices.values() for point in item.parts]
+    found = [part for item in parts.devices.values() for part in item.parts]
+    tls = settings.tls
+    files = None
+    if tls is not None:
+
+        def place(key: str, name: str | None) -> Path | None:
+            return None if name is None else parts.file(("tls", key), name)
+
+        files = TlsFiles(
+            place("ca", tls.ca),
+            place("certificate", tls.certificate),
+            place("key", tls.key),
+            parts.secret("tls.key_password", tls.key_password),
+            tls.server_name,
+        )
     return MqttLink(
         parts.name,
         parts.gateway,
         settings.host,
-        settings.port,
-        points,
+        settings.port or (1883 if tls is None else 8883),
+        [part for part in found if isinstance(part, TopicPoint)],
+        tls=files,
+        remotes=[part for part in found if isinstance(part, RemoteGateway)],
         version=parts.version,
         username=settings.username,
         password=parts.secret("password", settings.password),
@@ -236,6 +307,17 @@ def _assemble_broker(parts: Assembly) -> Link:
         is_retained=settings.retain,
         max_queue=settings.queue,
         gather_s=settings.gather,
+    )
+
+
+def _assemble_store(parts: Assembly) -> Link:
+    settings: StoreSettings = parts.settings
+    return StoreLink(
+        parts.name,
+        parts.data_dir / (settings.file or f"{parts.name}.db"),
+        max_bytes=settings.max_size,
+        max_age_s=settings.max_age,
+        group_commit_s=settings.group_commit,
     )
 
 
@@ -259,12 +341,24 @@ LINK_TYPES: Mapping[str, LinkType] = {
     "modbus-rtu-tcp": _polling(RtuTcpLinkSettings),
     "modbus-dial-in": _polling(DialInLinkSettings),
     "modbus-server": LinkType(ServerLinkSettings, ServedDeviceSettings, _describe_served, _assemble_server),
-    "can": LinkType(CanLinkSettings, CanDeviceSettings, _describe_can, _assemble_can, has_online=True),
+    "can": LinkType(
+        CanLinkSettings,
+        CanDeviceSettings,
+        _describe_can,
+        _assemble_can,
+        has_online=True,
+        depends_on_routes=True,
+    ),
     "mqtt": LinkType(
-        BrokerSettings, TopicDeviceSettings, _describe_topics, _assemble_broker, has_topics=True
+        BrokerSettings,
+        TopicDeviceSettings,
+        _describe_topics,
+        _assemble_broker,
+        has_topics=True,
+        variants={"gateway": DeviceType(GatewayDeviceSettings, _describe_gateway)},
+    ),
+    "store": LinkType(
+        StoreSettings, None, _describe_nothing, _assemble_store, has_topics=True, is_store=True
     ),
 }
 """By the `type` of a link."""
-
-LATER = {"store"}
-"""Types that the configuration will have and this version has not."""

@@ -1,4 +1,4 @@
-"""The event loop that the gateway runs in, and the signals that end it."""
+"""The event loop that the gateway runs in, and the signals that end it or have it reload."""
 
 from __future__ import annotations
 
@@ -45,3 +45,9 @@ def on_signal(stop: Callable[[], None]) -> None:
             loop.add_signal_handler(number, in_loop, number)
         except NotImplementedError:  # Windows
             signal.signal(number, in_handler)
+
+
+def on_hangup(reload: Callable[[], None]) -> None:
+    """Have `reload` called on SIGHUP, each time; where there is no such signal, nothing happens."""
+    if hasattr(signal, "SIGHUP"):
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)

@@ -8,6 +8,7 @@ gateway has.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,10 @@ from dataclasses import replace
 
 from fieldbus.canbus.link import CanLink
 from fieldbus.errors import LinkDownError, RefusedError
+from fieldbus.gateway.commands.access import LOCAL
+from fieldbus.gateway.commands.audit import Audit
+from fieldbus.gateway.commands.command import Command
+from fieldbus.gateway.commands.gate import Gate
 from fieldbus.gateway.plant import Plant
 from fieldbus.link import Link, Regrouped, WriteOutcome, WriteResult
 from fieldbus.modbus.link import ModbusClientLink
@@ -25,6 +30,7 @@ from fieldbus.model import Access, Batch, Group, Kind, Point, Quality, Reason, S
 from fieldbus.mqtt.link import MqttLink
 
 DEFAULT_TIMEOUT_S = 5.0
+_LOG = logging.getLogger("fieldbus")
 
 
 async def read(plant: Plant, points: Sequence[Point], timeout_s: float) -> dict[Point, Sample]:
@@ -103,13 +109,23 @@ async def _read_link(
 
 
 async def write(plant: Plant, values: Mapping[Point, Value], timeout_s: float) -> list[WriteResult]:
-    """Write engineering values and say how each ended, in order."""
+    """Write engineering values and say how each ended, in order.
+
+    What the gate asks is asked here too, by values that are read now; but not how often a point was written
+    before. Each attempt is recorded in the audit log.
+    """
     results: dict[Point, WriteResult] = {}
     by_link: dict[str, dict[Point, Value]] = {}
+    samples = await _read_needed(plant, values, timeout_s)
+    unknown = Sample(None, Quality.BAD, Reason.WAITING, 0)
+    gate = Gate(plant.points, plant.guards, plant.access.may_write, lambda point: samples.get(point, unknown))
+    audit = Audit(plant.data_dir / "audit")
     for point, value in values.items():
-        refusal = point.refusal(value)
-        if not point.access.can_write:
-            refusal = "not writable (access: read)"
+        refusal = None
+        try:
+            gate.decide(Command("local", "one-shot", LOCAL, point.address, value), 0.0, time.time_ns())
+        except RefusedError as error:
+            refusal = str(error)
         if refusal is not None:
             results[point] = WriteResult(point, value, WriteOutcome.REFUSED, refusal)
         else:
@@ -124,7 +140,38 @@ async def write(plant: Plant, values: Mapping[Point, Value], timeout_s: float) -
             continue
         for result in await _write_link(link, members, timeout_s):
             results[result.point] = result
+    for result in results.values():
+        _record(audit, result, samples.get(result.point))
+    audit.close()
     return [results[point] for point in values]
+
+
+async def _read_needed(plant: Plant, values: Mapping[Point, Value], timeout_s: float) -> dict[Point, Sample]:
+    """Read what guards ask for: points of interlocks, and present values."""
+    needed: dict[Point, None] = {}
+    for point in values:
+        guard = plant.guards.get(point)
+        if guard is None:
+            continue
+        needed |= {condition.point: None for condition in guard.only_if if condition.point is not None}
+        if guard.max_change is not None and point.access.can_read:
+            needed[point] = None
+    readable = [point for point in needed if point.device != "sys"]
+    return await read(plant, readable, timeout_s) if readable else {}
+
+
+def _record(audit: Audit, result: WriteResult, old: Sample | None) -> None:
+    """Record an attempt; a log that cannot be written is said, for nobody would look for it."""
+    is_written = audit.record(
+        time.time_ns(),
+        {
+            "way": "local", "actor": LOCAL, "from": "one-shot", "point": result.point.address,
+            "value": result.value, "old": None if old is None else old.value, "outcome": str(result.outcome),
+            "reason": None if result.reason is None else str(result.reason),
+        },
+    )  # fmt: skip
+    if not is_written:
+        _LOG.error("%s cannot be written (%s): this write is not recorded", audit.file, audit.trouble)
 
 
 async def _write_link(link: Link, values: Mapping[Point, Value], timeout_s: float) -> list[WriteResult]:
@@ -160,7 +207,9 @@ def link_points(link: Link) -> list[Point]:
     if isinstance(link, CanLink):
         return [point for message in link.messages for point in message.points.values()]
     if isinstance(link, MqttLink):
-        return [place.point for place in link.places]
+        return [place.point for place in link.places] + [
+            point for remote in link.remotes for point in remote.points.values()
+        ]
     return [point for group in link.groups for point in group.points]
 
 

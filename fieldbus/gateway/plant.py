@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fieldbus.errors import Problem
+from fieldbus.gateway.commands.access import Access
+from fieldbus.gateway.commands.gate import Guard
+from fieldbus.gateway.config.schema import GatewaySettings
 from fieldbus.gateway.link_types import Description, LinkType
 from fieldbus.gateway.system import Status
 from fieldbus.link import Link
@@ -36,6 +39,15 @@ class Plant:
     link_status: Mapping[str, Status]
     device_status: Mapping[str, Status]
     warnings: Sequence[Problem] = field(default=())
+    access: Access = field(default_factory=lambda: Access({}, is_given=False))
+    """Who may write what."""
+    guards: Mapping[Point, Guard] = field(default_factory=dict)
+    """What points are protected by."""
+    shares: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Broker to the patterns of points that other gateways may have."""
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    """Link to what is different when it has to be made anew."""
+    settings: GatewaySettings | None = None
 
     @property
     def groups(self) -> list[Group]:

@@ -26,6 +26,7 @@ from typing import Any, TextIO
 from fieldbus import clock
 from fieldbus.canbus.logs.candump import format_frame
 from fieldbus.link import (
+    NEVER,
     Bundle,
     Delivery,
     Emit,
@@ -147,7 +148,7 @@ class RecordingLink:
         if inside.values or inside.bad:
             self._recorder.gathered(f"{self.name}:{plan.message.topic}", plan.message.device, inside)
 
-    async def write(self, values: Mapping[Point, Value]) -> list[WriteResult]:
+    async def write(self, values: Mapping[Point, Value], *, until_s: float = NEVER) -> list[WriteResult]:
         """Refuse: nobody writes while a log is replayed."""
         reason = "a log is being replayed"
         return [WriteResult(point, value, WriteOutcome.REFUSED, reason) for point, value in values.items()]

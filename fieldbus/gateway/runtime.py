@@ -1,4 +1,4 @@
-"""The running gateway: sessions, the routing table, the clock, shutdown.
+"""The running gateway: sessions, the routing table, the clock, changes of the configuration, shutdown.
 
 Rules:
 
@@ -6,9 +6,11 @@ Rules:
 * A sample goes from the link that acquired it to the links that send it in one turn of the event
   loop: no queue of the gateway's own lies between them. Of one batch, what a policy has treated goes
   first, then the bundles: a link that gathers can put both into one message.
-* What a point must not be given (out of its range, wrong kind) is stopped here, for every route and
-  every protocol alike: a target that carries quality is told that the value is bad, another gets
-  nothing, and it is said once.
+* What a point must not be given (out of its range, wrong kind, against its guard) is stopped here, for every
+  route and every protocol alike: a target that carries quality is told that the value is bad, another gets
+  nothing, and it is said once. Commands pass the same gate by way of the `desk`.
+* `reload` takes a plant that was loaded whole: links that are the same in both go on untouched, with their
+  connections and all that they know; the others are closed, and opened anew.
 * On `stop` every link is closed, within eight seconds; what a broker still has to get is sent first.
 """
 
@@ -17,41 +19,177 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
-from fieldbus import clock
+from fieldbus import __version__, clock
+from fieldbus.durable.spool import Spool
+from fieldbus.errors import ConfigError, LinkDownError
+from fieldbus.gateway.commands.audit import Audit
+from fieldbus.gateway.commands.desk import ROUTES_PERIOD_S, Desk, overdue
+from fieldbus.gateway.commands.gate import Gate
+from fieldbus.gateway.exchange.exchange import Exchange, Taker
+from fieldbus.gateway.health import Health
 from fieldbus.gateway.plant import Plant
 from fieldbus.gateway.session import Session
 from fieldbus.gateway.system import Status
-from fieldbus.link import Delivery, GatheringLink, GaugedLink, LazyLink, Regrouped
+from fieldbus.link import (
+    Delivery,
+    GatheringLink,
+    GaugedLink,
+    LazyLink,
+    Link,
+    PeerLink,
+    PulsedLink,
+    Regrouped,
+    WriteOutcome,
+    WriteResult,
+)
 from fieldbus.model import Batch, Point, Quality, Reason, Sample, Value
 from fieldbus.routing.policy import NEVER
 from fieldbus.routing.router import Deliveries, Router
 
 SHUTDOWN_S = 8.0
 STATUS_PERIOD_S = 1.0
+FALLBACK_PERIOD_S = 0.1
 START_UP_S = 10.0
 """How old a sample may be that a link gets when it is connected for the first time."""
-
+RELOAD_SOON_S = 0.5
+"""How long a change that came by itself waits for others."""
+STUCK_S = 20.0
+"""After which time without progress something hangs."""
+_FRESH = (Quality.GOOD, Quality.UNCERTAIN)
 _LOG = logging.getLogger("fieldbus")
 
 
 class Gateway:
     """A plant at work."""
 
-    def __init__(self, plant: Plant) -> None:
+    def __init__(
+        self, plant: Plant, *, keeps: bool = True, load: Callable[[Plant], Plant] | None = None
+    ) -> None:
+        """Take a plant; nothing is opened.
+
+        Args:
+            plant: what is to work.
+            keeps: whether anything is written into `data_dir`; a stepped run does not.
+            load: loads the configuration anew, for changes that come by themselves.
+        """
         self.plant = plant
-        self.router = Router(plant.edges, plant.groups)
-        self._links = dict(plant.links)
-        self._gatherers = {
-            name: link for name, link in self._links.items() if isinstance(link, GatheringLink)
-        }
+        self.desk: Desk
+        self.delivered: dict[Point, Sample] = {}
+        """The last sample that a route gave to each point that it writes."""
+        self.on_reloaded: Callable[[str], None] = lambda _text: None
+        """Called when a reload is over, with how it ended."""
+        self._load = load
+        self._keeps = keeps
         self._stop = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due_s = NEVER
         self._refused: dict[Point, str] = {}
-        self.delivered: dict[Point, Sample] = {}
-        """The last sample that a route gave to each point that it writes."""
+        self._sessions: dict[str, tuple[Link, asyncio.Task[None]]] = {}
+        self._group: asyncio.TaskGroup | None = None
+        self._reloading = asyncio.Lock()
+        self._reload_timer: asyncio.TimerHandle | None = None
+        self._reload_tasks: set[asyncio.Task[None]] = set()
+        self._fallen: dict[Point, float] = {}
+        """Points at their safe value, and since when their source was silent then."""
+        self._begun_s = clock.monotonic_s()
+        self._health = Health(plant.name, __version__, clock.wall_ns())
+        self.audit = Audit(plant.data_dir / "audit") if keeps else None
+        self._spool: Spool | None = None
+        self.exchange: Exchange | None = None
+        """There while the gateway runs, if there are brokers."""
+        self.router = Router((), ())
+        self._take_plant(plant)
+
+    # --- what it is made of
+
+    def _open_exchange(self, plant: Plant) -> None:
+        """Open the spool, if there is a broker and it is not open yet."""
+        has_broker = any(isinstance(link, PeerLink) for link in plant.links.values())
+        if not (self._keeps and has_broker and self._spool is None):
+            return
+        options: dict[str, Any] = {}
+        if plant.settings is not None:
+            settings = plant.settings.spool
+            options = {
+                "max_bytes": settings.max_size,
+                "max_age_s": settings.max_age,
+                "group_commit_s": settings.group_commit,
+            }
+        self._spool = Spool(plant.data_dir / "spool.db", say=_say_of_spool, **options)
+        self._spool.open()
+        self.exchange = Exchange(plant.name, __version__, plant.data_dir, self._spool, self)
+
+    def _take_plant(self, plant: Plant) -> None:
+        """Have the routing table and the gate of a plant."""
+        self.plant = plant
+        self._links: dict[str, Link] = dict(plant.links)
+        self._takers: dict[str, Taker]
+        self._gatherers = {
+            name: link for name, link in self._links.items() if isinstance(link, GatheringLink)
+        }
+        before = self.router
+        if self.exchange is not None:
+            kept = self.exchange.set_plant(plant.links, plant.edges, self._needed(plant), plant.shares)
+            self.router = Router(kept, plant.groups)
+            self.exchange.rewire()
+            self._takers = self.exchange.takers
+            self._takers.update(self._links)
+        else:
+            self.router = Router(plant.edges, plant.groups)
+            self._takers = dict(self._links)
+        self.router.adopt(before)
+        gate = Gate(plant.points, plant.guards, plant.access.may_write, self.router.sample)
+        settings = plant.settings.audit if plant.settings is not None else None
+        desk = Desk(
+            gate,
+            plant.access,
+            self.audit,
+            self._write,
+            self.present,
+            records_each=settings is not None and settings.routes == "each",
+        )
+        if hasattr(self, "desk"):
+            desk.adopt(self.desk)
+        self.desk = desk
+        if self.exchange is not None:
+            self.exchange.desk = desk
+        self._guards = {
+            point: guard for point, guard in plant.guards.items() if self.router.edge_to(point) is not None
+        }
+        """Of points that routes write."""
+        self._dead_men = {point: guard for point, guard in plant.guards.items() if guard.fallback_after_s}
+        self._machines = frozenset(
+            edge.target.point
+            for edge in plant.edges
+            if edge.target.point is not None and not self._links[edge.target.link].is_listener
+        )
+        """What of the points that routes write is a machine's: attempts are recorded."""
+
+    @staticmethod
+    def _needed(plant: Plant) -> list[Point]:
+        """Return the points whose present value is needed though no route reads it."""
+        found = []
+        for point, guard in plant.guards.items():
+            found += [condition.point for condition in guard.only_if if condition.point is not None]
+            if guard.max_change is not None:
+                found.append(point)
+        return found
+
+    @property
+    def points(self) -> Mapping[str, Point]:
+        """All points by address."""
+        return self.plant.points
+
+    def present(self, point: Point) -> Sample | None:
+        """Return what is known of a point: what was acquired, or what it was given last."""
+        if point.access.can_read and self.router.batch_of(point) is not None:
+            return self.router.sample(point)
+        return self.delivered.get(point)
+
+    # --- life
 
     def stop(self) -> None:
         """Ask the gateway to end; safe to call at any time."""
@@ -59,60 +197,184 @@ class Gateway:
 
     async def run(self) -> None:
         """Work until `stop`."""
-        plant = self.plant
-        sessions = []
-        targets: dict[str, list[Point]] = {name: [] for name in self._links}
-        for edge in plant.edges:
-            if edge.target.point is not None:
-                targets[edge.target.link].append(edge.target.point)
-        for name, link in self._links.items():
-            devices = {
-                device: status
-                for device, status in plant.device_status.items()
-                if plant.link_of[device] == name
-            }
-            status = plant.link_status[name]
-            sessions.append(
-                Session(
-                    link,
-                    status,
-                    devices,
-                    self._emit,
-                    self._tell,
-                    targets[name],
-                    self._missed,
-                    self._catch_up,
-                    self._regroup,
-                )
-            )
-        for status in (*plant.link_status.values(), *plant.device_status.values()):
+        self._begun_s = clock.monotonic_s()
+        if self.audit is not None:
+            try:
+                self.desk.restore(self.plant.points, self.plant.guards)
+            except OSError as error:
+                _LOG.error("%s cannot be read (%s); commands are refused until it can",
+                           self.audit.file, (error.strerror or str(error)).lower())  # fmt: skip
+        self._open_exchange(self.plant)
+        if self.exchange is not None:
+            self._take_plant(self.plant)
+        for status in (*self.plant.link_status.values(), *self.plant.device_status.values()):
             self._tell(status)
         # What was made so far stays for ten years: nobody needs to look through it for garbage again, which
         # takes half a second where there are a thousand links, and stops everything meanwhile.
         gc.collect()
         gc.freeze()
         settled = asyncio.get_running_loop().call_later(START_UP_S, gc.freeze)
-        async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(session.keep(), name=f"link {name}")
-                for session, name in zip(sessions, self._links, strict=True)
-            ]
-            tasks.append(group.create_task(self._tell_totals(), name="status"))
-            await self._stop.wait()
-            late = set(tasks)
-            for _ in range(int(SHUTDOWN_S)):
-                for task in late:
-                    task.cancel()  # again each second: a library may have swallowed the one before
-                _, late = await asyncio.wait(late, timeout=1.0)
-                if not late:
-                    break
-            for task in late:
-                _LOG.error("%s did not end in %.0f s", task.get_name(), SHUTDOWN_S)
-        settled.cancel()
-        gc.unfreeze()
-        if self._timer is not None:
-            self._timer.cancel()
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                for name in self._links:
+                    self._begin(name)
+                if self.exchange is not None:
+                    self.exchange.start()
+                beside = [
+                    group.create_task(self._tell_totals(), name="status"),
+                    group.create_task(self._keep_house(), name="housekeeping"),
+                    group.create_task(self._watch_over_silence(), name="dead-man"),
+                ]
+                await self._stop.wait()
+                self._group = None
+                tasks = [task for _, task in self._sessions.values()]
+                await self._end({*tasks, *beside, *self._reload_tasks})
+        finally:
+            self._group = None
+            settled.cancel()
+            gc.unfreeze()
+            for timer in (self._timer, self._reload_timer):
+                if timer is not None:
+                    timer.cancel()
             self._timer = None
+            await self._put_away()
+
+    async def _end(self, tasks: set[asyncio.Task[None]]) -> None:
+        late = set(tasks)
+        for _ in range(int(SHUTDOWN_S)):
+            for task in late:
+                task.cancel()  # again each second: a library may have swallowed the one before
+            if not late:
+                break
+            _, late = await asyncio.wait(late, timeout=1.0)
+        for task in late:
+            _LOG.error("%s did not end in %.0f s", task.get_name(), SHUTDOWN_S)
+
+    async def _put_away(self) -> None:
+        """Close what is kept."""
+        if self.exchange is not None:
+            await self.exchange.stop()
+        await self.desk.close()
+        loop = asyncio.get_running_loop()
+        if self._spool is not None:
+            await loop.run_in_executor(None, self._spool.close)
+        if self.audit is not None:
+            await loop.run_in_executor(None, self.audit.close)
+
+    def _begin(self, name: str) -> None:
+        """Have a link connected from now on."""
+        plant, link = self.plant, self._links[name]
+        devices = {
+            device: status for device, status in plant.device_status.items() if plant.link_of[device] == name
+        }
+        session = Session(
+            link,
+            plant.link_status[name],
+            devices,
+            self._emit,
+            self._tell,
+            lambda: self._targets(name),
+            self._missed,
+            self._catch_up,
+            self._regroup,
+        )
+        assert self._group is not None  # noqa: S101 - who calls is in it
+        task = self._group.create_task(session.keep(), name=f"link {name}")
+        self._sessions[name] = link, task
+
+    def _targets(self, link: str) -> list[Point]:
+        """Return the points of a link that routes write."""
+        return [
+            edge.target.point
+            for edge in self.plant.edges
+            if edge.target.point is not None and edge.target.link == link
+        ]
+
+    # --- changes of the configuration
+
+    async def reload(self, plant: Plant) -> str:
+        """Work with another plant from now on; return what changed, for people."""
+        async with self._reloading:
+            if not self._is_working():
+                return "the gateway is about to end"
+            before = dict(self._links)
+            gone = [name for name, link in before.items() if plant.links.get(name) is not link]
+            ending = [self._sessions.pop(name)[1] for name in gone if name in self._sessions]
+            await self._end(set(ending))
+            if not self._is_working():
+                return "the gateway is about to end"
+            self._open_exchange(plant)
+            self._take_plant(plant)
+            fresh = [name for name, link in self._links.items() if before.get(name) is not link]
+            for name in fresh:
+                self._begin(name)
+                for group in self._links[name].groups:
+                    self.router.latest.pop(group, None)
+            for status in (*plant.link_status.values(), *plant.device_status.values()):
+                self._tell(status)
+            if self.exchange is not None:
+                self.exchange.start()
+                self.exchange.say_births()
+                self.exchange.look_round()
+            self._arm()
+            kept = len(self._links) - len(fresh)
+            text = f"{kept} links go on as they are"
+            if fresh:
+                text += f", {', '.join(sorted(fresh))} opened anew"
+            removed = sorted(set(before) - set(self._links))
+            if removed:
+                text += f", {', '.join(removed)} no more"
+            return text
+
+    def _is_working(self) -> bool:
+        return self._group is not None
+
+    def reload_soon(self, why: str) -> None:
+        """Load the configuration anew in a moment, because something outside it changed."""
+        _LOG.info("%s", why)
+        if self._load is None or self._group is None:
+            return
+        if self._reload_timer is not None:
+            self._reload_timer.cancel()
+        self._reload_timer = asyncio.get_running_loop().call_later(RELOAD_SOON_S, self._reload_now)
+
+    def _reload_now(self) -> None:
+        self._reload_timer = None
+        if self._group is None:
+            return
+        task = asyncio.get_running_loop().create_task(self._reload_itself(), name="reload")
+        self._reload_tasks.add(task)
+        task.add_done_callback(self._reload_tasks.discard)
+
+    async def _reload_itself(self) -> None:
+        try:
+            await self.load_again()
+        except ConfigError as error:
+            for problem in error.problems:
+                if not problem.is_warning:
+                    _LOG.error("%s", problem)
+
+    async def load_again(self) -> str:
+        """Load the configuration anew and work with it, if it is sound.
+
+        Raises:
+            ConfigError: it is not, and nothing changed.
+        """
+        load = self._load
+        if load is None:
+            return "there is nothing to load"
+        plant = await asyncio.get_running_loop().run_in_executor(None, load, self.plant)
+        text = await self.reload(plant)
+        _LOG.info("%s: reloaded, %s", plant.name, text)
+        self.on_reloaded(text)
+        return text
+
+    def births_changed(self) -> None:
+        """Have it said anew how we are: somebody is there who may not know."""
+        self._health.say_again()
+
+    # --- samples
 
     def _emit(self, batch: Batch) -> None:
         """Route a batch; what every link calls with everything that it acquires."""
@@ -128,7 +390,7 @@ class Gateway:
         for name, items in deliveries.items():
             allowed = self._guarded(items)
             if allowed:
-                for delivery in self._links[name].send(allowed):
+                for delivery in self._takers[name].send(allowed):
                     if delivery.target.point is not None:
                         self._missed(delivery.target.point)
 
@@ -149,9 +411,9 @@ class Gateway:
 
     def _guarded(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
         allowed: list[Delivery] = []
-        delivered, refused = self.delivered, self._refused
+        delivered, refused, guards, machines = self.delivered, self._refused, self._guards, self._machines
         for delivery in deliveries:
-            target, _, sample = delivery
+            target, source, sample = delivery
             point, value = target.point, sample.value
             if point is None:
                 allowed.append(delivery)
@@ -161,8 +423,11 @@ class Gateway:
                 not isinstance(value, str)
                 and point.floor <= value <= point.ceiling
                 and not (refused and point in refused)
+                and not (guards and point in guards)
             ):
                 allowed.append(delivery)
+                if value is not None and point in machines:
+                    self.desk.routed(point, source, value, None)
             else:
                 allowed.extend(self._examined(delivery, point, value))
         return allowed
@@ -170,6 +435,11 @@ class Gateway:
     def _examined(self, delivery: Delivery, point: Point, value: Value) -> Sequence[Delivery]:
         """Return what a point gets that must perhaps not be given a value, or was refused one before."""
         refusal = point.refusal(value)
+        is_forever = refusal is not None
+        if refusal is None and point in self._guards:
+            refusal = self.desk.admit(point, delivery.source, value, clock.monotonic_s())
+        if point in self._machines:
+            self.desk.routed(point, delivery.source, value, refusal)
         if refusal is None:
             if self._refused.pop(point, None) is not None:
                 _LOG.info("%s: values fit again", point.address)
@@ -177,6 +447,11 @@ class Gateway:
         if point not in self._refused:
             _LOG.warning("%s: value of %s refused, %s", point.address, delivery.source.address, refusal)
         self._refused[point] = refusal
+        if not is_forever:
+            # What the guard did not let through now it may when the source has its next sample.
+            self.router.missed(point)
+            self.delivered.pop(point, None)
+            return ()
         if not point.carries_quality:
             return ()
         sample = Sample(None, Quality.BAD, Reason.OUT_OF_RANGE, delivery.sample.time_ns)
@@ -202,28 +477,131 @@ class Gateway:
         finally:
             self._arm()
 
+    # --- commands
+
+    async def _write(self, point: Point, value: Value, until_s: float) -> WriteResult:
+        """Have a point's link write it."""
+        link = self._links[self.plant.link_of[point.device]]
+        try:
+            [result] = await link.write({point: value}, until_s=until_s)
+        except LinkDownError as error:
+            return WriteResult(point, value, WriteOutcome.FAILED, str(error))
+        except Exception:
+            _LOG.exception("%s: internal error while it was written", point.address)
+            return WriteResult(point, value, WriteOutcome.FAILED, "internal error")
+        return result
+
+    async def _watch_over_silence(self) -> None:
+        """Bring points to their safe value whose source is silent."""
+        while True:
+            if not self._dead_men:
+                await asyncio.sleep(STATUS_PERIOD_S)
+                continue
+            await asyncio.sleep(FALLBACK_PERIOD_S)
+            now_s = clock.monotonic_s()
+            silent = dict(overdue(self._dead_men, now_s, self._heard_s, self._begun_s))
+            for point in [point for point in self._fallen if point not in silent]:
+                del self._fallen[point]
+                _LOG.info("%s: its source is back", point.address)
+            for point, since_s in silent.items():
+                if self._fallen.get(point) == since_s:
+                    continue
+                outcome = await self.desk.fall_back(point, self._dead_men[point])
+                if outcome in (WriteOutcome.WRITTEN, WriteOutcome.VERIFIED):
+                    self._fallen[point] = since_s
+                    self.router.missed(point)  # the next good value is written, whatever it is
+                else:
+                    await asyncio.sleep(STATUS_PERIOD_S)  # and again
+
+    def _heard_s(self, point: Point) -> float | None:
+        """Return when the source of a point was last good, or a command wrote it."""
+        moments = [self.desk.commanded_s(point)]
+        edge = self.router.edge_to(point)
+        if edge is not None:
+            batch = self.router.batch_of(edge.source)
+            if batch is not None and self.router.sample(edge.source).quality in _FRESH:
+                moments.append(batch.at_s)
+        return max((moment for moment in moments if moment is not None), default=None)
+
+    # --- what is told
+
     def _tell(self, status: Status) -> None:
         batch = status.batch()
         if batch is not None:
             self._emit(batch)
 
+    async def _keep_house(self) -> None:
+        """Once a second: health, the audit log on the disk, what watchers no longer want."""
+        summed_s = clock.monotonic_s()
+        while True:
+            await asyncio.sleep(STATUS_PERIOD_S)
+            now_s = clock.monotonic_s()
+            if now_s - summed_s >= ROUTES_PERIOD_S:
+                summed_s = now_s
+                self.desk.sum_up()
+            if self.audit is not None:
+                try:
+                    await asyncio.get_running_loop().run_in_executor(None, self.audit.sync)
+                except OSError as error:
+                    self.audit.trouble = (error.strerror or str(error)).lower()
+            if self.exchange is not None:
+                self.exchange.look_round()
+                news = self._health.news(self.health(), now_s)
+                if news is not None:
+                    self.exchange.say_health(news)
+
+    def health(self) -> dict[str, Any]:
+        """Return how all is, as `health` describes it."""
+        plant = self.plant
+        more: dict[str, Any] = {
+            "commands": self.desk.counters,
+            "fallbacks": [p.address for p in self._fallen],
+        }
+        more["commands"] = dict(self.desk.counters)
+        if self.audit is not None:
+            more["audit"] = {
+                "records": self.audit.count, "hash": self.audit.last_hash, "lost": self.audit.lost,
+                "trouble": self.audit.trouble,
+            }  # fmt: skip
+        if self.exchange is not None and self._spool is not None:
+            more["streams"] = self.exchange.backlog()
+            more["spool"] = {"bytes": self._spool.bytes, "trouble": self._spool.trouble}
+            more["peers"] = self.exchange.intake.counters()
+        places = {name: link.endpoint for name, link in self._links.items()}
+        return self._health.look(plant.link_status, places, plant.device_status, more, clock.wall_ns())
+
+    def stuck(self) -> str | None:
+        """Return what makes no progress, None if all does: for a watchdog."""
+        now_s = clock.monotonic_s()
+        for name, (link, task) in self._sessions.items():
+            if task.done():
+                return f"link {name} has ended"
+            if isinstance(link, PulsedLink) and link.stuck_s(now_s) > STUCK_S:
+                return f"link {name} has done nothing for {link.stuck_s(now_s):.0f} s"
+        if self.exchange is not None and self.exchange.stuck_s(now_s) > STUCK_S:
+            return "the spool's disk does not answer"
+        return None
+
     async def _tell_totals(self) -> None:
         """Tell routes once a second what was counted and measured; who looks by `refresh` is told then."""
-        plant = self.plant
-        links = [name for name in self._links if self.router.wants(plant.link_status[name].group)]
-        devices = {name for name, status in plant.device_status.items() if self.router.wants(status.group)}
-        measured = sorted({plant.link_of[name] for name in devices})
-        while links or devices:
+        while True:
             await asyncio.sleep(STATUS_PERIOD_S)
-            self._tell_counters(links)
-            self._tell_measures(measured)
-        await asyncio.Event().wait()
+            plant = self.plant
+            self._tell_counters(
+                name for name in self._links if self.router.wants(plant.link_status[name].group)
+            )
+            devices = [
+                name for name, status in plant.device_status.items() if self.router.wants(status.group)
+            ]
+            self._tell_measures(sorted({plant.link_of[name] for name in devices}))
 
     def refresh(self) -> None:
         """Have the newest of all links and devices in the router, also what no route wants."""
         for link in self._links.values():
             if isinstance(link, LazyLink):
                 link.refresh()
+        if self.exchange is not None:
+            self.exchange.watched()
         self._tell_counters(self._links)
         self._tell_measures(self._links)
 
@@ -243,3 +621,10 @@ class Gateway:
                 if status is not None:
                     status.set(**measures)
                     self._tell(status)
+
+
+def _say_of_spool(text: str, is_bad: bool) -> None:
+    if is_bad:
+        _LOG.warning("spool: %s", text)
+    else:
+        _LOG.info("spool: %s", text)

@@ -62,7 +62,7 @@ class Session:
         devices: dict[str, Status],
         emit: Emit,
         tell: Callable[[Status], None],
-        targets: Sequence[Point],
+        targets: Callable[[], Sequence[Point]],
         missed: Callable[[Point], None],
         is_first_up: Callable[[Sequence[Point]], None],
         regrouped: Callable[[Regrouped], None],
@@ -72,7 +72,7 @@ class Session:
         Args:
             devices: statuses of the devices behind the link that can be lost on their own.
             tell: called with a status that has changed.
-            targets: points of the link that routes write.
+            targets: returns the points of the link that routes write.
             is_first_up: called with the targets when the link is connected for the first time.
             missed: called with a target that has not, or no longer, the value that it was given.
             regrouped: called when the link acquires its points in other groups from now on.
@@ -111,7 +111,7 @@ class Session:
                 await self._link.connect()
                 self._came_up()
                 if self._sessions == 1:
-                    asyncio.get_running_loop().call_soon(self._is_first_up, self._targets)
+                    asyncio.get_running_loop().call_soon(self._is_first_up, self._targets())
                 await self._link.run(self._emit, self._report)
                 reason = "ended"
             except LinkDownError as error:
@@ -193,7 +193,7 @@ class Session:
         for status in self._devices.values():
             status.set(online=False, response_time_ms=None)
             self._tell(status)
-        for point in self._targets:
+        for point in self._targets():
             self._missed(point)
 
     def _report(self, event: Event) -> None:
@@ -218,7 +218,7 @@ class Session:
         elif self._offline.get(event.device) != event.reason:
             self._offline[event.device] = event.reason or ""
             _LOG.warning("%s: lost, %s", event.device, event.reason)
-            for point in self._targets:
+            for point in self._targets():
                 if point.device == event.device:
                     self._missed(point)
         if status is not None:

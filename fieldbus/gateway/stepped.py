@@ -300,7 +300,7 @@ def run_stepped(plant: Plant, output: TextIO, after_s: float = DEFAULT_AFTER_S) 
 
 
 async def _run(stage: Stage) -> None:
-    gateway = stage.gateway = Gateway(stage.plant)
+    gateway = stage.gateway = Gateway(stage.plant, keeps=False)
     gateway_loop.on_signal(gateway.stop)
     asyncio.get_running_loop().call_later(_START_S, stage.check_started)
     await gateway.run()

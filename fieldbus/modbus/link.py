@@ -373,7 +373,7 @@ class ModbusClientLink:
         """Whether what is given now will be written soon or not at all."""
         return self._is_connected and time.monotonic() - self._down_at_s <= PROMPT_S
 
-    async def write(self, values: Mapping[Point, Value]) -> list[WriteResult]:
+    async def write(self, values: Mapping[Point, Value], *, until_s: float = NEVER) -> list[WriteResult]:
         """Write values and wait for the answers."""
         loop = asyncio.get_running_loop()
         answers = []
@@ -385,7 +385,7 @@ class ModbusClientLink:
                 reason = Reason.TIMEOUT if self._can_write else Reason.NOT_CONNECTED
                 answer.set_result(WriteResult(point, value, WriteOutcome.FAILED, reason))
                 continue
-            self._queue(writing.Write(place, value, [answer]))
+            self._queue(writing.Write(place, value, [answer], until_s=until_s))
         return list(await asyncio.gather(*answers))
 
     # --- connections
@@ -996,7 +996,11 @@ class ModbusClientLink:
         point = write.point.point
         earlier = self._waiting.pop(point, None)
         if earlier is not None:
-            write.answers.extend(earlier.answers)
+            if earlier.until_s < NEVER and earlier.value != write.value:
+                # A command's answer must not be that of another value.
+                self._settle(earlier, WriteOutcome.FAILED, "replaced by a newer value before it was sent")
+            else:
+                write.answers.extend(earlier.answers)
             write.is_routed = write.is_routed or earlier.is_routed
         self._waiting[point] = write
         self._poke()
@@ -1006,11 +1010,25 @@ class ModbusClientLink:
         self._waiting.clear()
         return waiting
 
+    def _in_time(self, writes: Sequence[writing.Write]) -> list[writing.Write]:
+        """Return the writes whose time is not over, and answer the others."""
+        now_s = time.monotonic()
+        for write in writes:
+            if write.until_s <= now_s:
+                self._finish(write, WriteOutcome.EXPIRED, "its turn came too late")
+        return [write for write in writes if not write.is_finished]
+
     def _write_waiting(self) -> Steps:
         waiting = self._take_writes()
         try:
             for state, writes in self._by_unit(waiting):
-                for run in writing.gather(writes, self._finish):
+                runs = deque(writing.gather(self._in_time(writes), self._finish))
+                while runs:
+                    run = runs.popleft()
+                    left = self._in_time(run.given)
+                    if len(left) < len(run.given):  # those before it took long
+                        runs.extendleft(reversed(list(writing.gather(left, self._finish))))
+                        continue
                     if state.turns.rank is Rank.DEMOTED:  # by the request before: others wait long enough
                         for write in run.writes:
                             self._finish(write, WriteOutcome.FAILED, Reason.TIMEOUT)
@@ -1071,9 +1089,18 @@ class ModbusClientLink:
         result = WriteResult(write.point.point, value, outcome, reason)
         if write.is_routed:
             self._tell(result)
-        for answer in write.answers:
-            if not answer.done():
-                answer.set_result(result)
+        _answer(write, result)
+
+    @staticmethod
+    def _settle(write: writing.Write, outcome: WriteOutcome, reason: str) -> None:
+        """Answer a write that is not tried."""
+        _answer(write, WriteResult(write.point.point, write.value, outcome, reason))
+
+
+def _answer(write: writing.Write, result: WriteResult) -> None:
+    for answer in write.answers:
+        if not answer.done():
+            answer.set_result(result)
 
 
 def _thrower(steps: writing.Steps, error: RequestError) -> Callable[[], bytes]:

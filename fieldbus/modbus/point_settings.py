@@ -21,7 +21,16 @@ from fieldbus.modbus.register_types import Order, RegisterType, Table, integer_r
 from fieldbus.modbus.registers import OnBad, RegisterPoint
 from fieldbus.model import Access, Kind, Point
 from fieldbus.scaling import Linear
-from fieldbus.settings import AccessName, Duration, Number, Scalar, Settings, Substitute, problem
+from fieldbus.settings import (
+    AccessName,
+    Duration,
+    GuardSettings,
+    Number,
+    Scalar,
+    Settings,
+    Substitute,
+    problem,
+)
 
 TypeName = Literal[
     "bool", "int8", "uint8", "int16", "uint16", "int24", "uint24", "int32", "uint32", "int48",
@@ -52,7 +61,7 @@ _RAW_VALUES = WithJsonSchema(
 """What `invalid` may be in a file: one needs no list."""
 
 
-class PointSettings(Settings):
+class PointSettings(GuardSettings):
     """A point of a Modbus device: where it lies and how it is read."""
 
     table: Literal["coil", "discrete", "input", "holding"] | None = None

@@ -30,7 +30,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fieldbus.errors import ConversionError, LinkDownError
-from fieldbus.link import Delivery, Emit, Report, WriteOutcome, WriteResult
+from fieldbus.link import NEVER, Delivery, Emit, Report, WriteOutcome, WriteResult
 from fieldbus.modbus import pdu
 from fieldbus.modbus.identification import Identification, diagnose, identify
 from fieldbus.modbus.image import UnitImage, Written
@@ -201,8 +201,8 @@ class ModbusServerLink:
                 self._counters["conversions_failed"] += 1
         return ()
 
-    async def write(self, values: Mapping[Point, Value]) -> list[WriteResult]:
-        """Put values into the registers."""
+    async def write(self, values: Mapping[Point, Value], *, until_s: float = NEVER) -> list[WriteResult]:
+        """Put values into the registers; those that masters write go on to routes as if one had."""
         results = []
         for point, value in values.items():
             self._last.pop(point, None)
@@ -213,6 +213,10 @@ class ModbusServerLink:
                 results.append(WriteResult(point, value, WriteOutcome.REFUSED, str(error)))
             else:
                 results.append(WriteResult(point, value, WriteOutcome.WRITTEN))
+                group = self._group_of.get(point)
+                if group is not None and self._emit is not None:  # as if a master had written it
+                    self._last[point] = value
+                    self._emit(Batch(group, sample.time_ns, time.monotonic(), (value,), NO_FLAWS, (0,)))
         return results
 
     async def close(self) -> None:

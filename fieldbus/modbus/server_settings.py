@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,7 +21,7 @@ from fieldbus.settings import DeviceSettings, Duration, LinkSettings, Port, Secr
 
 _SERIAL = ("rtu", "ascii")
 _ONLY_SERIAL = ("baudrate", "bytesize", "parity", "stopbits", "rs485", "turnaround", "echo")
-_ONLY_NETWORK = ("host", "allow")
+_ONLY_NETWORK = ("host", "allow", "allow_unauthenticated_writes")
 _ONLY_STREAM = ("max_sessions", "idle_timeout")
 _ONLY_TLS = ("tls", "roles")
 _HIGHEST_ON_A_LINE = 247
@@ -63,6 +64,10 @@ class ServerLinkSettings(LinkSettings):
     allow: list[str] = Field(
         default=[], description="Networks and addresses that are listened to; all by default."
     )
+    allow_unauthenticated_writes: bool = Field(
+        False,
+        description="That whoever reaches the port, from other machines too, may write what masters can.",
+    )
     tls: TlsServerSettings | None = Field(None, description="For `transport: tls`.")
     roles: Mapping[str, Literal["none", "read", "readwrite"]] | None = Field(
         None,
@@ -84,6 +89,18 @@ class ServerLinkSettings(LinkSettings):
     def is_serial_line(self) -> bool:
         """Whether units hear each other, so that unit id 0 is all of them."""
         return self.transport in (*_SERIAL, "rtu-tcp")
+
+    @property
+    def is_open_to_anybody(self) -> bool:
+        """Whether other machines can connect, and need not prove who they are."""
+        if self.transport in (*_SERIAL, "tls") or self.allow_unauthenticated_writes:
+            return False
+        if self.host == "localhost":
+            return False
+        try:
+            return not ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return True
 
     def conflict(self, other: LinkSettings) -> tuple[str, str] | None:
         """Two links cannot have one port."""

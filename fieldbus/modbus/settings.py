@@ -15,7 +15,16 @@ from fieldbus.modbus.point_settings import PointSettings
 from fieldbus.modbus.quirks import LineQuirks, UnitQuirks
 from fieldbus.modbus.registers import RegisterPoint
 from fieldbus.modbus.units import Unit
-from fieldbus.settings import DeviceSettings, Duration, LinkSettings, Port, Secret, Settings, problem
+from fieldbus.settings import (
+    DeviceSettings,
+    Duration,
+    LinkSettings,
+    Port,
+    Secret,
+    Settings,
+    TlsClientSettings,
+    problem,
+)
 
 FileOf = Callable[[Sequence[str], str], Path | None]
 """Returns the file that a setting of the link names, None if it cannot be used, which has then been said."""
@@ -133,24 +142,6 @@ class RtuTcpLinkSettings(_HostSettings):
     def place(self, file: FileOf, secret: SecretOf) -> Place | None:
         """Return where the device server is."""
         return TcpPlace(self.host, self.port, Framing.RTU, backup=self._backup(self.port))
-
-
-class TlsClientSettings(Settings):
-    """Files in PEM format; relative paths start at the config's folder."""
-
-    ca: str = Field(description="Who signs the server's certificate.")
-    certificate: str | None = Field(None, description="Ours, with its chain.")
-    key: str | None = None
-    key_password: Secret | None = None
-    server_name: str | None = Field(
-        None, description="The name in the server's certificate, if not the host."
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> TlsClientSettings:
-        if self.key is not None and self.certificate is None:
-            raise problem("a `key` without a `certificate` proves nothing")
-        return self
 
 
 class TlsLinkSettings(_HostSettings):

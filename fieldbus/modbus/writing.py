@@ -19,6 +19,7 @@ several steps read like one; it knows nothing of connections and clocks.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -50,6 +51,8 @@ class Write:
     is_finished: bool = False
     is_routed: bool = False
     """Whether a route gave it, or one that waited before it."""
+    until_s: float = math.inf
+    """After this moment (monotonic) it is not sent any more."""
 
 
 @dataclass(slots=True)

@@ -22,7 +22,9 @@ import asyncio
 import itertools
 import os
 import socket
+import ssl
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple, Protocol, cast
 
 from fieldbus.errors import LinkDownError
@@ -43,6 +45,10 @@ class Message(NamedTuple):
 
     topic: str
     payload: bytes
+    is_retained: bool | None = None
+    """None for what the owner usually does."""
+    done: Callable[[bool], None] | None = None
+    """Called when the broker has it (True), or never got it (False): then its giver sends it again."""
 
 
 class Owner(Protocol):
@@ -56,10 +62,10 @@ class Owner(Protocol):
     is_draining: bool
     """Whether somebody waits for acknowledgements."""
 
-    def published(self, topic: str) -> None:
+    def published(self, message: Message) -> None:
         """Learn that the broker has a message."""
 
-    def refused(self, topic: str, reason: str) -> None:
+    def refused(self, message: Message, reason: str) -> None:
         """Learn that the broker does not take a message, and never will."""
 
     def done(self) -> None:
@@ -95,6 +101,7 @@ class Connection(asyncio.Protocol):
         self._is_looking = False
         self._max_bytes = packets.MAX_REMAINING
         self._first = 0
+        self._can_retain = True
         self._keeper: asyncio.TimerHandle | None = None
         self._tick_s = owner.keepalive_s / 3
         self._is_heard = True
@@ -173,18 +180,21 @@ class Connection(asyncio.Protocol):
                 packet_id = next(self._ids)
                 while packet_id in under_way:
                     packet_id = next(self._ids)
+            flags = first
+            if message.is_retained is not None:
+                flags = first | 1 if message.is_retained and self._can_retain else first & ~1
             try:
-                packet = packets.publish(first, message.topic.encode(), message.payload, packet_id)
+                packet = packets.publish(flags, message.topic.encode(), message.payload, packet_id)
             except ValueError:
                 packet = b""
             if not packet or len(packet) > self._max_bytes:
-                self._owner.refused(message.topic, "its messages are longer than the broker accepts")
+                self._owner.refused(message, "its messages are longer than the broker accepts")
                 continue
             if packet_id:
                 under_way[packet_id] = message
                 room -= 1
             else:
-                self._owner.published(message.topic)
+                self._owner.published(message)
             out.append(packet)
             size += len(packet)
         if out:
@@ -236,7 +246,7 @@ class Connection(asyncio.Protocol):
         if first == packets.PUBACK and len(rest) == 2:  # nearly all
             message = self.under_way.pop(rest[0] << 8 | rest[1], None)
             if message is not None:
-                self._owner.published(message.topic)
+                self._owner.published(message)
         elif first in (packets.PUBACK, packets.PUBREC, packets.PUBCOMP):
             self._acknowledged(first, rest)
         elif first == packets.CONNACK:
@@ -250,12 +260,12 @@ class Connection(asyncio.Protocol):
         if message is None:
             return
         if code >= packets.FIRST_ERROR:
-            self._owner.refused(message.topic, packets.reason(code, text))
+            self._owner.refused(message, packets.reason(code, text))
         elif first == packets.PUBREC:
             self.transport.write(packets.pubrel(packet_id))
             return
         else:
-            self._owner.published(message.topic)
+            self._owner.published(message)
         del self.under_way[packet_id]
 
     def _accepted(self, answer: packets.Connack) -> None:
@@ -266,6 +276,7 @@ class Connection(asyncio.Protocol):
             return
         self._window = min(answer.receive_maximum, WINDOW)
         self._max_bytes = answer.maximum_packet_size
+        self._can_retain = answer.can_retain
         self._first = packets.publish_first_byte(
             min(self._owner.qos, answer.maximum_qos),
             is_retained=self._owner.is_retained and answer.can_retain,
@@ -315,6 +326,10 @@ def words(error: Exception) -> str:
     """Return why a connection failed, for people."""
     if isinstance(error, ConnectionRefusedError):
         return "connection refused"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the broker's certificate is not accepted: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS: {(error.reason or 'failed').lower().replace('_', ' ')}"
     if isinstance(error, OSError) and error.errno and error.errno > 0:  # else it is the resolver's
         return os.strerror(error.errno).lower()
     return str(getattr(error, "strerror", None) or error).lower() or type(error).__name__

@@ -10,6 +10,7 @@ Rules:
 * Birth and last will, retained, on ``fieldbus/<gateway>/status``: others see whether we are there.
 * Points with a topic are subscribed; when the broker is lost they are bad at once (the gateway does
   that), and retained messages bring them back.
+* What other gateways say and want, and commands, are below ``fieldbus/``: `peers`.
 * There are two connections: one for all of the above but the queue, with aiomqtt; and, from the first
   message that routes send, one that publishes, with ``-data`` behind the client id. If either is lost, both
   are.
@@ -22,18 +23,35 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import ssl
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 import aiomqtt
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
 from fieldbus import clock
 from fieldbus.errors import LinkDownError
-from fieldbus.link import Bundle, Delivery, Emit, Report, WriteOutcome, WriteResult
+from fieldbus.link import (
+    NEVER,
+    Bundle,
+    Correspondent,
+    Delivery,
+    Emit,
+    Report,
+    WriteOutcome,
+    WriteResult,
+)
 from fieldbus.model import NO_FLAWS, Batch, Flaw, Group, Point, Quality, Sample, Value
-from fieldbus.mqtt.gather import DEFAULT_WINDOW_S, NEVER, Gatherer
+from fieldbus.mqtt import peering
+from fieldbus.mqtt.connection import words
+from fieldbus.mqtt.gather import DEFAULT_WINDOW_S, Gatherer
 from fieldbus.mqtt.payload import TopicPoint, read
+from fieldbus.mqtt.peers import Peers, RemoteGateway
 from fieldbus.mqtt.publisher import Publisher
+from fieldbus.mqtt.tls import TlsFiles, context_of
+from fieldbus.routing.table import is_topic
 from fieldbus.sample_json import gathered_bytes, iso_time, sample_bytes
 
 # What aiomqtt and paho would say is said better by the gateway, once.
@@ -41,6 +59,7 @@ _LOGGER = logging.getLogger("fieldbus.mqtt.paho")
 _LOGGER.setLevel(logging.CRITICAL)
 
 _GOODBYE_S = 2.0
+_OURS = f"{peering.ROOT}/"
 _LOST = "connection lost"
 _SHUT_DOWN = "shut down"
 
@@ -68,12 +87,18 @@ class MqttLink:
         max_queue: int = 10_000,
         gather_s: float = DEFAULT_WINDOW_S,
         is_announced: bool = True,
+        tls: TlsFiles | None = None,
+        remotes: Sequence[RemoteGateway] = (),
+        me: str | None = None,
     ) -> None:
         """Take what the link works with; nothing is opened.
 
         Args:
             gather_s: how long a gathered message waits for the rest of it.
-            is_announced: whether birth and last will tell others of us.
+            is_announced: whether birth and last will tell others of us, and we hear commands.
+            tls: with what the connection is secured; None if it is not.
+            remotes: other gateways whose points are devices of ours.
+            me: under which name others send to us, if it is not the gateway's.
         """
         self._options: dict[str, Any] = {
             "version": version,
@@ -84,7 +109,10 @@ class MqttLink:
             "is_retained": is_retained,
             "max_queue": max_queue,
             "gather_s": gather_s,
+            "tls": tls,
+            "remotes": remotes,
         }
+        self._tls = tls
         self.places = points
         """The points that live on topics."""
         self._is_announced = is_announced
@@ -108,17 +136,24 @@ class MqttLink:
                 group = Group(f"{place.point.address} from {place.topic}", (place.point,))
                 groups.append(group)
                 self._readers.setdefault(place.topic, []).append((place, group))
-        self.groups: Sequence[Group] = groups
+        self._counters = dict.fromkeys(("received", "rx_bad", "peer_faults"), 0)
+        self._me = me or gateway
+        self._peers = Peers(self._me, username or gateway, remotes, self._counters)
+        self.groups: Sequence[Group] = groups + self._peers.groups
+        self.remotes = remotes
+        """Other gateways whose points are devices of ours."""
         self._publisher = Publisher(
             name, host, port, f"{self._client_id}-data", username=username, password=password,
             keepalive_s=keepalive_s, qos=qos, is_retained=is_retained, max_queue=max_queue,
+            server_name=None if tls is None else tls.server_name,
         )  # fmt: skip
         self._gatherer = Gatherer(self._publisher.put, gather_s)
         self._timer: asyncio.TimerHandle | None = None
         self._client: aiomqtt.Client | None = None
         self._farewell = ""
         """Why we would be offline now."""
-        self._counters = dict.fromkeys(("received", "rx_bad"), 0)
+        self._is_running = False
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def aside(self, client_id: str) -> MqttLink:
         """Return a link to the same broker that may be used while this one is, unannounced.
@@ -127,7 +162,7 @@ class MqttLink:
         """
         return MqttLink(
             self.name, self._gateway, self.host, self.port, self.places,
-            client_id=client_id, is_announced=False, **self._options,
+            client_id=client_id, is_announced=False, me=client_id, **self._options,
         )  # fmt: skip
 
     @property
@@ -153,6 +188,9 @@ class MqttLink:
     async def connect(self) -> None:
         """Connect, say that we are there, subscribe."""
         self._farewell = _LOST
+        # Each connection has a context of its own: files may have been renewed.
+        context = None if self._tls is None else context_of(self._tls)
+        self._publisher.tls = context
         client = aiomqtt.Client(
             self.host,
             self.port,
@@ -165,11 +203,12 @@ class MqttLink:
             timeout=5.0,
             max_queued_incoming_messages=self._max_queue,
             logger=_LOGGER,
+            tls_context=context,
         )
         try:
             await client.__aenter__()
-        except aiomqtt.MqttError as error:
-            raise LinkDownError(_reason(error)) from error
+        except (aiomqtt.MqttError, ssl.SSLError) as error:
+            raise LinkDownError(reason_of(error)) from error
         self._client = client
         if self._publisher.is_wanted:
             await self._publisher.connect()
@@ -177,10 +216,13 @@ class MqttLink:
             if self._is_announced:
                 await client.publish(self.status_topic, self._status("online"), qos=1, retain=True)
             topics = [(topic, 1) for topic in self._readers]
+            if self._is_announced or self.remotes:
+                own = self._peers.subscriptions()
+                topics += [(topic, 1) for topic in own if self._is_announced or "/command/" not in topic]
             for first in range(0, len(topics), 100):
                 await client.subscribe(topics[first : first + 100])
         except aiomqtt.MqttError as error:
-            raise LinkDownError(_reason(error)) from error
+            raise LinkDownError(reason_of(error)) from error
 
     async def run(self, emit: Emit, report: Report) -> None:
         """Receive and send until the broker is lost."""
@@ -188,6 +230,12 @@ class MqttLink:
         if client is None:
             raise LinkDownError("not connected")
         self._farewell = _SHUT_DOWN
+        self._peers.start(emit, report)
+        self._is_running = True
+        if self.correspondent is not None:
+            self.correspondent.connected(self.name)
+        elif self.remotes:
+            self._want_all(is_wanted=True)
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._publish())
@@ -198,7 +246,7 @@ class MqttLink:
             error = group.exceptions[0]
             while isinstance(error, BaseExceptionGroup):
                 error = error.exceptions[0]
-            raise LinkDownError(_reason(error)) from error
+            raise LinkDownError(reason_of(error)) from error
         raise LinkDownError("connection closed")
 
     async def _publish(self) -> None:
@@ -211,11 +259,18 @@ class MqttLink:
     def send(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         """Queue routed samples, those of one call for one gathering topic as one message."""
         gathered: dict[tuple[str, str], list[tuple[str, Sample]]] = {}
+        refused: list[Delivery] = []
         put = self._publisher.put
         for delivery in deliveries:
             target = delivery.target
             if target.topic is None:
-                if target.point is not None:
+                point, value = target.point, delivery.sample.value
+                if point is not None and self._peers.has(point):
+                    if not self.is_sending:
+                        refused.append(delivery)
+                    elif value is not None:
+                        self._peers.send(self, point, value)
+                elif target.point is not None:
                     put(self._topic_of[target.point], sample_bytes(target.point, delivery.sample))
             elif target.is_shared:
                 self._gatherer.take_delivery(target.topic, delivery, clock.monotonic_s())
@@ -227,7 +282,7 @@ class MqttLink:
                 put(target.topic, sample_bytes(delivery.source, delivery.sample))
         for (topic, _), samples in gathered.items():
             put(topic, gathered_bytes(max(sample.time_ns for _, sample in samples), samples))
-        return ()
+        return refused
 
     def gather(self, bundle: Bundle) -> None:
         """Put what needs no treatment into the message of its topic."""
@@ -246,10 +301,16 @@ class MqttLink:
         self._gatherer.expire(clock.monotonic_s())
         self._arm()
 
-    async def write(self, values: Mapping[Point, Value]) -> list[WriteResult]:
-        """Publish values on the topics of their points."""
+    async def write(self, values: Mapping[Point, Value], *, until_s: float = NEVER) -> list[WriteResult]:
+        """Publish values on the topics of their points; of another gateway's points, ask it to write them."""
         results = []
         for point, value in values.items():
+            if clock.monotonic_s() >= until_s:
+                results.append(WriteResult(point, value, WriteOutcome.EXPIRED, "its turn came too late"))
+                continue
+            if self._peers.has(point):
+                results.append(await self._peers.write(self, point, value))
+                continue
             sample = Sample(value, Quality.GOOD, None, clock.wall_ns())
             try:
                 if self._client is None:
@@ -257,14 +318,20 @@ class MqttLink:
                 payload = sample_bytes(point, sample)
                 await self._client.publish(self._topic_of[point], payload, qos=1, retain=self._is_retained)
             except aiomqtt.MqttError as error:
-                results.append(WriteResult(point, value, WriteOutcome.FAILED, _reason(error)))
+                results.append(WriteResult(point, value, WriteOutcome.FAILED, reason_of(error)))
             else:
                 results.append(WriteResult(point, value, WriteOutcome.WRITTEN))
         return results
 
     async def close(self) -> None:
         """Say goodbye if that is possible, keep what was under way for the next session."""
+        if self._is_running and self.correspondent is None and self.remotes:
+            self._want_all(is_wanted=False)
         client, self._client = self._client, None
+        self._is_running = False
+        self._peers.stop()
+        for task in list(self._tasks):
+            task.cancel()
         self._last.clear()  # the points are bad now; whatever comes next is news
         if self._timer is not None:
             self._timer.cancel()
@@ -297,6 +364,8 @@ class MqttLink:
         self._counters["received"] += 1
         payload = message.payload
         data = payload if isinstance(payload, bytes) else str(payload or "").encode()
+        if str(message.topic).startswith(_OURS):
+            self._receive_ours(message, data)
         now_ns, now_s = clock.wall_ns(), clock.monotonic_s()
         for place, group in self._readers.get(str(message.topic), ()):
             sample = read(place, data, now_ns)
@@ -312,6 +381,114 @@ class MqttLink:
             changed = () if last is not None and last[:3] == sample[:3] else (0,)
             emit(Batch(group, sample.time_ns, now_s - age_s, (sample.value,), flaws, changed))
 
+    # --- other gateways, and commands
+
+    @property
+    def correspondent(self) -> Correspondent | None:
+        """Who is told of what other gateways say; None in a one-shot."""
+        return self._peers.correspondent
+
+    @correspondent.setter
+    def correspondent(self, correspondent: Correspondent | None) -> None:
+        self._peers.correspondent = correspondent
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether what is published now goes out now."""
+        return self._is_running and self._client is not None
+
+    @property
+    def peers(self) -> Mapping[str, str]:
+        """The gateways whose points are devices of ours: gateway to device."""
+        return {remote.gateway: remote.device for remote in self.remotes}
+
+    def publish(
+        self, topic: str, payload: bytes, done: Callable[[bool], None] | None, *, is_retained: bool = False
+    ) -> None:
+        """Send a message that its giver keeps until `done` says that the broker has it."""
+        if self.is_sending:
+            self._publisher.put_sure(topic, payload, done, is_retained=is_retained)
+        elif done is not None:
+            done(False)
+
+    def look_after(self, peer: str) -> None:
+        """Have `peer_is` told of a gateway that is no device of ours."""
+        topic = self._peers.look_after(peer)
+        if topic is not None and self._client is not None:
+            self._spawn(self._subscribe(self._client, topic))
+
+    def spoil_peer(self, peer: str, reason: str) -> None:
+        """Say that no point of a peer has a value, and why."""
+        self._peers.spoil(peer, reason)
+
+    def take_samples(self, peer: str, samples: Sequence[tuple[str, Sample]]) -> None:
+        """Emit samples of a peer, by their addresses there."""
+        self._peers.emit_samples(peer, samples)
+
+    def tell(
+        self, topic: str, payload: bytes, *, answer_to: str | None, id_: str, signature: str | None
+    ) -> None:
+        """Publish a message that wants an answer, at once or never."""
+        client = self._client
+        if client is None:
+            return
+        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+        properties.MessageExpiryInterval = 10
+        if answer_to is not None:
+            properties.ResponseTopic = answer_to
+            properties.CorrelationData = id_.encode()
+        if signature is not None:
+            properties.UserProperty = ("signature", signature)
+        self._spawn(self._tell(client, topic, payload, properties))
+
+    async def _tell(self, client: aiomqtt.Client, topic: str, payload: bytes, properties: Properties) -> None:
+        try:
+            await client.publish(topic, payload, qos=1, properties=properties)
+        except (aiomqtt.MqttError, ValueError):
+            return  # the connection is being lost; who waits for an answer gets none
+
+    async def _subscribe(self, client: aiomqtt.Client, topic: str) -> None:
+        try:
+            await client.subscribe(topic, qos=1)
+        except (aiomqtt.MqttError, ValueError):
+            return  # the connection is being lost; the next one subscribes
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=f"{self.name} publishes")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _want_all(self, *, is_wanted: bool) -> None:
+        """Ask other gateways for their values, for as long as a one-shot lasts."""
+        for remote in self.remotes:
+            want = peering.Want(dict.fromkeys(remote.points, True)) if is_wanted else peering.Want()
+            topic = peering.topic(remote.gateway, "want", self._me)
+            self._publisher.put_sure(topic, peering.encode_want(want), None)
+
+    def _receive_ours(self, message: aiomqtt.Message, data: bytes) -> None:
+        properties = message.properties
+        signature, reply = None, None
+        if properties is not None:
+            for name, value in getattr(properties, "UserProperty", ()):
+                if name == "signature":
+                    signature = value
+            answer_to = getattr(properties, "ResponseTopic", None)
+            correlation = getattr(properties, "CorrelationData", None)
+            client = self._client
+            if answer_to and is_topic(answer_to) and client is not None:
+
+                def reply(payload: bytes) -> None:
+                    found = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+                    if correlation is not None:
+                        found.CorrelationData = correlation
+                    if self._client is client:
+                        self._spawn(self._tell(client, answer_to, payload, found))
+
+        self._peers.take(
+            self.name, str(message.topic), data,
+            is_retained=bool(message.retain), signature=signature, reply=reply,
+        )  # fmt: skip
+
     def _will(self) -> aiomqtt.Will | None:
         if not self._is_announced:
             return None
@@ -324,8 +501,12 @@ class MqttLink:
         return json.dumps(found).encode()
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """Return why something with a broker failed, for people."""
     cause = error.__cause__ or error.__context__
+    for found in (error, cause):
+        if isinstance(found, ssl.SSLError):
+            return words(found)
     if isinstance(cause, ConnectionRefusedError):
         return "connection refused"
     text = str(cause) if isinstance(cause, OSError) and str(cause) else str(error)

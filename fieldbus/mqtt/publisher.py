@@ -8,6 +8,8 @@ Rules:
   What was under way when the connection broke is sent again, first and in order.
 * What the broker does not take (an acknowledgement with an error, a message longer than it accepts) is
   dropped, counted, and said once for each topic until one is taken again.
+* What is given to `put_sure` is its giver's to keep: it is never dropped from the queue, which its giver
+  keeps short, and told to be done, or, when the connection is lost, not done; then it does not wait any more.
 * How much is under way at once, and when a silent broker is lost: see `connection`.
 
 Design: aiomqtt serves subscriptions and the rare writes; a message costs it about 80 µs, since paho writes
@@ -20,8 +22,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from fieldbus.errors import LinkDownError
 from fieldbus.mqtt import packets
@@ -47,7 +50,17 @@ class Publisher:
         qos: int = 1,
         is_retained: bool = True,
         max_queue: int = 10_000,
+        tls: ssl.SSLContext | None = None,
+        server_name: str | None = None,
     ) -> None:
+        """Take what it works with; nothing is opened.
+
+        Args:
+            tls: with which the connection is secured; None if it is not.
+            server_name: the name that the broker's certificate must have, if it is not the host's.
+        """
+        self.tls = tls
+        self._server_name = server_name
         self.name = name
         self.host = host
         self.port = port
@@ -98,13 +111,36 @@ class Publisher:
     def put(self, topic: str, payload: bytes) -> None:
         """Queue a message. Never blocks, never raises."""
         if len(self.waiting) >= self._max_queue:
-            self.waiting.popleft()
-            self._dropped += 1
+            self._drop_oldest()
         self.waiting.append(Message(topic, payload))
         if self._session is not None:
             self._session.wake()
         elif not self._is_filled.is_set():
             self._is_filled.set()
+
+    def _drop_oldest(self) -> None:
+        """Make room: what somebody else keeps for us is not ours to drop."""
+        for index, message in enumerate(self.waiting):
+            if message.done is None:
+                del self.waiting[index]
+                self._dropped += 1
+                return
+
+    def put_sure(
+        self, topic: str, payload: bytes, done: Callable[[bool], None] | None, *, is_retained: bool = False
+    ) -> None:
+        """Queue a message that nothing pushes out. Never blocks, never raises.
+
+        Args:
+            topic: where it goes.
+            payload: what it says.
+            done: called with whether the broker has it. If None, it is dropped when the connection is lost.
+            is_retained: whether the broker keeps it.
+        """
+        self.waiting.append(Message(topic, payload, is_retained, done or _nobody))
+        if self._session is not None:
+            self._session.wake()
+        self._is_filled.set()
 
     async def until_wanted(self) -> None:
         """Wait until there is, or was, something to be published."""
@@ -116,12 +152,18 @@ class Publisher:
         Raises:
             LinkDownError: the broker is not there, or refuses us.
         """
-        self.close()
+        self._end_session()
         loop = asyncio.get_running_loop()
         session = Connection(self)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                await loop.create_connection(lambda: session, self.host, self.port)
+                await loop.create_connection(
+                    lambda: session,
+                    self.host,
+                    self.port,
+                    ssl=self.tls,
+                    server_hostname=None if self.tls is None else self._server_name or self.host,
+                )
                 session.transport.write(self._hello)
                 await asyncio.shield(session.connected)
         except TimeoutError:
@@ -158,7 +200,15 @@ class Publisher:
             self.is_draining = False
 
     def close(self) -> None:
-        """Close the connection; what was under way waits again, first and in order."""
+        """Close the connection; what was under way waits again, first and in order, or is given back."""
+        self._end_session()
+        given_back = [message.done for message in self.waiting if message.done is not None]
+        if given_back:
+            self.waiting = deque(message for message in self.waiting if message.done is None)
+            for done in given_back:
+                done(False)
+
+    def _end_session(self) -> None:
         session, self._session = self._session, None
         if session is None:
             return
@@ -166,16 +216,22 @@ class Publisher:
         session.under_way = {}
         session.say_goodbye()
 
-    def published(self, topic: str) -> None:
+    def published(self, message: Message) -> None:
         """Learn that the broker has a message."""
         self._published += 1
+        if message.done is not None:
+            message.done(True)
+        topic = message.topic
         if self._troubles and topic in self._troubles:
             self._troubles.discard(topic)
             _LOG.info("%s: %s is taken by the broker again", self.name, topic)
 
-    def refused(self, topic: str, reason: str) -> None:
+    def refused(self, message: Message, reason: str) -> None:
         """Learn that the broker does not take a message, and never will."""
         self._refused += 1
+        topic = message.topic
+        if message.done is not None:
+            message.done(False)
         if topic not in self._troubles:
             self._troubles.add(topic)
             _LOG.warning("%s: the broker does not take %s (%s)", self.name, topic, reason)
@@ -183,3 +239,7 @@ class Publisher:
     def done(self) -> None:
         """Learn that messages were done, or that none ever will be."""
         self._is_done.set()
+
+
+def _nobody(_is_done: bool) -> None:
+    """Be told of what nobody keeps."""

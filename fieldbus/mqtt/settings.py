@@ -14,11 +14,12 @@ from fieldbus.routing.table import is_topic
 from fieldbus.settings import (
     DeviceSettings,
     Duration,
+    GuardSettings,
     LinkSettings,
     Number,
     Port,
     Secret,
-    Settings,
+    TlsClientSettings,
     problem,
 )
 
@@ -28,12 +29,21 @@ TypeName = Literal[
 ]  # fmt: skip
 
 
+class BrokerTlsSettings(TlsClientSettings):
+    """How the connection to a broker is secured; all by default: ``tls: {}``."""
+
+    ca: str | None = Field(  # type: ignore[assignment] # here it need not be said
+        None, description="Who signs the broker's certificate; by default those whom this machine trusts."
+    )
+
+
 class BrokerSettings(LinkSettings):
     """A connection to an MQTT 5 broker."""
 
     type: Literal["mqtt"]
     host: str
-    port: Port = 1883
+    port: Port | None = Field(None, description="1883 by default, 8883 with TLS.")
+    tls: BrokerTlsSettings | None = None
     username: str | None = None
     password: Secret | None = None
     client_id: str | None = None
@@ -43,13 +53,16 @@ class BrokerSettings(LinkSettings):
     queue: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         10_000, description="Messages that wait at most; the oldest is dropped, and counted."
     )
+    share: list[str] = Field(
+        default=["*"], description="Points that other gateways may have, with `*` for any characters."
+    )
     gather: Duration = Field(
         DEFAULT_WINDOW_S,
         description="How long a message that gathers waits for the rest of its device's points.",
     )
 
 
-class TopicPointSettings(Settings):
+class TopicPointSettings(GuardSettings):
     """A point that others publish, or that we publish for them."""
 
     topic: str
@@ -114,3 +127,13 @@ class TopicDeviceSettings(DeviceSettings):
     """Points that live on a broker's topics."""
 
     points: Mapping[str, TopicPointSettings]
+
+
+class GatewayDeviceSettings(DeviceSettings):
+    """Another gateway on the same broker, with all its points."""
+
+    type: Literal["gateway"]
+    gateway: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] | None = Field(
+        None, description="Its name; the device's name by default."
+    )
+    key: Secret | None = Field(None, description="With which our commands to it are signed.")

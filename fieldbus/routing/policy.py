@@ -89,6 +89,7 @@ class Edge:
         "_scale_int",
         "_sent_at_s",
         "_tells_quality",
+        "configured",
         "due_s",
         "is_plain",
         "policy",
@@ -113,9 +114,20 @@ class Edge:
         self._pending: Sample | None = None
         self._is_stale_told = False
         self._tells_quality = target.point is not None and target.point.carries_quality
+        self.configured = self.key
+        """The `key` that it had as it was configured: its target may be led elsewhere."""
         linear = policy.linear
         self._scale_int = None if linear.is_identity else linear.forward_int()
         self._scale_float = linear.forward_float()
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What makes it the same edge as another: source, target and how samples are treated."""
+        target, policy = self.target, self.policy
+        mapping = None if policy.mapping is None else tuple(policy.mapping.items())
+        treatment = tuple(getattr(policy, name) for name in policy.__slots__ if name != "mapping")
+        place = (target.link, target.point, target.topic, target.gathers, target.label, target.is_durable)
+        return (self.source, *place, *treatment, mapping)
 
     def offer(self, sample: Sample, at_s: float, now_s: float) -> Sample | None:
         """Take a new sample of the source and return what is to be sent now, if anything.

@@ -67,6 +67,7 @@ class Router:
         self._edges_from: dict[Point, list[Edge]] = {}
         self._devices: dict[str, list[Group]] = {}
         """The groups of each device; a group is of one."""
+        self._extra: list[Edge] = []
         for edge in edges:
             if edge.target.point is not None:
                 self._edge_to[edge.target.point] = edge
@@ -78,8 +79,50 @@ class Router:
         """When `expire` has something to do, on the monotonic clock; infinity if never."""
         return self._heap[0][0] if self._heap else NEVER
 
+    def adopt(self, other: Router) -> None:
+        """Go on with what another table knows of the groups and edges that are in both, after a reload."""
+        for group, batch in other.latest.items():
+            if group in self._exits:
+                self.latest[group] = batch
+        for edges in self._edges_from.values():
+            for edge in edges:
+                group, index = self._place[edge.source]
+                exits = other._exits.get(group)
+                if exits is not None and edge in exits.missed:
+                    self._exits[group].missed[edge] = index
+                self._schedule(edge)
+
+    def set_extra(self, edges: Iterable[Edge]) -> None:
+        """Have further edges, in the place of those of the last call; equal ones go on as they are."""
+        edges = list(edges)
+        before = {edge.key: edge for edge in self._extra}
+        edges = [before.get(edge.key, edge) for edge in edges]
+        devices = {edge.source.device for edge in (*self._extra, *edges)}
+        for edge in self._extra:
+            self._edges_from[edge.source].remove(edge)
+        self._extra = edges
+        for edge in edges:
+            self._edges_from.setdefault(edge.source, []).append(edge)
+        for device in devices:
+            self._plan_device(self._devices.get(device, []))
+
+    def edges_from(self, point: Point) -> Sequence[Edge]:
+        """Return the edges that leave a point."""
+        return self._edges_from.get(point, ())
+
+    def edge_to(self, point: Point) -> Edge | None:
+        """Return the edge that writes a point, if there is one."""
+        return self._edge_to.get(point)
+
+    def batch_of(self, point: Point) -> Batch | None:
+        """Return the newest picture of the group of a point; None before there is one."""
+        place = self._place.get(point)
+        return None if place is None else self.latest.get(place[0])
+
     def sample(self, point: Point) -> Sample:
         """Return the newest sample of a point."""
+        if point not in self._place:  # it can only be written
+            return Sample(None, _WAITING.quality, _WAITING.reason, 0)
         group, index = self._place[point]
         batch = self.latest.get(group)
         if batch is None:
@@ -284,7 +327,7 @@ class Router:
             for index, point in enumerate(group.points):
                 for edge in self._edges_from.get(point, ()):
                     target = edge.target
-                    if target.gathers and target.topic is not None:
+                    if target.gathers and target.topic is not None and not target.is_durable:
                         by_group = found.setdefault((target.link, target.topic), {})
                         by_group.setdefault(group, []).append((index, edge))
                     else:

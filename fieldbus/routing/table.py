@@ -45,6 +45,8 @@ class Route:
     policy: Policy = field(default_factory=Policy)
     deadband_percent: float | None = None
     """Of the source's range; needs `minimum` and `maximum` of the point."""
+    is_durable: bool = False
+    """Whether samples are kept on disk until the other side has them."""
 
 
 class Fault(NamedTuple):
@@ -73,6 +75,8 @@ class Directory:
     links: frozenset[str]
     subscriptions: Mapping[tuple[str, str], Sequence[Point]]
     """(link, topic) to the points that read it."""
+    stores: frozenset[str] = frozenset()
+    """Names of links that keep samples; they have topics too, and the point's address as the default one."""
     frame_of: Mapping[Point, object] = field(default_factory=dict)
     """What a point travels in, where we either send or hear all of it (a CAN message)."""
 
@@ -174,9 +178,11 @@ def _target(
                 faults.append(Fault(index, "to", f"unknown field {{{name}}}", known))
             return None
     address = _FIELD.sub(lambda match: fields[match[1]], route.target)
+    if address in directory.stores:
+        address = f"{address}:{source.address}"
     link, colon, topic = address.partition(":")
     if colon:
-        return _topic(index, link, topic, used, source, has_many_devices, directory, faults)
+        return _topic(index, route, link, topic, used, source, has_many_devices, directory, faults)
     point = directory.points.get(address)
     if point is None:
         hint = closest(address, directory.points)
@@ -194,6 +200,10 @@ def _target(
             )
         )
         return None
+    if route.is_durable:
+        text = f"{point.address} is a machine's: a value for it is never kept and sent later"
+        faults.append(Fault(index, "durable", text, "`durable` is for topics and stores"))
+        return None
     return Target(directory.link_of[point.device], point)
 
 
@@ -208,6 +218,7 @@ def is_topic(text: str) -> bool:
 
 def _topic(
     index: int,
+    route: Route,
     link: str,
     topic: str,
     used: Sequence[str],
@@ -230,9 +241,11 @@ def _topic(
                   "a topic has no control characters, and neither + nor #")
         )  # fmt: skip
         return None
+    if link in directory.stores:
+        return Target(link, None, topic, is_durable=route.is_durable)
     gathers = "point" not in used and "signal" not in used
     label = source.address if has_many_devices and "device" not in used else source.name
-    return Target(link, None, topic, gathers, label)
+    return Target(link, None, topic, gathers, label, is_durable=route.is_durable)
 
 
 def _policy(index: int, route: Route, source: Point, target: Target, faults: list[Fault]) -> Policy | None:

@@ -2,12 +2,13 @@
 
 import logging
 import math
-from types import SimpleNamespace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fieldbus.gateway.plant import Plant
 from fieldbus.gateway.runtime import Gateway
 from fieldbus.link import Delivery, Target
 from fieldbus.model import Access, Batch, Group, Kind, Point, Quality, Reason, Sample, bad, uncertain
@@ -214,13 +215,16 @@ def guarded(point, value, delivered, refused, said):
     return [None]
 
 
+EMPTY = Plant("gw", Path(), Path(), {}, {}, {}, {}, {}, {}, [], {}, {})
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(points, min_size=1, max_size=3),
     st.lists(st.lists(st.tuples(st.integers(0, 2), anything), max_size=6), max_size=6),
 )
 def test_the_guard_lets_through_remembers_and_says_what_it_should(points, rounds):
-    gateway = Gateway(SimpleNamespace(edges=[], groups=[], links={}))
+    gateway = Gateway(EMPTY, keeps=False)
     log, logger = Log(), logging.getLogger("fieldbus")
     delivered, refused, said = {}, set(), []
     before = logger.level

@@ -6,17 +6,54 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, field_validator, model_validator
+from pydantic import Field, TypeAdapter, field_validator
 
 from fieldbus.gateway.link_types import LINK_TYPES
 from fieldbus.modbus.point_settings import MapSettings
 from fieldbus.routing.policy import OnBad, Policy, When
 from fieldbus.routing.table import Route
 from fieldbus.scaling import Linear
-from fieldbus.settings import Duration, Number, Scalar, Settings, Substitute, problem
+from fieldbus.settings import (
+    Duration,
+    GuardSettings,
+    Number,
+    Scalar,
+    Secret,
+    Settings,
+    Size,
+    Substitute,
+    problem,
+)
 
 _PERCENT = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*%\s*")
 SCHEMA_URL = "https://json-schema.org/draft/2020-12/schema"
+
+
+class SpoolSettings(Settings):
+    """What durable routes keep until the other side has it."""
+
+    max_size: Size = Field(
+        256 << 20, description="Of all streams together; the oldest samples are dropped first."
+    )
+    max_age: Duration = Field(7 * 86400.0, description="Older samples are dropped.")
+    group_commit: Duration = Field(
+        0.1, description="How long a sample waits for others before it is written."
+    )
+
+
+class AuditSettings(Settings):
+    """The record of every attempt to write."""
+
+    routes: Literal["summary", "each"] = Field(
+        "summary", description="What routes write: a record a minute and point, or one for each write."
+    )
+
+
+class ActorSettings(Settings):
+    """Who may write, and how it is known that it is they."""
+
+    points: list[str] = Field(description="Points, with `*` for any characters.")
+    key: Secret | None = Field(None, description="With which its commands have to be signed.")
 
 
 class GatewaySettings(Settings):
@@ -26,6 +63,8 @@ class GatewaySettings(Settings):
         description="Used in topics, metrics and logs."
     )
     data_dir: str = Field("data", description="Where the gateway keeps what must survive a restart.")
+    spool: SpoolSettings = SpoolSettings()
+    audit: AuditSettings = AuditSettings()
     description: str = ""
 
 
@@ -43,15 +82,10 @@ class RouteSettings(Settings):
     map: Mapping[Scalar, Scalar] | None = Field(None, description="{old: new}")
     on_bad: Literal["hold", "send"] | Substitute = "hold"
     max_age: Duration | None = Field(None, description="An older sample is bad.")
-    durable: bool = False
+    durable: bool = Field(
+        False, description="Whether samples are kept on disk until the other side has them."
+    )
     description: str = ""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _later(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("durable") is True:
-            raise problem("`durable` is not supported in this version: there is no spool on disk yet")
-        return data
 
     @field_validator("deadband")
     @classmethod
@@ -94,7 +128,7 @@ class RouteSettings(Settings):
             substitute=substitute,
             max_age_s=self.max_age,
         )
-        return Route(self.from_, self.to, policy, percent)
+        return Route(self.from_, self.to, policy, percent, self.durable)
 
 
 ROUTE_COLUMNS = tuple(item.alias or name for name, item in RouteSettings.model_fields.items())
@@ -107,18 +141,28 @@ class TopSettings(Settings):
     gateway: GatewaySettings
     links: Mapping[str, Any]
     devices: Mapping[str, Any] = {}
+    access: Mapping[str, Any] | None = Field(None, description="Who may write which points.")
+    guards: Mapping[str, Any] = Field(default={}, description="What points are protected by, by address.")
     routes: list[Any] | str | None = Field(None, description="The routing table, or a CSV file with it.")
 
 
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema of the configuration and, under ``$defs``, of a map."""
     links = tuple(kind.settings for kind in LINK_TYPES.values())
-    devices = tuple(dict.fromkeys(kind.device for kind in LINK_TYPES.values()))
+    devices = tuple(
+        dict.fromkeys(
+            device
+            for kind in LINK_TYPES.values()
+            for device in (kind.device, *(variant.settings for variant in kind.variants.values()))
+            if device is not None
+        )
+    )
     parts: dict[str, Any] = {}
     definitions: dict[str, Any] = {}
     for name, types in (
         ("link", links), ("device", devices), ("route", (RouteSettings,)),
-        ("gateway", (GatewaySettings,)), ("map", (MapSettings,)),
+        ("gateway", (GatewaySettings,)), ("map", (MapSettings,)), ("guard", (GuardSettings,)),
+        ("actor", (ActorSettings,)),
     ):  # fmt: skip
         members = []
         for item in types:
@@ -146,6 +190,19 @@ def json_schema() -> dict[str, Any]:
                 "type": "object",
                 "propertyNames": name_pattern,
                 "additionalProperties": {"$ref": "#/$defs/device"},
+            },
+            "access": {
+                "type": "object",
+                "description": "Who may write which points: nothing by default.",
+                "propertyNames": name_pattern,
+                "additionalProperties": {
+                    "anyOf": [{"type": "array", "items": {"type": "string"}}, {"$ref": "#/$defs/actor"}]
+                },
+            },
+            "guards": {
+                "type": "object",
+                "description": "What points are protected by, by address.",
+                "additionalProperties": {"$ref": "#/$defs/guard"},
             },
             "routes": {
                 "anyOf": [

@@ -1,0 +1,167 @@
+"""``fieldbus network``: all gateways on a broker, what is down since when, what waits and what was lost."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from fieldbus.cli.broker import URL_HELP, CaOption, CertificateOption, KeyOption, url_or_exit, visit
+from fieldbus.cli.common import JsonOption, cell, fail, out, print_json
+from fieldbus.errors import LinkDownError
+from fieldbus.gateway import loop
+from fieldbus.mqtt.peering import ROOT, is_gateway_name
+from fieldbus.mqtt.visitor import Visitor
+
+_QUIET_S = 0.7
+"""So long nothing more comes before all is known: what is retained comes at once."""
+_LONGEST_S = 10.0
+
+
+def network(
+    url: Annotated[str, typer.Argument(metavar="URL", help=URL_HELP)],
+    as_json: JsonOption = False,
+    ca: CaOption = None,
+    certificate: CertificateOption = None,
+    key: KeyOption = None,
+) -> None:
+    """Show all gateways on a broker: their links and devices, backlog, drops and refused commands."""
+    place = url_or_exit(url)
+    try:
+        found = loop.run(_look(visit(place, ca, certificate, key)))
+    except LinkDownError as error:
+        raise fail(str(error)) from None
+    if as_json:
+        print_json([found[name] for name in sorted(found)])
+    elif not found:
+        typer.echo(f"no gateway has been on {place.place} yet")
+    else:
+        _show(found)
+    if any(not item["online"] or _down(item) for item in found.values()):
+        raise typer.Exit(1)
+
+
+async def _look(visitor: Visitor) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    async with visitor:
+        await visitor.hear(f"{ROOT}/+/status", f"{ROOT}/+/health")
+        messages = visitor.messages()
+        ends_s = asyncio.get_running_loop().time() + _LONGEST_S
+        following: asyncio.Future[Any] = asyncio.ensure_future(anext(messages))
+        while asyncio.get_running_loop().time() < ends_s:
+            done, _ = await asyncio.wait({following}, timeout=_QUIET_S)
+            if not done:
+                break
+            heard = following.result()
+            following = asyncio.ensure_future(anext(messages))
+            _, gateway, kind = heard.topic.split("/", 2)
+            try:
+                data = json.loads(heard.payload)
+            except (ValueError, RecursionError):
+                continue
+            if not isinstance(data, dict) or not is_gateway_name(gateway):
+                continue
+            entry = found.setdefault(
+                gateway, {"gateway": gateway, "online": False, "status": None, "health": None}
+            )
+            entry[kind] = data
+            if kind == "status":
+                entry["online"] = data.get("status") == "online"
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+    return found
+
+
+def _down(item: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Return what of a gateway is down: kind, name, since when."""
+    health = item["health"] or {}
+    found = [
+        ("link", name, str(link.get("since")))
+        for name, link in _parts(health, "links")
+        if not link.get("connected")
+    ]
+    found += [
+        ("device", name, str(device.get("since")))
+        for name, device in _parts(health, "devices")
+        if not device.get("online")
+    ]
+    return found
+
+
+def _parts(health: dict[str, Any], name: str) -> list[tuple[str, dict[str, Any]]]:
+    part = health.get(name)
+    return [item for item in part.items() if isinstance(item[1], dict)] if isinstance(part, dict) else []
+
+
+def _show(found: dict[str, dict[str, Any]]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in (
+        "gateway",
+        "state",
+        "version",
+        "links",
+        "devices",
+        "backlog",
+        "dropped",
+        "written",
+        "refused",
+    ):
+        table.add_column(name, justify="right" if name not in ("gateway", "state", "version") else "left")
+    for name in sorted(found):
+        item = found[name]
+        health = item["health"] or {}
+        status = item["status"] or {}
+        streams = _parts(health, "streams")
+        commands = health.get("commands") if isinstance(health.get("commands"), dict) else {}
+        state = cell("online", "green")
+        if not item["online"]:
+            state = cell(f"offline since {_ago(status.get('time'))}: {status.get('reason')}", "red")
+        table.add_row(
+            cell(name), state, cell(health.get("version", "")),
+            _count(_parts(health, "links"), "connected"), _count(_parts(health, "devices"), "online"),
+            str(sum(int(stream.get("backlog", 0)) for _, stream in streams)),
+            str(sum(int(stream.get("dropped", 0)) for _, stream in streams)),
+            str((commands or {}).get("written", 0)), str((commands or {}).get("refused", 0)),
+        )  # fmt: skip
+    out().print(table)
+    for name in sorted(found):
+        for kind, what, since in _down(found[name]) if found[name]["online"] else ():
+            typer.echo(f"{name}: {kind} {what} is down since {_ago(since)}")
+        for trouble in _troubles(found[name]["health"] or {}):
+            typer.echo(f"{name}: {trouble}")
+
+
+def _troubles(health: dict[str, Any]) -> list[str]:
+    found = []
+    for name, words in (
+        ("spool", "the spool cannot be written"),
+        ("audit", "the audit log cannot be written"),
+    ):
+        part = health.get(name)
+        if isinstance(part, dict) and part.get("trouble"):
+            found.append(f"{words} ({part['trouble']})")
+    fallbacks = health.get("fallbacks")
+    if isinstance(fallbacks, list) and fallbacks:
+        found.append(f"at their safe value: {', '.join(map(str, fallbacks))}")
+    return found
+
+
+def _count(parts: list[tuple[str, dict[str, Any]]], key: str) -> str:
+    good = sum(bool(item.get(key)) for _, item in parts)
+    return f"{good}/{len(parts)}"
+
+
+def _ago(time: object) -> str:
+    try:
+        moment = datetime.datetime.fromisoformat(str(time))
+        seconds = (datetime.datetime.now(datetime.UTC) - moment).total_seconds()
+    except (ValueError, TypeError):
+        return "?"
+    shown = f"{moment:%Y-%m-%d %H:%M:%S} UTC"
+    if seconds < 120:
+        return f"{shown} ({seconds:.0f} s)"
+    return f"{shown} ({seconds / 60:.0f} min)" if seconds < 7200 else f"{shown} ({seconds / 3600:.0f} h)"

@@ -1,0 +1,296 @@
+"""A thread that owns one SQLite file and commits in groups.
+
+Rules:
+
+* What is `put` is in one transaction with all that was put within `group_commit_s` of it, and is durable
+  (WAL, ``synchronous=FULL``) before `committed` is called for it. Order is kept.
+* A transaction that fails (disk full, I/O error) is rolled back whole, kept, and tried again every
+  `RETRY_S`; that, and when it works again, is said once. Nobody waits for it: the gateway goes on.
+* A file that is damaged is set aside as ``NAME.damaged-<time>``, which is said, and a new one begun. What was
+  waiting goes into the new one.
+* Questions (`ask`) are answered by the same thread, before the next commit.
+* What waits is bounded by its owner: `take_oldest` takes back what has waited longest, unless it is being
+  committed just now.
+
+Design: one thread, because SQLite writes one transaction at a time anyway, and because an fsync takes as
+long as it likes: the event loop never waits for a disk. ``synchronous=NORMAL`` would be quicker and lose
+committed rows in a power cut.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+RETRY_S = 0.5
+"""How long a failed commit waits before it is tried again."""
+DEFAULT_GROUP_COMMIT_S = 0.1
+_BUSY_S = 5.0
+_DAMAGED = ("malformed", "not a database", "encrypted")
+_REOPENED = "disk I/O error"
+"""After it SQLite wants the file opened anew."""
+
+ItemT = TypeVar("ItemT")
+ItemT_contra = TypeVar("ItemT_contra", contravariant=True)
+AnswerT = TypeVar("AnswerT")
+
+
+class Keeper(Protocol[ItemT_contra]):
+    """What is done with the file, by whoever knows what is in it.
+
+    The last two are called in the event loop, the others in the thread.
+    """
+
+    def opened(self, connection: sqlite3.Connection) -> None:
+        """Make the tables if they are not there, and learn what is in them."""
+
+    def apply(self, connection: sqlite3.Connection, items: Sequence[ItemT_contra]) -> Any:
+        """Write items, inside a transaction. What it returns is given to `committed`."""
+
+    def settled(self, *, is_committed: bool) -> None:
+        """Learn that what `apply` did is in the file, or that nothing of it is."""
+
+    def committed(self, items: Sequence[ItemT_contra], result: Any) -> None:
+        """Learn, in the event loop, that items are durable."""
+
+    def said(self, text: str, *, is_bad: bool) -> None:
+        """Learn, in the event loop, of trouble with the file, or that it is over."""
+
+
+class Committer(Generic[ItemT]):
+    """The thread and what waits for it."""
+
+    def __init__(
+        self, path: Path, keeper: Keeper[ItemT], group_commit_s: float = DEFAULT_GROUP_COMMIT_S
+    ) -> None:
+        self.path = path
+        self.trouble: str | None = None
+        """Why the last commit failed; None if it did not."""
+        self.commits = 0
+        self._keeper = keeper
+        self._group_commit_s = group_commit_s
+        self._waiting: deque[ItemT] = deque()
+        self._questions: deque[tuple[Callable[[sqlite3.Connection], Any], asyncio.Future[Any]]] = deque()
+        self._condition = threading.Condition()
+        self._due_s = 0.0
+        self._is_closing = False
+        self._is_hurried = False
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._connection: sqlite3.Connection | None = None
+        self.turned_s = time.monotonic()
+        """When the thread last had a turn: it is well if that is not long ago, or nothing waits."""
+
+    def open(self) -> None:
+        """Open the file now, so that the keeper knows what is in it; then start the thread."""
+        self._loop = asyncio.get_running_loop()
+        try:
+            self._connect()
+        except (sqlite3.Error, OSError) as error:
+            self._failed(error)
+        self._thread = threading.Thread(target=self._work, name=f"committer {self.path.name}", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def put(self, item: ItemT) -> None:
+        """Have an item committed. Never blocks, never raises."""
+        with self._condition:
+            self._waiting.append(item)
+            if len(self._waiting) == 1:
+                self._due_s = time.monotonic() + self._group_commit_s
+                self._condition.notify()
+
+    def take_oldest(self) -> ItemT | None:
+        """Take back what has waited longest; None if nothing waits that is not being committed."""
+        with self._condition:
+            return self._waiting.popleft() if self._waiting else None
+
+    def put_back_first(self, item: ItemT) -> None:
+        """Have an item committed before all others that wait."""
+        with self._condition:
+            self._waiting.appendleft(item)
+            self._condition.notify()
+
+    async def ask(self, question: Callable[[sqlite3.Connection], AnswerT]) -> AnswerT:
+        """Return what the thread reads from the file.
+
+        Raises:
+            sqlite3.Error: it cannot be read now.
+        """
+        future: asyncio.Future[AnswerT] = asyncio.get_running_loop().create_future()
+        with self._condition:
+            self._questions.append((question, future))
+            self._condition.notify()
+        return await future
+
+    def hurry(self) -> None:
+        """Commit what waits now, without waiting for more."""
+        with self._condition:
+            self._is_hurried = True
+            self._condition.notify()
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Commit what waits, once, and end the thread."""
+        with self._condition:
+            self._is_closing = True
+            self._condition.notify()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+
+    # --- in the thread
+
+    def _work(self) -> None:
+        waiting_for_retry = False
+        while True:
+            with self._condition:
+                while not self._is_closing and not self._questions:
+                    self.turned_s = time.monotonic()
+                    if not self._waiting:
+                        self._condition.wait(1.0)
+                        continue
+                    delay_s = self._due_s - self.turned_s
+                    if delay_s <= 0 or (self._is_hurried and not waiting_for_retry):
+                        break
+                    self._condition.wait(min(delay_s, 1.0))
+                questions = list(self._questions)
+                self._questions.clear()
+                is_closing = self._is_closing
+                is_due = bool(self._waiting) and (
+                    is_closing or self._is_hurried or time.monotonic() >= self._due_s
+                )
+                items = list(self._waiting) if is_due and not questions else []
+                if items:
+                    self._waiting.clear()
+                    self._is_hurried = False
+            for question, future in questions:
+                self._answer(question, future)
+            waiting_for_retry = bool(items) and not self._commit(items)
+            if is_closing and not questions:
+                break
+        if self._connection is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.close()
+
+    def _commit(self, items: list[ItemT]) -> bool:
+        try:
+            connection = self._connection or self._connect()
+            connection.execute("BEGIN IMMEDIATE")
+            result = self._keeper.apply(connection, items)
+            connection.execute("COMMIT")
+        except (sqlite3.Error, OSError) as error:
+            self._failed(error)
+            self._keeper.settled(is_committed=False)
+            with self._condition:
+                self._waiting.extendleft(reversed(items))
+                self._due_s = time.monotonic() + RETRY_S
+            return False
+        self._keeper.settled(is_committed=True)
+        self.commits += 1
+        if self.trouble is not None:
+            self.trouble = None
+            self._tell(self._keeper.said, f"{self.path} can be written again", is_bad=False)
+        self._tell(self._keeper.committed, items, result)
+        return True
+
+    def _answer(self, question: Callable[[sqlite3.Connection], Any], future: asyncio.Future[Any]) -> None:
+        try:
+            answer = question(self._connection or self._connect())
+        except (sqlite3.Error, OSError) as error:
+            self._failed(error)
+            self._tell(_settle, future, None, error)
+        else:
+            self._tell(_settle, future, answer, None)
+
+    def _connect(self) -> sqlite3.Connection:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return self._open_file()
+        except sqlite3.DatabaseError as error:
+            if not _is_damage(error):
+                raise
+            self._set_aside(error)
+            return self._open_file()
+
+    def _open_file(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self.path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False, cached_statements=32
+        )
+        try:
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=FULL")
+            connection.execute("PRAGMA journal_size_limit=4194304")
+            found = connection.execute("PRAGMA quick_check(1)").fetchone()
+            if found != ("ok",):
+                raise sqlite3.DatabaseError(f"malformed: {found[0] if found else 'no answer'}")
+            self._keeper.opened(connection)
+        except BaseException:
+            connection.close()
+            raise
+        self._connection = connection
+        return connection
+
+    def _set_aside(self, error: Exception) -> None:
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        aside = self.path.with_name(f"{self.path.name}.damaged-{stamp}")
+        number = 1
+        while aside.exists():
+            number += 1
+            aside = self.path.with_name(f"{self.path.name}.damaged-{stamp}-{number}")
+        self.path.rename(aside)
+        for suffix in ("-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                self.path.with_name(self.path.name + suffix).rename(aside.with_name(aside.name + suffix))
+        text = f"{self.path} is damaged ({error}); it was set aside as {aside.name}, and a new one begun"
+        self._tell(self._keeper.said, text, is_bad=True)
+
+    def _failed(self, error: Exception) -> None:
+        connection = self._connection
+        if connection is not None:
+            with contextlib.suppress(sqlite3.Error):
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+        is_unsure = not isinstance(error, sqlite3.OperationalError) or _REOPENED in str(error)
+        if connection is not None and is_unsure:
+            # What is wrong with the file is looked at when it is opened anew.
+            self._connection = None
+            with contextlib.suppress(sqlite3.Error):
+                connection.close()
+        text = str(error)
+        if self.trouble != text:
+            self.trouble = text
+            self._tell(
+                self._keeper.said, f"{self.path} cannot be written ({text}); trying again", is_bad=True
+            )
+
+    def _tell(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> None:
+        loop = self._loop
+        if loop is None or loop.is_closed():
+            return
+        with contextlib.suppress(RuntimeError):  # the loop was closed just now
+            loop.call_soon_threadsafe(lambda: function(*arguments, **named))
+
+
+def _is_damage(error: Exception) -> bool:
+    text = str(error)
+    return isinstance(error, sqlite3.DatabaseError) and any(word in text for word in _DAMAGED)
+
+
+def _settle(future: asyncio.Future[Any], answer: Any, error: Exception | None) -> None:
+    if future.done():
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(answer)

@@ -1,0 +1,319 @@
+"""The one gate that every write passes, however it comes.
+
+What is asked, in this order; the first no is the answer:
+
+1. is the command still in time, and was it not executed before (`id`)?
+2. is there such a point, and may it be written at all?
+3. may this actor write it (`access`)? Routes may, by being configured.
+4. does the value fit: kind, `min` and `max`, `step`, and `max_change` from the present value?
+5. does the interlock (`only_if`) hold, by good values?
+6. was it armed by the same actor with the same value within `ARMED_S` (`confirm`)?
+7. is it not too soon after the last one (`min_interval`), and not too often a day (`non_volatile`)?
+
+Rules: pure, time is a parameter. A safe value (`fallback`) need only fit. What was refused changes nothing:
+neither interval nor budget is used up. A
+no is a sentence for the one who asked, with what would have been allowed.
+
+Design: what a point must always be protected from is the point's (`Guard`), who may do it is the actor's; the
+two know nothing of each other.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fieldbus.errors import RefusedError, closest
+from fieldbus.gateway.commands.command import LONGEST_EXPIRY_S, MAX_AHEAD_S, Command, fitting
+from fieldbus.link import WriteOutcome
+from fieldbus.model import Point, Quality, Sample, Value
+
+ARMED_S = 10.0
+"""How long a point stays armed."""
+DAY_S = 86400.0
+_MOST_IDS = 100_000
+_COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+_CONDITION = re.compile(r"\s*([A-Za-z0-9_.\-]+)\s*(==|!=|<=|>=|<|>)\s*(.+?)\s*")
+_WORDS = {"true": True, "on": True, "false": False, "off": False}
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What must be true for a write: a point's good value, compared with another value."""
+
+    point: Point | None
+    """None if it is not known yet: another gateway's that was never heard."""
+    comparison: str
+    value: Value
+    text: str
+    """As it was written."""
+
+    def holds(self, sample: Sample) -> bool:
+        """Return whether a sample fulfils it; a value that is not good fulfils nothing."""
+        value = sample.value
+        if value is None or sample.quality is not Quality.GOOD:
+            return False
+        if isinstance(value, str) != isinstance(self.value, str):
+            return False
+        return _COMPARISONS[self.comparison](value, self.value)
+
+
+def parse_conditions(text: str, points: Mapping[str, Point]) -> tuple[Condition, ...]:
+    """Return what ``press.door == closed and press.speed < 10`` asks for.
+
+    Raises:
+        ValueError: it is none, or names what there is not; the message is for who wrote it.
+    """
+    found = []
+    for part in re.split(r"\s+and\s+", text):
+        match = _CONDITION.fullmatch(part)
+        if match is None:
+            raise ValueError(f"'{part}' is not a condition such as press.door == closed")
+        address, comparison, wanted = match.groups()
+        point = points.get(address)
+        if point is None:
+            hint = closest(address, points)
+            raise ValueError(f"there is no point '{address}'" + (f" ({hint})" if hint else ""))
+        if not point.access.can_read:
+            raise ValueError(f"{address} can only be written, so nobody knows its value")
+        value = _condition_value(point, wanted.strip("'\""))
+        if isinstance(value, str) and comparison not in ("==", "!="):
+            raise ValueError(f"{address} is text, which is only equal or not")
+        found.append(Condition(point, comparison, value, part.strip()))
+    return tuple(found)
+
+
+def _condition_value(point: Point, text: str) -> Value:
+    given: Value = text
+    if text not in point.labels.values():
+        given = _WORDS.get(text.lower(), text)
+        if given is text:
+            try:
+                given = float(text)
+            except ValueError:
+                given = text
+    try:
+        return fitting(point, given)
+    except RefusedError as error:
+        raise ValueError(f"{point.address}: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """What a point is protected by beyond its range."""
+
+    step: float | None = None
+    """Values lie so far apart, from `min` or 0."""
+    max_change: float | None = None
+    """How far a write may be from the present value."""
+    min_interval_s: float = 0.0
+    daily_budget: int | None = None
+    """Writes within 24 hours, at most."""
+    only_if: tuple[Condition, ...] = ()
+    confirm: bool = False
+    fallback_after_s: float | None = None
+    """After how much silence of its source the point goes to its safe value."""
+    fallback_value: Value | None = None
+
+
+NO_GUARD = Guard()
+_UNKNOWN = Sample(None, Quality.BAD, "the gateway that has it was never heard", 0)
+
+
+@dataclass(slots=True)
+class _State:
+    """What the gate remembers of a point."""
+
+    written_s: float | None = None
+    value: Value | None = None
+    armed: dict[str, tuple[Value, float]] = field(default_factory=dict)
+    """Actor to value and until when."""
+    writes: deque[float] = field(default_factory=deque)
+    """When it was written within the last day, where there is a budget."""
+
+
+class Gate:
+    """Decides, and remembers what it needs for that."""
+
+    def __init__(
+        self,
+        points: Mapping[str, Point],
+        guards: Mapping[Point, Guard],
+        may_write: Callable[[str, str], bool],
+        sample_of: Callable[[Point], Sample],
+    ) -> None:
+        """Take what decisions go by.
+
+        Args:
+            points: all points by address.
+            guards: of the points that have one.
+            may_write: tells for an actor and a point's address whether the actor may write it.
+            sample_of: the newest sample of a point that can be read.
+        """
+        self._points = points
+        self._guards = guards
+        self._may_write = may_write
+        self._sample_of = sample_of
+        self._states: dict[str, _State] = {}
+        self._ids: dict[tuple[str, str], int] = {}
+        """Commands that were let through, and until when they are remembered, wall clock."""
+
+    def adopt(self, other: Gate) -> None:
+        """Go on with what another gate remembers, after a reload."""
+        self._states, self._ids = other._states, other._ids
+
+    def decide(self, command: Command, now_s: float, now_ns: int) -> tuple[Point, Value]:
+        """Return which point gets which value, and count it as written.
+
+        Raises:
+            RefusedError: nothing is to be written, and why. `Expired` where it came too late.
+        """
+        if command.way == "mqtt":
+            self._check_time(command, now_ns)
+        point = self._point(command)
+        if command.way != "route" and not point.access.can_write:
+            raise RefusedError("not writable (access: read)")
+        guard = self._guards.get(point, NO_GUARD)
+        value = fitting(point, command.value)
+        refusal = point.refusal(value)
+        if refusal is not None:
+            raise RefusedError(refusal)
+        if command.way == "fallback":  # to be safe is always allowed
+            self.note(point, value, now_s)
+            return point, value
+        self._check_state(point, guard, value)
+        if command.mode == "arm":
+            if not guard.confirm:
+                raise RefusedError("the point needs no arming (it has no `confirm`)")
+            self._state(point).armed[command.actor] = value, now_s + ARMED_S
+            self._remember(command, now_ns)
+            return point, value
+        if guard.confirm:
+            self._check_armed(command, point, value, now_s)
+        self._check_rate(point, guard, now_s)
+        if guard.confirm:
+            self._state(point).armed.pop(command.actor, None)
+        self._remember(command, now_ns)
+        self.note(point, value, now_s)
+        return point, value
+
+    def note(self, point: Point, value: Value, now_s: float, count: int = 1) -> None:
+        """Count a write that was let through (also one of before a restart)."""
+        guard = self._guards.get(point, NO_GUARD)
+        state = self._state(point)
+        state.written_s, state.value = now_s, value
+        if guard.daily_budget is not None:
+            state.writes.extend([now_s] * min(count, guard.daily_budget))
+
+    def remember(self, actor: str, id_: str, until_ns: int) -> None:
+        """Know a command of before a restart."""
+        self._ids[actor, id_] = until_ns
+
+    def _point(self, command: Command) -> Point:
+        """Return the point, and say nothing of it to those who may not write it."""
+        if command.way in ("mqtt", "local") and not self._may_write(command.actor, command.point):
+            raise RefusedError(
+                f"'{command.actor}' may not write {command.point} (nothing under `access` says so)"
+            )
+        point = self._points.get(command.point)
+        if point is None or point.device == "sys":
+            hint = closest(command.point, self._points)
+            raise RefusedError(f"there is no point '{command.point}'" + (f" ({hint})" if hint else ""))
+        return point
+
+    def _check_time(self, command: Command, now_ns: int) -> None:
+        if command.given_ns > now_ns + MAX_AHEAD_S * 1e9:
+            ahead_s = (command.given_ns - now_ns) / 1e9
+            raise RefusedError(f"the command was given {ahead_s:.1f} s in the future: the clocks differ")
+        if now_ns >= command.expires_ns:
+            raise ExpiredError(f"{(now_ns - command.given_ns) / 1e9:.1f} s old")
+        if (command.actor, command.id) in self._ids:
+            raise RefusedError("this command was executed already")
+
+    def _check_state(self, point: Point, guard: Guard, value: Value) -> None:
+        if guard.step is not None and not isinstance(value, str):
+            steps = (value - (point.minimum or 0)) / guard.step
+            if abs(steps - round(steps)) > 1e-6:
+                raise RefusedError(f"{value:g} is between the steps of {guard.step:g}")
+        if guard.max_change is not None and not isinstance(value, str):
+            present = self._present(point)
+            if present is None:
+                raise RefusedError("its present value is not known, so `max_change` cannot be kept")
+            if abs(value - present) > guard.max_change:
+                raise RefusedError(
+                    f"{value:g} is further than {guard.max_change:g} from the present {present:g}"
+                )
+        for condition in guard.only_if:
+            sample = _UNKNOWN if condition.point is None else self._sample_of(condition.point)
+            if not condition.holds(sample):
+                state = _known(sample)
+                raise RefusedError(f"interlock: {condition.text} does not hold ({state})")
+
+    def _present(self, point: Point) -> float | None:
+        value: Value | None = None
+        if point.access.can_read:
+            sample = self._sample_of(point)
+            value = sample.value if sample.quality is Quality.GOOD else None
+        else:
+            value = self._state(point).value
+        return None if value is None or isinstance(value, str) else value
+
+    def _check_armed(self, command: Command, point: Point, value: Value, now_s: float) -> None:
+        armed = self._state(point).armed.get(command.actor)
+        if command.mode != "execute" or armed is None:
+            raise RefusedError('the point wants to be armed first ("mode": "arm"), then executed')
+        if now_s > armed[1]:
+            raise RefusedError(f"it was armed more than {ARMED_S:.0f} s ago")
+        if armed[0] != value:
+            raise RefusedError(f"it was armed with another value, {armed[0]}")
+
+    def _check_rate(self, point: Point, guard: Guard, now_s: float) -> None:
+        state = self._state(point)
+        if guard.min_interval_s and state.written_s is not None:
+            wait_s = state.written_s + guard.min_interval_s - now_s
+            if wait_s > 0:
+                raise RefusedError(f"too soon after the last write; again in {wait_s:.1f} s")
+        if guard.daily_budget is not None:
+            while state.writes and state.writes[0] <= now_s - DAY_S:
+                state.writes.popleft()
+            if len(state.writes) >= guard.daily_budget:
+                raise RefusedError(f"its {guard.daily_budget} writes a day are used up (non_volatile)")
+
+    def _state(self, point: Point) -> _State:
+        found = self._states.get(point.address)
+        if found is None:
+            found = self._states[point.address] = _State()
+        return found
+
+    def _remember(self, command: Command, now_ns: int) -> None:
+        if not command.id:
+            return
+        if len(self._ids) >= _MOST_IDS:
+            self._ids = {key: until_ns for key, until_ns in self._ids.items() if until_ns > now_ns}
+            if len(self._ids) >= _MOST_IDS:
+                raise RefusedError("too many commands at once")
+        self._ids[command.actor, command.id] = now_ns + round((LONGEST_EXPIRY_S + MAX_AHEAD_S) * 1e9)
+
+
+class ExpiredError(RefusedError):
+    """The command came, or its turn came, when its time was over."""
+
+    outcome = WriteOutcome.EXPIRED
+
+
+def _known(sample: Sample) -> str:
+    if sample.value is None or sample.quality is not Quality.GOOD:
+        return f"{sample.quality}: {sample.reason}"
+    value = sample.value
+    return f"it is {value:g}" if isinstance(value, float) else f"it is {value}"

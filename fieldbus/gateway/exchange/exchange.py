@@ -1,0 +1,590 @@
+"""The gateway among others: what it says of itself, what others want of it, what it wants of them.
+
+Rules:
+
+* Whatever a peer says is checked whole; what makes no sense is said once, and nothing of it is taken.
+* What a peer wants durably is kept in the spool beside the stream, so that nothing is missed while the
+  broker is away, also after a restart.
+* A peer that describes other points than before is remembered (``data_dir/peers/``), and the configuration is
+  loaded anew with them: until a peer was heard once, its points are not known.
+* What we want of a peer is what routes, interlocks and peers of ours need, and for a while what a watcher
+  looks at.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from fieldbus import clock
+from fieldbus.durable.spool import Spool, Stream
+from fieldbus.gateway.commands.desk import Desk
+from fieldbus.gateway.exchange.intake import Intake, Keeper
+from fieldbus.gateway.exchange.pump import Pump
+from fieldbus.gateway.exchange.sinks import LiveSink, PeerSink, TopicSink
+from fieldbus.link import Delivery, Instruction, Link, PeerLink, Target
+from fieldbus.model import Point
+from fieldbus.mqtt import peering
+from fieldbus.mqtt.peering import PeeringError, Want, topic
+from fieldbus.mqtt.records import (
+    RecordError,
+    decode_acknowledgement,
+    decode_chunk,
+    encode_acknowledgement,
+    encode_row,
+)
+from fieldbus.routing.policy import Edge, OnBad, Policy, When
+from fieldbus.routing.router import Router
+from fieldbus.store.link import StoreLink
+
+PEERS_FOLDER = "peers"
+WATCH_S = 15.0
+"""So long after a watcher looked, what only watchers want is asked for."""
+MAX_PEERS = 256
+_LOG = logging.getLogger("fieldbus")
+
+
+class Taker(Protocol):
+    """What takes deliveries: a link, or a sink."""
+
+    def send(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        """Take them."""
+        ...
+
+
+class Surroundings(Protocol):
+    """What is needed of the gateway."""
+
+    router: Router
+
+    @property
+    def points(self) -> Mapping[str, Point]:
+        """All points by address."""
+        ...
+
+    def reload_soon(self, why: str) -> None:
+        """Load the configuration anew."""
+
+    def births_changed(self) -> None:
+        """Learn that what we say of ourselves is not what was said last."""
+
+
+@dataclass(slots=True)
+class _Wanted:
+    """What one peer wants of us."""
+
+    want: Want
+    live: LiveSink
+    durable: PeerSink | None = None
+
+
+class _SpoolKeeper:
+    """Keeps samples of another's stream in one of ours."""
+
+    def __init__(self, spool: Spool, sink: PeerSink | TopicSink, name: str) -> None:
+        self._spool = spool
+        self._sink = sink
+        self._name = name
+
+    @property
+    def place(self) -> object:
+        """The spool."""
+        return self._spool
+
+    def mark_of(self, source: str) -> int:
+        """Return up to which number of a stream there are samples on disk."""
+        return self._spool.marks.get(f"{source}>{self._name}", 0)
+
+    def has_room(self, count: int) -> bool:
+        """Return whether so many samples can be taken now."""
+        return self._spool.trouble is None
+
+    def take(self, deliveries: Sequence[Delivery], source: str, seq: int, done: Callable[[], None]) -> None:
+        """Keep samples, and the number of the last."""
+        self._sink.send(deliveries)
+        self._spool.mark(f"{source}>{self._name}", seq, done)
+
+
+class Exchange:
+    """All there is to other gateways and to brokers that is more than a message."""
+
+    def __init__(self, me: str, version: str, data_dir: Path, spool: Spool, around: Surroundings) -> None:
+        self.me = me
+        self.spool = spool
+        self.intake = Intake(me)
+        self.takers: dict[str, Taker] = {}
+        """Sinks, by the name that targets have for them."""
+        self.desk: Desk | None = None
+        self._version = version
+        self._folder = data_dir / PEERS_FOLDER
+        self._around = around
+        self._links: dict[str, PeerLink] = {}
+        self._plain: dict[str, Link] = {}
+        self._stores: dict[str, StoreLink] = {}
+        self._shares: dict[str, re.Pattern[str]] = {}
+        self._fed: list[tuple[Edge, str, str]] = []
+        self._extra_points: frozenset[Point] = frozenset()
+        self._wanted: dict[tuple[str, str], _Wanted] = {}
+        self._topics: dict[str, TopicSink] = {}
+        self._pumps: dict[str, tuple[Pump, asyncio.Task[None]]] = {}
+        self._online: dict[tuple[str, str], bool] = {}
+        self._said: dict[tuple[str, str], bytes] = {}
+        self._births: dict[str, bytes] = {}
+        self._faulty: set[tuple[str, str]] = set()
+        self._watched_s = -WATCH_S
+
+    # --- what the gateway calls
+
+    def set_plant(
+        self,
+        links: Mapping[str, Link],
+        edges: Sequence[Edge],
+        needed: Iterable[Point],
+        shares: Mapping[str, Sequence[str]],
+    ) -> list[Edge]:
+        """Take a plant, at start or after a reload.
+
+        Args:
+            links: all links by name.
+            edges: all routes.
+            needed: points whose present value is needed beside what routes read.
+            shares: link to the patterns of points that other gateways may have.
+
+        Returns:
+            The edges that the routing table is to have; the others are fed by other gateways' streams.
+        """
+        self._plain = dict(links)
+        self._links = {name: link for name, link in links.items() if isinstance(link, PeerLink)}
+        self._stores = {name: link for name, link in links.items() if isinstance(link, StoreLink)}
+        self._shares = {
+            name: re.compile(
+                "|".join(".*".join(map(re.escape, item.split("*"))) for item in patterns) or "(?!)"
+            )
+            for name, patterns in shares.items()
+        }
+        for link in self._links.values():
+            link.correspondent = self
+        for name in [name for name in self._topics if name not in self._links]:
+            self._stop_pump(self._topics.pop(name).pump)
+        kept = []
+        self._fed = []
+        peer_of = self._peer_of_device()
+        for edge in edges:
+            target = edge.target
+            if not target.is_durable:
+                kept.append(edge)
+                continue
+            name = target.link.partition(" ")[0]
+            if name in self._links:
+                self._topic_sink(name)
+                edge.target = target._replace(link=_topics_name(name))
+            peer = peer_of.get(edge.source.device)
+            if peer is not None:
+                self._fed.append((edge, peer, edge.target.link))
+            else:
+                kept.append(edge)
+        for name in self._links:
+            if _topics_name(name) in self.spool.abouts:
+                self._topic_sink(name)  # what is left of routes that are no more goes out all the same
+        self._extra_points = frozenset(needed)
+        self._restore_wants()
+        for name in [name for name in self.takers if " " not in name]:
+            del self.takers[name]  # a link of the plant before
+        return kept
+
+    def rewire(self) -> None:
+        """Have the routing table, which is another one now, feed the sinks."""
+        self._wants_changed()
+
+    def start(self) -> None:
+        """Begin to send."""
+        for sink in self._topics.values():
+            self._start_pump(sink.pump)
+        for wanted in self._wanted.values():
+            if wanted.durable is not None:
+                self._start_pump(wanted.durable.pump)
+
+    async def stop(self) -> None:
+        """Stop sending."""
+        tasks = [task for _, task in self._pumps.values()]
+        self._pumps.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def watched(self) -> None:
+        """Learn that somebody looks at all points."""
+        now_s = clock.monotonic_s()
+        was_watched = self._is_watched
+        self._watched_s = now_s
+        if not was_watched:
+            self._say_wants()
+
+    def look_round(self) -> None:
+        """Once a second: what only watchers wanted is not wanted any more when they have gone."""
+        for pump, _ in self._pumps.values():
+            pump.wake()
+        self._say_wants()
+
+    @property
+    def _is_watched(self) -> bool:
+        return clock.monotonic_s() - self._watched_s < WATCH_S
+
+    def streams(self) -> dict[str, Stream]:
+        """Return the streams by a name for people."""
+        return {name.replace(" ", "/"): stream for name, stream in self.spool.streams.items()}
+
+    def conflated(self) -> int:
+        """Return how many live samples were replaced by newer ones."""
+        return sum(wanted.live.conflated for wanted in self._wanted.values())
+
+    # --- the correspondent of links
+
+    def connected(self, link: str) -> None:
+        """Say who we are and what we want."""
+        self._said = {key: value for key, value in self._said.items() if key[0] != link}
+        self._say_birth(link)
+        for name, peer in self._wanted:
+            if name == link:
+                self._links[link].look_after(peer)
+        self._say_wants()
+        self._around.births_changed()
+        for pump, _ in self._pumps.values():
+            pump.wake()
+
+    def peer_is(self, link: str, peer: str, *, is_online: bool) -> None:
+        """Learn that a peer is there, or is not."""
+        for name in [link] if link else list(self._links):
+            self._online[name, peer] = is_online
+        for (_, other), wanted in self._wanted.items():
+            if other == peer and wanted.durable is not None:
+                wanted.durable.pump.wake()
+
+    def instructed(self, link: str, instruction: Instruction) -> None:
+        """Take a command."""
+        if self.desk is not None:
+            self.desk.instruct(instruction)
+
+    def wanted(self, link: str, peer: str, payload: bytes) -> None:
+        """Learn which of our points a peer wants."""
+        try:
+            want = peering.decode_want(payload)
+        except PeeringError as error:
+            self._fault(link, peer, f"what it wants: {error}")
+            return
+        key = (link, peer)
+        if key not in self._wanted and len(self._wanted) >= MAX_PEERS:
+            self._fault(link, peer, f"{MAX_PEERS} gateways want something already; it gets nothing")
+            return
+        if not want:
+            self._forget(key)
+        else:
+            self._take_want(key, want)
+            self._links[link].look_after(peer)
+            self._send_all(key)
+        self._wants_changed()
+
+    def acknowledged(self, link: str, peer: str, payload: bytes) -> None:
+        """Learn what a peer has committed."""
+        try:
+            boot, stream, seq = decode_acknowledgement(payload)
+        except RecordError as error:
+            self._fault(link, peer, str(error))
+            return
+        wanted = self._wanted.get((link, peer))
+        if wanted is None or wanted.durable is None:
+            return
+        if stream == wanted.durable.stream.name and boot == self.spool.boot:
+            wanted.durable.pump.acknowledged(seq)
+
+    def arrived(self, link: str, peer: str, payload: bytes) -> None:
+        """Take a chunk of a peer's stream."""
+        try:
+            place, items = decode_chunk(payload)
+        except RecordError as error:
+            self._fault(link, peer, f"a chunk of its stream: {error}")
+            return
+        if place.gateway != peer:
+            self._fault(link, peer, "a chunk that says it is of another gateway")
+            return
+        now_ns, now_s = clock.wall_ns(), clock.monotonic_s()
+
+        def committed() -> None:
+            self._acknowledge(link, peer, place.source, place.boot, place.stream)
+
+        if self.intake.take(peer, place, items, lambda time_ns: now_s - (now_ns - time_ns) / 1e9, committed):
+            committed()
+        elif not place.is_historical:
+            self._links[link].take_samples(peer, [(str(item.head[0]), item.sample) for item in items])
+
+    def _acknowledge(self, link: str, peer: str, source: str, boot: str, stream: str) -> None:
+        seq = self.intake.committed(source, peer)
+        port = self._links.get(link)
+        if seq is not None and port is not None:
+            port.publish(topic(peer, "ack", self.me), encode_acknowledgement(boot, stream, seq), None)
+
+    def born(self, link: str, peer: str, payload: bytes) -> None:
+        """Learn what points a peer has; if they are others than were known, load them."""
+        if not payload:
+            return
+        try:
+            birth = peering.decode_birth(payload, peer)
+        except PeeringError as error:
+            self._fault(link, peer, f"what it says of its points: {error}")
+            return
+        # Without what changes each time, so that a peer that only came anew changes nothing.
+        content = peering.encode_birth(peer, birth.version, birth.points, 0)
+        if self._births.get(peer) == content:
+            return
+        self._births[peer] = content
+        file = self._folder / f"{peer}.json"
+        try:
+            if file.is_file() and file.read_bytes() == content:
+                return
+            self._folder.mkdir(parents=True, exist_ok=True)
+            partial = file.with_suffix(".new")
+            partial.write_bytes(content)
+            partial.replace(file)
+        except OSError as error:
+            text = (error.strerror or str(error)).lower()
+            _LOG.warning("%s: its points cannot be kept (%s)", file, text)
+            return
+        self._around.reload_soon(f"gateway {peer} says which points it has ({len(birth.points)})")
+
+    def _fault(self, link: str, peer: str, text: str) -> None:
+        if (peer, text) not in self._faulty and len(self._faulty) < 1000:
+            self._faulty.add((peer, text))
+            _LOG.warning("%s: gateway %s: %s", link, peer, text)
+
+    # --- what others want
+
+    def _restore_wants(self) -> None:
+        """Take up what peers wanted before, and make their edges for the points that there are now."""
+        for about in list(self.spool.abouts.values()):
+            link, peer = about.get("link"), about.get("peer")
+            if isinstance(link, str) and isinstance(peer, str) and (link, peer) not in self._wanted:
+                if link not in self._links:
+                    _LOG.warning("the spool keeps samples for gateway %s on %s, which is no broker any more",
+                                 peer, link)  # fmt: skip
+                    continue
+                try:
+                    want = peering.want_of(about.get("want", {}))
+                except PeeringError:
+                    continue
+                self._take_want((link, peer), Want({}, want.durable))
+        for key, wanted in list(self._wanted.items()):
+            if key[0] not in self._links:
+                self._forget(key)
+                continue
+            self._take_want(key, wanted.want)
+
+    def _take_want(self, key: tuple[str, str], want: Want) -> None:
+        link, peer = key
+        port = self._links[link]
+        wanted = self._wanted.get(key)
+        if wanted is None or wanted.live._link is not port:  # noqa: SLF001 - the link was made anew
+            before = wanted
+            wanted = self._wanted[key] = _Wanted(want, LiveSink(port, self.me, peer))
+            if before is not None and before.durable is not None:
+                self._stop_pump(before.durable.pump)
+        wanted.want = want
+        self.takers[_live_name(link, peer)] = wanted.live
+        if want.durable and wanted.durable is None:
+            stream = self.spool.stream(_data_name(link, peer), encode_row)
+            wanted.durable = PeerSink(port, self.me, peer, stream, lambda: self._online.get(key, False))
+            self.takers[_data_name(link, peer)] = wanted.durable
+            self._start_pump(wanted.durable.pump)
+        if wanted.durable is not None and not want.durable:
+            self._stop_pump(wanted.durable.pump)
+            wanted.durable.stream.forget()
+            self.takers.pop(_data_name(link, peer), None)
+            wanted.durable = None
+        if wanted.durable is not None:
+            about = {"link": link, "peer": peer, "want": peering.want_object(Want({}, want.durable))}
+            if self.spool.abouts.get(wanted.durable.stream.name) != about:
+                self.spool.abouts[wanted.durable.stream.name] = about
+                wanted.durable.stream.set_about(about)
+
+    def _forget(self, key: tuple[str, str]) -> None:
+        link, peer = key
+        wanted = self._wanted.pop(key, None)
+        self.takers.pop(_live_name(link, peer), None)
+        if wanted is None or wanted.durable is None:
+            return
+        self._stop_pump(wanted.durable.pump)
+        self.takers.pop(_data_name(link, peer), None)
+        if link in self._links:
+            wanted.durable.stream.forget()
+
+    def _wants_changed(self) -> None:
+        """Have the routing table feed the sinks, and the intake what comes from peers."""
+        peer_of = self._peer_of_device()
+        extra: list[Edge] = []
+        fed = list(self._fed)
+        for (link, peer), wanted in self._wanted.items():
+            for name, points in (
+                (_live_name(link, peer), wanted.want.live),
+                (_data_name(link, peer), wanted.want.durable),
+            ):
+                for point, is_each in self._shared(link, peer, points):
+                    when = When.SAMPLE if is_each else When.CHANGE
+                    target = Target(name, None, point.address)
+                    edge = Edge(point, target, Policy(when=when, on_bad=OnBad.SEND))
+                    source = peer_of.get(point.device)
+                    if source is not None and name == _data_name(link, peer):
+                        fed.append((edge, source, name))
+                    else:
+                        extra.append(edge)
+        self._around.router.set_extra(extra)
+        keepers: dict[str, Keeper] = {}
+        for _, _, name in fed:
+            if name in self._stores:
+                keepers[name] = self._stores[name]
+            else:
+                sink = self.takers[name]
+                if isinstance(sink, PeerSink | TopicSink):
+                    keepers[name] = _SpoolKeeper(self.spool, sink, name)
+        self.intake.set(fed, keepers)
+        self._say_wants()
+
+    def _shared(self, link: str, peer: str, wanted: Mapping[str, bool]) -> list[tuple[Point, bool]]:
+        """Return the points that a peer may have of those that it wants."""
+        share = self._shares.get(link)
+        found = []
+        for address, is_each in wanted.items():
+            point = self._around.points.get(address)
+            if (
+                point is None
+                or not point.access.can_read
+                or (share is not None and not share.fullmatch(address))
+            ):
+                continue
+            if point.origin.partition("/")[0] == peer:
+                continue  # it is the peer's own
+            found.append((point, is_each))
+        return found
+
+    def _send_all(self, key: tuple[str, str]) -> None:
+        """Send a peer the newest of all that it wants live."""
+        link, peer = key
+        wanted = self._wanted[key]
+        router = self._around.router
+        items = []
+        for point, _ in self._shared(link, peer, wanted.want.live):
+            target = Target(_live_name(link, peer), None, point.address)
+            sample = router.sample(point)
+            if sample.time_ns:
+                items.append(Delivery(target, point, sample))
+        wanted.live.send(items)
+
+    # --- what we want and say
+
+    def _peer_of_device(self) -> dict[str, str]:
+        return {device: peer for link in self._links.values() for peer, device in link.peers.items()}
+
+    def _say_wants(self) -> None:
+        for name, link in self._links.items():
+            if not link.is_sending:
+                continue
+            for peer, device in link.peers.items():
+                payload = peering.encode_want(self._want_of(peer, device))
+                if self._said.get((name, peer)) == payload:
+                    continue
+                self._said[name, peer] = payload
+                link.publish(topic(peer, "want", self.me), payload, None, is_retained=True)
+
+    def _want_of(self, peer: str, device: str) -> Want:
+        live: dict[str, bool] = {}
+        router = self._around.router
+        for point in self._around.points.values():
+            if point.device != device or not point.access.can_read:
+                continue
+            edges = router.edges_from(point)
+            if edges:
+                live[point.name] = any(edge.policy.when is When.SAMPLE for edge in edges)
+            elif point in self._extra_points or self._is_watched:
+                live[point.name] = False
+        return Want(live, self.intake.wants(peer))
+
+    def _say_birth(self, link: str) -> None:
+        share = self._shares.get(link)
+        points = [
+            point
+            for address, point in self._around.points.items()
+            if share is None or share.fullmatch(address)
+        ]
+        birth = peering.encode_birth(self.me, self._version, points, clock.wall_ns())
+        self._links[link].publish(topic(self.me, "birth"), birth, None, is_retained=True)
+
+    def say_births(self) -> None:
+        """Say anew what points we have."""
+        for name, link in self._links.items():
+            if link.is_sending:
+                self._say_birth(name)
+
+    def say_health(self, health: bytes) -> None:
+        """Say how we are."""
+        for link in self._links.values():
+            if link.is_sending:
+                link.publish(topic(self.me, "health"), health, None, is_retained=True)
+
+    # --- pumps
+
+    def _topic_sink(self, name: str) -> TopicSink:
+        sink = self._topics.get(name)
+        if sink is None or sink._link is not self._links[name]:  # noqa: SLF001 - the link was made anew
+            if sink is not None:
+                self._stop_pump(sink.pump)
+            stream = self.spool.stream(_topics_name(name), encode_row)
+            if _topics_name(name) not in self.spool.abouts:
+                self.spool.abouts[_topics_name(name)] = {"broker": name}
+                stream.set_about({"broker": name})
+            sink = self._topics[name] = TopicSink(self._links[name], self._plain[name], stream)
+            self.takers[_topics_name(name)] = sink
+            self._start_pump(sink.pump)
+        return sink
+
+    def _start_pump(self, pump: Pump) -> None:
+        name = pump.stream.name
+        if name in self._pumps:
+            return
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return  # before the gateway runs; `start` does it
+        self._pumps[name] = pump, loop.create_task(pump.run(), name=f"stream {name}")
+
+    def _stop_pump(self, pump: Pump) -> None:
+        found = self._pumps.get(pump.stream.name)
+        if found is not None and found[0] is pump:
+            del self._pumps[pump.stream.name]
+            found[1].cancel()
+
+    def stuck_s(self, now_s: float) -> float:
+        """Return for how long the spool's thread has had no turn though something waits."""
+        committer = self.spool.committer
+        return max(0.0, now_s - committer.turned_s) if committer.trouble is None else 0.0
+
+    def backlog(self) -> dict[str, Any]:
+        """Return what waits in the spool, by stream."""
+        return {
+            name: {"backlog": stream.backlog, "dropped": stream.dropped}
+            for name, stream in sorted(self.streams().items())
+        }
+
+
+def _topics_name(link: str) -> str:
+    return f"{link} topics"
+
+
+def _live_name(link: str, peer: str) -> str:
+    return f"{link} live {peer}"
+
+
+def _data_name(link: str, peer: str) -> str:
+    return f"{link} data {peer}"

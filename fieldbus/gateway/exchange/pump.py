@@ -1,0 +1,181 @@
+"""Sends a stream out of the spool, in order, until the other side has it.
+
+Rules:
+
+* Rows go in the order of their numbers; at most `WINDOW` rows or `WINDOW_BYTES` are under way.
+* A row is deleted when it is acknowledged: by the broker if it goes to topics, by the peer gateway, when it
+  has committed it, if it goes to one.
+* What is not acknowledged when the connection is lost, or for `RESEND_S`, is sent again from the first that
+  is missing, in order.
+* What waited for longer than `HISTORICAL_S` is sent as historical.
+* A backlog does not push other messages aside: it goes out in pieces, between which others have their turn.
+
+Design: one task a stream. It knows positions, not samples; what a row becomes on the wire, `Carrier` knows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import NamedTuple, Protocol
+
+from fieldbus.durable.spool import Row, Stream
+
+WINDOW = 32
+WINDOW_BYTES = 1 << 20
+RESEND_S = 5.0
+HISTORICAL_S = 1.0
+_IDLE_S = 30.0
+
+
+class Carrier(Protocol):
+    """How rows of a stream get to the other side."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether what is sent now can arrive."""
+        ...
+
+    @property
+    def is_acknowledged_by_peer(self) -> bool:
+        """Whether the peer says what it has; else it is enough that the broker has it."""
+        ...
+
+    def carry(self, row: Row, done: Callable[[bool], None], *, is_historical: bool) -> None:
+        """Send a row; `done` is called with whether the broker has all of it."""
+
+
+class _Sent(NamedTuple):
+    last: int
+    size: int
+
+
+class Pump:
+    """One stream's."""
+
+    def __init__(self, stream: Stream, carrier: Carrier, wall_ns: Callable[[], int] = time.time_ns) -> None:
+        self.stream = stream
+        self.is_behind = False
+        """Whether what was sent last had waited, or nothing can be sent."""
+        self._carrier = carrier
+        self._wall_ns = wall_ns
+        self._sent: deque[_Sent] = deque()
+        self._size = 0
+        self._session = 0
+        self._has_failed = False
+        self._news = stream.changed
+        """One event for all that there is to look at."""
+
+    def wake(self) -> None:
+        """Have a look: the carrier may be ready now, or not any more."""
+        self._news.set()
+
+    def acknowledged(self, seq: int) -> None:
+        """Learn that the peer has all up to a number."""
+        self.stream.acknowledge(seq)
+        self._forget_sent()
+        self._news.set()
+
+    async def run(self) -> None:
+        """Send until cancelled."""
+        while True:
+            if not self._carrier.is_ready:
+                self.is_behind = True
+                await self._wait(_IDLE_S)
+                continue
+            try:
+                await self._send_all()
+            except sqlite3.Error:
+                await asyncio.sleep(1.0)  # the spool says what is wrong, and opens the file anew
+
+    async def _send_all(self) -> None:
+        """Send from the first row that is missing until something goes wrong."""
+        self._session += 1
+        self._has_failed = False
+        self._sent.clear()
+        self._size = 0
+        position = self.stream.floor
+        while self._can_go_on():
+            self._news.clear()
+            if len(self._sent) >= WINDOW or self._size >= WINDOW_BYTES:
+                if not await self._wait_for_progress():
+                    return
+                continue
+            rows = await self.stream.rows_after(position)
+            if not rows:
+                self.is_behind = False
+                if not self._sent:
+                    await self._wait(_IDLE_S)
+                elif not await self._wait_for_progress():
+                    return
+                continue
+            for row in rows:
+                if not self._can_go_on():
+                    return
+                self._send(row)
+                position = row.last
+                if len(self._sent) >= WINDOW or self._size >= WINDOW_BYTES:
+                    break
+            await asyncio.sleep(0)
+
+    def _can_go_on(self) -> bool:
+        return self._carrier.is_ready and not self._has_failed
+
+    def _send(self, row: Row) -> None:
+        session = self._session
+        self.is_behind = is_historical = self._wall_ns() - row.time_ns > HISTORICAL_S * 1e9
+        self._sent.append(_Sent(row.last, len(row.data)))
+        self._size += len(row.data)
+
+        def done(is_done: bool) -> None:
+            if session != self._session:
+                return
+            if not is_done:
+                self._has_failed = True
+            elif not self._carrier.is_acknowledged_by_peer:
+                self._has(row.last)
+            self._news.set()
+
+        self._carrier.carry(row, done, is_historical=is_historical)
+
+    def _has(self, last: int) -> None:
+        """Learn that the broker has a row; what was sent before it may still be under way."""
+        for index, sent in enumerate(self._sent):
+            if sent.last == last:
+                self._sent[index] = sent._replace(size=-sent.size - 1)
+                break
+        acknowledged = 0
+        while self._sent and self._sent[0].size < 0:
+            sent = self._sent.popleft()
+            self._size -= -sent.size - 1
+            acknowledged = sent.last
+        if acknowledged:
+            self.stream.acknowledge(acknowledged)
+
+    def _forget_sent(self) -> None:
+        while self._sent and self._sent[0].last <= self.stream.floor:
+            self._size -= self._sent.popleft().size
+
+    async def _wait_for_progress(self) -> bool:
+        """Wait for an acknowledgement; return False if there was none for too long."""
+        before = self._sent[0] if self._sent else None
+        deadline_s = time.monotonic() + RESEND_S
+        while self._sent and self._sent[0] == before and self._can_go_on():
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
+                return False
+            await self._wait(left_s)
+            if len(self._sent) < WINDOW and self._size < WINDOW_BYTES:
+                return True
+            self._news.clear()
+        return True
+
+    async def _wait(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._news.wait()
+        self._news.clear()

@@ -1,0 +1,208 @@
+"""Where the routing table puts what is to be kept, or is for another gateway.
+
+To the routing table a sink is a link as any other: it takes deliveries. What it does with them:
+
+===================  ==================================================================================
+`TopicSink`          into the spool, from where it goes to topics of a broker; while a backlog drains, what is
+                     new goes out at once as well, and comes again in its order, as historical
+`PeerSink`           into the spool, from where it goes to a peer gateway
+`LiveSink`           to a peer gateway at once; if the broker does not keep up, only the newest of each point
+===================  ==================================================================================
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from fieldbus.durable.spool import Row, Stream
+from fieldbus.gateway.exchange.pump import Pump
+from fieldbus.link import Delivery, Link, PeerLink
+from fieldbus.model import Kind, Point, Sample
+from fieldbus.mqtt.peering import origin_of, topic
+from fieldbus.mqtt.records import Head, Item, Place, decode_row, encode_chunk, encode_row
+from fieldbus.sample_json import gathered_inside, gathered_message, sample_bytes
+
+_LIVE_UNDER_WAY = 64
+"""Live messages that the broker has not acknowledged, at most."""
+_LIVE_SAMPLES = 2000
+
+
+def label_of(point: Point, sample: Sample) -> str | None:
+    """Return the name that an enumeration gives a value."""
+    if point.labels and isinstance(sample.value, int):
+        return point.labels.get(sample.value)
+    return None
+
+
+class TopicSink:
+    """What routes have for a broker's topics, durably."""
+
+    is_acknowledged_by_peer = False
+
+    def __init__(self, link: PeerLink, plain: Link, stream: Stream) -> None:
+        """Take where it goes.
+
+        Args:
+            link: the broker.
+            plain: the same, as what takes deliveries.
+            stream: the one in the spool.
+        """
+        self._link = link
+        self._plain = plain
+        self._stream = stream
+        self.pump = Pump(stream, self)
+
+    def send(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        """Keep samples for the broker."""
+        self._stream.append([_topic_item(delivery) for delivery in deliveries])
+        if self.pump.is_behind and self._link.is_sending:
+            self._plain.send(deliveries)
+        return ()
+
+    # --- a carrier
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the broker is there."""
+        return self._link.is_sending
+
+    def carry(self, row: Row, done: Callable[[bool], None], *, is_historical: bool) -> None:
+        """Publish what a row has."""
+        messages = topic_messages(decode_row(row.data), is_historical=is_historical)
+        if not messages:
+            done(True)
+            return
+        left = len(messages)
+        has_failed = False
+
+        def one_done(is_done: bool) -> None:
+            nonlocal left, has_failed
+            left -= 1
+            has_failed = has_failed or not is_done
+            if left == 0:
+                done(not has_failed)
+
+        for where, payload in messages:
+            self._link.publish(where, payload, one_done)
+
+
+def _topic_item(delivery: Delivery) -> Item:
+    target, source, sample = delivery
+    gathered = target.label if target.gathers else None
+    head: Head = (target.topic, gathered, source.device, source.unit)
+    return Item(head, sample, label_of(source, sample))
+
+
+def topic_messages(items: Sequence[Item], *, is_historical: bool) -> list[tuple[str, bytes]]:
+    """Return the messages that samples become on their topics, in order."""
+    found: list[tuple[str, bytes]] = []
+    gathered: dict[tuple[str, str, int], list[tuple[str, Sample]]] = {}
+    for head, sample, label in items:
+        where, name, device, unit = head
+        if name is not None:
+            gathered.setdefault((where, device, sample.time_ns), []).append((name, sample))
+            continue
+        labels = {sample.value: label} if label is not None and isinstance(sample.value, int) else {}
+        point = Point(device, "", Kind.FLOAT, unit=unit, labels=labels)
+        payload = sample_bytes(point, sample)
+        found.append((where, _historical(payload) if is_historical else payload))
+    for (where, _, time_ns), samples in gathered.items():
+        payload = gathered_message(time_ns, *gathered_inside(samples))
+        found.append((where, _historical(payload) if is_historical else payload))
+    return found
+
+
+def _historical(payload: bytes) -> bytes:
+    return payload[:-1] + b',"historical":true}'
+
+
+class PeerSink:
+    """What a peer gateway wants durably."""
+
+    is_acknowledged_by_peer = True
+
+    def __init__(
+        self, link: PeerLink, me: str, peer: str, stream: Stream, is_online: Callable[[], bool]
+    ) -> None:
+        self.stream = stream
+        self._link = link
+        self._me = me
+        self._peer = peer
+        self._is_online = is_online
+        self.pump = Pump(stream, self)
+
+    def send(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        """Keep samples for the peer."""
+        self.stream.append([peer_item(self._me, delivery) for delivery in deliveries])
+        return ()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether broker and peer are there."""
+        return self._link.is_sending and self._is_online()
+
+    def carry(self, row: Row, done: Callable[[bool], None], *, is_historical: bool) -> None:
+        """Send a row as a chunk."""
+        place = Place(
+            self._me, self.stream.boot, self.stream.name, row.first, row.samples, row.gap, self.stream.floor,
+            is_historical,
+        )  # fmt: skip
+        self._link.publish(topic(self._me, "data", self._peer), encode_chunk(place, row.data), done)
+
+
+def peer_item(me: str, delivery: Delivery) -> Item:
+    """Return a sample for a peer, with where it first was."""
+    source = delivery.source
+    return Item((source.address, origin_of(me, source), source.hops), delivery.sample)
+
+
+class LiveSink:
+    """What a peer gateway wants as it comes."""
+
+    def __init__(self, link: PeerLink, me: str, peer: str) -> None:
+        self.conflated = 0
+        """Samples that were replaced by newer ones because the broker did not keep up."""
+        self._link = link
+        self._me = me
+        self._peer = peer
+        self._items: list[Item] = []
+        self._newest: dict[str, Item] = {}
+        """What waits while too much is under way."""
+        self._under_way = 0
+        self._is_scheduled = False
+
+    def send(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        """Send samples at the end of this turn of the event loop."""
+        items = [peer_item(self._me, delivery) for delivery in deliveries]
+        if self._under_way >= _LIVE_UNDER_WAY or self._newest:
+            for item in items:
+                self.conflated += item.head[0] in self._newest
+                self._newest[item.head[0]] = item
+        else:
+            self._items += items
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            asyncio.get_running_loop().call_soon(self._flush)
+        return ()
+
+    def _flush(self) -> None:
+        self._is_scheduled = False
+        if not self._link.is_sending:
+            self._items.clear()  # whoever comes back asks for everything
+            self._newest.clear()
+            return
+        items, self._items = self._items, []
+        if self._under_way < _LIVE_UNDER_WAY and self._newest:
+            items += self._newest.values()
+            self._newest.clear()
+        for first in range(0, len(items), _LIVE_SAMPLES):
+            self._under_way += 1
+            row = encode_row(items[first : first + _LIVE_SAMPLES])
+            self._link.publish(topic(self._me, "live", self._peer), row, self._done)
+
+    def _done(self, _is_done: bool) -> None:
+        self._under_way -= 1
+        if self._newest and not self._is_scheduled:
+            self._is_scheduled = True
+            asyncio.get_running_loop().call_soon(self._flush)

@@ -1,0 +1,323 @@
+"""Other gateways behind a broker: their points as ours, our commands to them, what they want of us.
+
+Rules:
+
+* A gateway's points are bad as soon as the broker says that it is gone (its last will), until it is back
+  *and* has sent a value.
+* Each point has its own source time, so each is a group of its own.
+* A sample that is older than the one that was emitted last is not emitted: what was delayed on one way never
+  takes the place of what came on another.
+* A command of ours carries its time and an id, is sent once, and is answered within its expiry or has failed.
+* What is malformed is counted (`peer_faults`), and said once for each peer.
+
+Design: this file turns topics into calls of the gateway (`Correspondent`) and back; what a stream is, what
+was committed, and who may write is not known here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from fieldbus import clock
+from fieldbus.link import (
+    Correspondent,
+    DeviceHealth,
+    Emit,
+    Instruction,
+    Notice,
+    Report,
+    WriteOutcome,
+    WriteResult,
+)
+from fieldbus.model import NO_FLAWS, Batch, Flaw, Group, Point, Reason, Sample, Value
+from fieldbus.mqtt import peering
+from fieldbus.mqtt.records import RecordError, decode_row
+from fieldbus.sample_json import iso_time
+
+EXPIRY_S = 10.0
+"""How long a command of ours to another gateway is good."""
+_GRACE_S = 3.0
+"""How long after that its answer may take."""
+_MOST_COMMANDS = 256
+
+
+@dataclass(slots=True, eq=False)
+class RemoteGateway:
+    """Another gateway whose points are a device of ours."""
+
+    device: str
+    gateway: str
+    points: Mapping[str, Point]
+    """By their addresses there; empty as long as it was never heard."""
+    key: bytes | None = field(default=None, repr=False)
+    """With which our commands to it are signed."""
+
+
+class Wire(Protocol):
+    """What is needed of the link."""
+
+    name: str
+
+    def tell(
+        self, topic: str, payload: bytes, *, answer_to: str | None, id_: str, signature: str | None
+    ) -> None:
+        """Publish a message that wants an answer, at once or never."""
+
+
+class Peers:
+    """All other gateways of one broker."""
+
+    def __init__(
+        self, me: str, actor: str, remotes: Iterable[RemoteGateway], counters: dict[str, int]
+    ) -> None:
+        """Take them.
+
+        Args:
+            me: our name.
+            actor: the name under which we give commands.
+            remotes: those whose points are devices of ours.
+            counters: where faults are counted.
+        """
+        self.me = me
+        self.remotes = {remote.gateway: remote for remote in remotes}
+        self.correspondent: Correspondent | None = None
+        self._actor = actor
+        self._counters = counters
+        self._groups: dict[str, dict[str, Group]] = {}
+        self._last: dict[Group, Sample] = {}
+        self._online: dict[str, bool] = {}
+        self._looked_after: set[str] = set()
+        self._emit: Emit | None = None
+        self._report: Report | None = None
+        self._faulty: set[str] = set()
+        self._remote_of: dict[Point, tuple[RemoteGateway, str]] = {}
+        self._answers: dict[str, asyncio.Future[tuple[WriteOutcome, str | None]]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        for remote in self.remotes.values():
+            groups = self._groups[remote.gateway] = {}
+            for address, point in remote.points.items():
+                self._remote_of[point] = remote, address
+                if point.access.can_read:
+                    groups[address] = Group(f"{point.address} of {remote.gateway}", (point,))
+
+    @property
+    def groups(self) -> list[Group]:
+        """What is acquired."""
+        return [group for groups in self._groups.values() for group in groups.values()]
+
+    def has(self, point: Point) -> bool:
+        """Return whether a point is another gateway's."""
+        return point in self._remote_of
+
+    def subscriptions(self) -> list[str]:
+        """Return the topics that are to be heard, our own first."""
+        me = self.me
+        found = [
+            peering.topic(me, "command", "+", "#"),
+            peering.topic(me, "want", "+"),
+            peering.topic(me, "ack", "+"),
+            peering.topic(me, "answer", "+"),
+        ]
+        for gateway in self.remotes:
+            found += [
+                peering.topic(gateway, "status"),
+                peering.topic(gateway, "birth"),
+                peering.topic(gateway, "live", me),
+                peering.topic(gateway, "data", me),
+            ]
+        others = self._looked_after.difference(self.remotes)
+        return found + [peering.topic(gateway, "status") for gateway in others]
+
+    def look_after(self, peer: str) -> str | None:
+        """Return the topic that has to be heard so that `peer_is` is told, None if it is already."""
+        if peer in self._looked_after or peer in self.remotes:
+            is_online = self._online.get(peer)
+            if is_online is not None and self.correspondent is not None:
+                self.correspondent.peer_is("", peer, is_online=is_online)
+            return None
+        self._looked_after.add(peer)
+        return peering.topic(peer, "status")
+
+    # --- a session
+
+    def start(self, emit: Emit, report: Report) -> None:
+        """Begin."""
+        self._emit, self._report = emit, report
+
+    def stop(self) -> None:
+        """Forget the session: who is there is not known any more."""
+        self._emit = self._report = None
+        self._last.clear()
+        self._online.clear()
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_result((WriteOutcome.FAILED, "the connection was lost before the answer came"))
+        self._answers.clear()
+        for task in list(self._tasks):
+            task.cancel()
+
+    def is_online(self, peer: str) -> bool:
+        """Return whether the broker says that a gateway is there."""
+        return self._online.get(peer, False)
+
+    def take(
+        self,
+        link: str,
+        topic: str,
+        payload: bytes,
+        *,
+        is_retained: bool,
+        signature: str | None,
+        reply: Callable[[bytes], None] | None,
+    ) -> None:
+        """Take a message below ``fieldbus/``."""
+        parts = topic.split("/")
+        if len(parts) < 3 or self.correspondent is None:
+            return
+        about, kind, rest = parts[1], parts[2], parts[3:]
+        if about == self.me and kind == "command":
+            if len(rest) >= 3:
+                point = ".".join((rest[1], "/".join(rest[2:])))
+                instruction = Instruction(topic, rest[0], point, payload, signature, is_retained, reply)
+                self.correspondent.instructed(link, instruction)
+        elif about == self.me and rest and peering.is_gateway_name(rest[0]):
+            if kind == "want":
+                self.correspondent.wanted(link, rest[0], payload)
+            elif kind == "ack":
+                self.correspondent.acknowledged(link, rest[0], payload)
+            elif kind == "answer":
+                self._answered(payload)
+        elif kind == "status":
+            self._heard_status(link, about, payload)
+        elif about in self.remotes:
+            if kind == "birth":
+                self.correspondent.born(link, about, payload)
+            elif kind == "data":
+                self.correspondent.arrived(link, about, payload)
+            elif kind == "live":
+                self._heard_live(about, payload)
+
+    def _heard_status(self, link: str, peer: str, payload: bytes) -> None:
+        try:
+            is_online = json.loads(payload)["status"] == "online" if payload else False
+        except (ValueError, KeyError, TypeError, RecursionError):
+            self.fault(peer, "its status is none")
+            return
+        if self._online.get(peer) is is_online:
+            return
+        self._online[peer] = is_online
+        remote = self.remotes.get(peer)
+        if remote is not None and self._report is not None:
+            reason = None if is_online else "gateway not connected to the broker"
+            self._report(DeviceHealth(remote.device, is_online, reason))
+        if not is_online:
+            self.spoil(peer, Reason.NOT_CONNECTED)
+        if self.correspondent is not None:
+            self.correspondent.peer_is(link, peer, is_online=is_online)
+
+    def _heard_live(self, peer: str, payload: bytes) -> None:
+        try:
+            samples = [(str(item.head[0]), item.sample) for item in decode_row(payload) if item.head]
+        except RecordError as error:
+            self.fault(peer, f"what it sends live cannot be read: {error}")
+            return
+        if self._online.get(peer) is False:
+            return  # it was under way when its sender went
+        self.emit_samples(peer, samples)
+
+    def emit_samples(self, peer: str, samples: Iterable[tuple[str, Sample]]) -> None:
+        """Emit samples, by their addresses there."""
+        if self._emit is None:
+            return
+        groups, last_of = self._groups.get(peer, {}), self._last
+        now_ns, now_s = clock.wall_ns(), clock.monotonic_s()
+        for address, sample in samples:
+            group = groups.get(address)
+            if group is None:
+                continue
+            last = last_of.get(group)
+            if last is not None and sample.time_ns < last.time_ns:
+                continue
+            last_of[group] = sample
+            age_s = max(0, now_ns - sample.time_ns) / 1e9
+            flaws: Mapping[int, Flaw] = NO_FLAWS
+            if sample.reason is not None:
+                flaws = {0: Flaw(sample.quality, sample.reason)}
+            changed: Sequence[int] = () if last is not None and last[:3] == sample[:3] else (0,)
+            self._emit(Batch(group, sample.time_ns, now_s - age_s, (sample.value,), flaws, changed))
+
+    def spoil(self, peer: str, reason: str) -> None:
+        """Say that no point of a gateway has a value."""
+        if self._emit is None:
+            return
+        now_ns, now_s = clock.wall_ns(), clock.monotonic_s()
+        for group in self._groups.get(peer, {}).values():
+            self._last.pop(group, None)
+            self._emit(group.without_value(reason, now_ns, now_s))
+
+    def fault(self, peer: str, text: str) -> None:
+        """Count what makes no sense, and say it once."""
+        self._counters["peer_faults"] += 1
+        if peer not in self._faulty and self._report is not None:
+            self._faulty.add(peer)
+            self._report(Notice(f"gateway {peer}: {text}"))
+
+    # --- commands of ours
+
+    def send(self, wire: Wire, point: Point, value: Value) -> None:
+        """Give a command because a route has a value; how it ended is reported."""
+        if len(self._tasks) >= _MOST_COMMANDS:
+            self._tell(WriteResult(point, value, WriteOutcome.FAILED, "too many commands under way"))
+            return
+
+        async def follow() -> None:
+            self._tell(await self.write(wire, point, value))
+
+        task = asyncio.get_running_loop().create_task(follow(), name=f"command to {point.address}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _tell(self, result: WriteResult) -> None:
+        if self._report is not None:
+            self._report(result)
+
+    async def write(self, wire: Wire, point: Point, value: Value) -> WriteResult:
+        """Give a command and wait for its answer."""
+        remote, address = self._remote_of[point]
+        if not self.is_online(remote.gateway):
+            return WriteResult(point, value, WriteOutcome.FAILED, Reason.NOT_CONNECTED)
+        device, _, name = address.partition(".")
+        topic = peering.topic(remote.gateway, "command", self._actor, device, name)
+        id_ = secrets.token_hex(8)
+        payload = json.dumps(
+            {"value": value, "id": id_, "time": iso_time(clock.wall_ns()), "expires": f"{EXPIRY_S:g}s"}
+        ).encode()
+        signature = None if remote.key is None else peering.sign(remote.key, topic, payload)
+        answer: asyncio.Future[tuple[WriteOutcome, str | None]] = asyncio.get_running_loop().create_future()
+        self._answers[id_] = answer
+        try:
+            answer_to = peering.topic(self.me, "answer", remote.gateway)
+            wire.tell(topic, payload, answer_to=answer_to, id_=id_, signature=signature)
+            async with asyncio.timeout(EXPIRY_S + _GRACE_S):
+                outcome, reason = await answer
+        except TimeoutError:
+            outcome, reason = WriteOutcome.FAILED, "no answer: whether it was written is not known"
+        finally:
+            self._answers.pop(id_, None)
+        return WriteResult(point, value, outcome, reason)
+
+    def _answered(self, payload: bytes) -> None:
+        try:
+            data = json.loads(payload)
+            answer = self._answers.get(data["id"])
+            outcome, reason = WriteOutcome(data["outcome"]), data["reason"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            self._counters["peer_faults"] += 1
+            return
+        if answer is not None and not answer.done():
+            answer.set_result((outcome, None if reason is None else str(reason)[:200]))

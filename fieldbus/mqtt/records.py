@@ -1,0 +1,191 @@
+"""Samples on their way through a spool or to another gateway: rows, chunks, and what is said of them.
+
+Layout of a row, and of what travels live between gateways: JSON,
+``{"heads": [[…], …], "samples": [[head, value, time_ns], [head, value, time_ns, quality, reason, label],
+…]}``.
+A head is what does not change from sample to sample: of a gateway's point its address, the point it first was
+(``gateway/address``) and how many gateways it has come through; of a topic ``[topic, label, device, unit]``,
+where label is null if the topic does not gather.
+
+Layout of a chunk, a row with its place in its stream: a line of JSON, ``{"gateway", "boot", "stream",
+"first",
+"count", "gap", "floor", "historical"}``, a line feed, then the row.
+
+Rules: time is a whole number of nanoseconds, so no time is rounded on the way. Quality and reason stand there
+unless the sample is good. What cannot be read raises `RecordError`; nothing of it is taken.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple, NoReturn
+
+from fieldbus.model import Quality, Sample, Value
+
+Head = tuple[Any, ...]
+MAX_SAMPLES = 20_000
+"""Of a row that others send, at most."""
+_NAME_LENGTH = 128
+_QUALITIES = {str(quality): quality for quality in Quality}
+
+
+class RecordError(ValueError):
+    """What came is no row, or no chunk."""
+
+
+class Item(NamedTuple):
+    """A sample with what is known of it for good."""
+
+    head: Head
+    sample: Sample
+    label: str | None = None
+    """The name that an enumeration gives the value."""
+
+
+class Place(NamedTuple):
+    """Where a chunk has its place."""
+
+    gateway: str
+    boot: str
+    stream: str
+    first: int
+    """The number of its first sample."""
+    samples: int
+    """How many it has."""
+    gap: int
+    """How many just before it were dropped before they were written."""
+    floor: int
+    """The sender has nothing up to here any more."""
+    is_historical: bool
+    """Whether it has waited for its receiver."""
+
+    @property
+    def last(self) -> int:
+        """The number of its last sample."""
+        return self.first + self.samples - 1
+
+    @property
+    def source(self) -> str:
+        """What names the stream for ever."""
+        return f"{self.gateway}/{self.boot}/{self.stream}"
+
+
+def encode_row(items: Sequence[Item]) -> bytes:
+    """Return a row."""
+    places: dict[Head, int] = {}
+    samples: list[list[Any]] = []
+    for head, (value, quality, reason, time_ns), label in items:
+        place = places.setdefault(head, len(places))
+        if isinstance(value, float) and not math.isfinite(value):
+            value, quality, reason = None, Quality.BAD, "not available"  # noqa: PLW2901 - no such number in JSON
+        if quality is Quality.GOOD and label is None:
+            samples.append([place, value, time_ns])
+        else:
+            samples.append(
+                [place, value, time_ns, str(quality), None if reason is None else str(reason), label]
+            )
+    return json.dumps(
+        {"heads": list(places), "samples": samples}, ensure_ascii=False, separators=(",", ":")
+    ).encode()
+
+
+def decode_row(data: bytes) -> list[Item]:
+    """Return the samples of a row.
+
+    Raises:
+        RecordError: it is none.
+    """
+    try:
+        found = json.loads(data, parse_constant=_no_constant)
+        heads = [tuple(head) for head in found["heads"]]
+        rows = found["samples"]
+        if len(rows) > MAX_SAMPLES:
+            raise RecordError(f"more than {MAX_SAMPLES} samples")
+        return [_item(heads, row) for row in rows]
+    except RecordError:
+        raise
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+        raise RecordError(f"not a row of samples ({type(error).__name__})") from None
+
+
+def _item(heads: Sequence[Head], row: Sequence[Any]) -> Item:
+    place, value, time_ns = row[0], row[1], row[2]
+    if type(place) is not int or type(time_ns) is not int or place < 0:
+        raise RecordError("a sample has a place and a time that are whole numbers")
+    quality, reason, label = Quality.GOOD, None, None
+    if len(row) > 3:
+        quality, reason = _QUALITIES[row[3]], row[4]
+        label = row[5] if len(row) > 5 else None
+    if (value is None) != (quality is Quality.BAD) or not isinstance(value, Value | None):
+        raise RecordError("a sample is bad exactly when it has no value")
+    if (reason is None) != (quality is Quality.GOOD) or not isinstance(reason, str | None):
+        raise RecordError("a sample has a reason exactly when it is not good")
+    return Item(heads[place], Sample(value, quality, reason, time_ns), label)
+
+
+def encode_chunk(place: Place, row: bytes) -> bytes:
+    """Return a row with its place in front of it."""
+    head = {
+        "gateway": place.gateway,
+        "boot": place.boot,
+        "stream": place.stream,
+        "first": place.first,
+        "count": place.samples,
+        "gap": place.gap,
+        "floor": place.floor,
+        "historical": place.is_historical,
+    }
+    return json.dumps(head, separators=(",", ":")).encode() + b"\n" + row
+
+
+def decode_chunk(payload: bytes) -> tuple[Place, list[Item]]:
+    """Return where a chunk has its place, and its samples.
+
+    Raises:
+        RecordError: it is none, or says another number of samples than it has.
+    """
+    head, _, row = payload.partition(b"\n")
+    try:
+        found = json.loads(head)
+        texts = [found[key] for key in ("gateway", "boot", "stream")]
+        numbers = [found[key] for key in ("first", "count", "gap", "floor")]
+        is_historical = found["historical"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise RecordError("not a chunk") from None
+    if not all(isinstance(text, str) and 0 < len(text) <= _NAME_LENGTH for text in texts):
+        raise RecordError("a chunk names its gateway, boot and stream")
+    if not all(type(number) is int and 0 <= number < 1 << 62 for number in numbers) or numbers[0] < 1:
+        raise RecordError("a chunk has a first number, a count, a gap and a floor")
+    items = decode_row(row)
+    if len(items) != numbers[1] or not items:
+        raise RecordError(f"{len(items)} samples in a chunk of {numbers[1]}")
+    first, count, gap, floor = numbers
+    place = Place(texts[0], texts[1], texts[2], first, count, gap, floor, is_historical is True)
+    return place, items
+
+
+def encode_acknowledgement(boot: str, stream: str, seq: int) -> bytes:
+    """Return what a receiver says that it has: all of a stream up to a number."""
+    return json.dumps({"boot": boot, "stream": stream, "seq": seq}, separators=(",", ":")).encode()
+
+
+def decode_acknowledgement(payload: bytes) -> tuple[str, str, int]:
+    """Return boot, stream and number.
+
+    Raises:
+        RecordError: it says nothing of the kind.
+    """
+    try:
+        found = json.loads(payload)
+        boot, stream, seq = found["boot"], found["stream"], found["seq"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise RecordError("not an acknowledgement") from None
+    if not isinstance(boot, str) or not isinstance(stream, str) or type(seq) is not int or seq < 0:
+        raise RecordError("not an acknowledgement")
+    return boot, stream, seq
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise RecordError(f"{name} is not JSON")

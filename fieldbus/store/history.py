@@ -1,0 +1,189 @@
+"""The file of a store: what is in it, how it is written, and how it is read.
+
+Layout (SQLite)::
+
+    points(id, name, kind, unit)                               name: as the route says, usually the address
+    samples(id, point, time_ns, value, quality, reason)        in the order in which they came; good ones have
+                                                               neither quality nor reason
+    marks(source, seq)                                         what of other gateways' streams is in here
+
+Rules:
+
+* Samples of another gateway's stream, and the number of the last of them, are written in one transaction:
+  so a sample that is sent twice is in here once.
+* The oldest samples (by when they came) go first when they are too old or the file becomes too large.
+* Reading needs no gateway, and disturbs none: a reader has a connection of its own.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+from fieldbus.model import Kind, Quality, Sample, Value
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS points(
+  id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, kind TEXT NOT NULL, unit TEXT);
+CREATE TABLE IF NOT EXISTS samples(
+  id INTEGER PRIMARY KEY AUTOINCREMENT, point INTEGER NOT NULL, time_ns INTEGER NOT NULL, value,
+  quality TEXT, reason TEXT);
+CREATE INDEX IF NOT EXISTS samples_of ON samples(point, time_ns);
+CREATE TABLE IF NOT EXISTS marks(source TEXT PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID;
+"""
+_DROP_AT_ONCE = 5_000
+_MOST_ROUNDS = 20
+"""So often rows are dropped in one transaction, at most: the next one goes on."""
+
+
+class Kept(NamedTuple):
+    """A sample that was stored."""
+
+    name: str
+    unit: str | None
+    sample: Sample
+
+
+class Entry(NamedTuple):
+    """A sample to be stored."""
+
+    name: str
+    kind: Kind
+    unit: str | None
+    sample: Sample
+
+
+class Writer:
+    """Writes into the file, within somebody's transaction."""
+
+    def __init__(self, max_bytes: int, max_age_s: float) -> None:
+        self._max_bytes = max_bytes
+        self._max_age_ns = round(max_age_s * 1e9)
+        self._ids: dict[str, int] = {}
+
+    def opened(self, connection: sqlite3.Connection) -> dict[str, int]:
+        """Make the tables, and return the marks."""
+        connection.executescript(SCHEMA)
+        self._ids = dict(connection.execute("SELECT name, id FROM points").fetchall())
+        return dict(connection.execute("SELECT source, seq FROM marks").fetchall())
+
+    def forget(self) -> None:
+        """Learn that the transaction failed: points that it made are not there."""
+        self._ids.clear()
+
+    def write(self, connection: sqlite3.Connection, entries: Sequence[Entry]) -> None:
+        """Append samples."""
+        rows = []
+        ids = self._ids
+        for name, kind, unit, (value, quality, reason, time_ns) in entries:
+            number = ids.get(name)
+            if number is None:
+                number = self._point(connection, name, kind, unit)
+            is_good = quality is Quality.GOOD
+            rows.append(
+                (
+                    number,
+                    time_ns,
+                    _stored(value),
+                    None if is_good else str(quality),
+                    None if is_good else reason,
+                )
+            )
+        connection.executemany(
+            "INSERT INTO samples(point, time_ns, value, quality, reason) VALUES(?, ?, ?, ?, ?)", rows
+        )
+
+    def mark(self, connection: sqlite3.Connection, source: str, seq: int) -> None:
+        """Remember that a stream is in here up to a number."""
+        connection.execute(
+            "INSERT INTO marks VALUES(?, ?) ON CONFLICT(source) DO UPDATE SET seq = max(seq, excluded.seq)",
+            (source, seq),
+        )
+
+    def trim(self, connection: sqlite3.Connection, now_ns: int) -> int:
+        """Drop what is too old or too much; return how many samples that were."""
+        dropped = 0
+        for _ in range(_MOST_ROUNDS):
+            row = connection.execute("SELECT id, time_ns FROM samples ORDER BY id LIMIT 1").fetchone()
+            if row is None:
+                break
+            first, time_ns = row
+            is_old = time_ns < now_ns - self._max_age_ns
+            if not is_old and self._used_bytes(connection) <= self._max_bytes:
+                break
+            last = first + _DROP_AT_ONCE
+            if is_old:
+                (young,) = connection.execute(
+                    "SELECT min(id) FROM samples WHERE id <= ? AND time_ns >= ?",
+                    (last, now_ns - self._max_age_ns),
+                ).fetchone()
+                last = last if young is None else young - 1
+            dropped += connection.execute("DELETE FROM samples WHERE id <= ?", (last,)).rowcount
+        return dropped
+
+    def _point(self, connection: sqlite3.Connection, name: str, kind: Kind, unit: str | None) -> int:
+        connection.execute(
+            "INSERT INTO points(name, kind, unit) VALUES(?, ?, ?) "
+            "ON CONFLICT(name) DO UPDATE SET kind = excluded.kind, unit = excluded.unit",
+            (name, str(kind), unit),
+        )
+        (number,) = connection.execute("SELECT id FROM points WHERE name = ?", (name,)).fetchone()
+        self._ids[name] = number
+        return int(number)
+
+    @staticmethod
+    def _used_bytes(connection: sqlite3.Connection) -> int:
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        (free,) = connection.execute("PRAGMA freelist_count").fetchone()
+        (size,) = connection.execute("PRAGMA page_size").fetchone()
+        return int((pages - free) * size)
+
+
+def _stored(value: Value | None) -> Value | None:
+    """Return a value as SQLite can hold it: whole numbers beyond 64 bits become floating-point numbers."""
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        return float(value)
+    return value
+
+
+def names(path: Path) -> list[str]:
+    """Return the points of a store's file.
+
+    Raises:
+        sqlite3.Error: it cannot be read.
+    """
+    with closing(_reader(path)) as connection:
+        return [name for (name,) in connection.execute("SELECT name FROM points ORDER BY name")]
+
+
+def read(path: Path, wanted: Sequence[str], since_ns: int = 0, until_ns: int = 1 << 62) -> Iterator[Kept]:
+    """Yield the samples of points from a moment on, by their time.
+
+    Raises:
+        sqlite3.Error: the file cannot be read.
+    """
+    with closing(_reader(path)) as connection:
+        marks = ", ".join("?" * len(wanted))
+        found = connection.execute(f"SELECT id, name, kind, unit FROM points WHERE name IN ({marks})", wanted)  # noqa: S608 - only question marks
+        points = {number: (name, Kind(kind), unit) for number, name, kind, unit in found}
+        if not points:
+            return
+        marks = ", ".join("?" * len(points))
+        for number, time_ns, value, quality, reason in connection.execute(
+            "SELECT point, time_ns, value, quality, reason FROM samples "  # noqa: S608 - only question marks
+            f"WHERE point IN ({marks}) AND time_ns >= ? AND time_ns < ? ORDER BY time_ns, id",
+            (*points, since_ns, until_ns),
+        ):
+            name, kind, unit = points[number]
+            shown = bool(value) if kind is Kind.BOOL and value in (0, 1) else value
+            found_quality = Quality.GOOD if quality is None else Quality(quality)
+            yield Kept(name, unit, Sample(shown, found_quality, reason, time_ns))
+
+
+def _reader(path: Path) -> sqlite3.Connection:
+    if not path.is_file():
+        raise sqlite3.OperationalError(f"there is no file {path}")
+    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=5.0)

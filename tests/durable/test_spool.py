@@ -1,0 +1,333 @@
+"""The spool by its promises: order, numbers, exact counts of what was dropped, bad disks and bad files."""
+
+import asyncio
+import json
+import sqlite3
+
+import pytest
+from conftest import eventually
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fieldbus.durable.spool import ROW_ITEMS, Spool
+
+
+def encode(items):
+    return json.dumps(list(items)).encode()
+
+
+class Bench:
+    """Spools on one file, one after the other."""
+
+    def __init__(self, folder):
+        self.path = folder / "spool.db"
+        self.said = []
+        self.spool = None
+
+    def open(self, **options):
+        options = {"group_commit_s": 0.005, **options}
+        self.spool = Spool(self.path, say=lambda text, is_bad: self.said.append((text, is_bad)), **options)
+        self.spool.open()
+        return self.spool
+
+    def stream(self, name="s"):
+        return self.spool.stream(name, encode)
+
+    async def settle(self, stream):
+        await eventually(lambda: stream.waiting == 0, what="all is on disk")
+
+    async def content(self, stream, after=None):
+        """All items behind a number, with their numbers, as they would be sent."""
+        found = {}
+        position = stream.floor if after is None else after
+        while rows := await stream.rows_after(position, 2000):
+            for row in rows:
+                assert row.last > position
+                items = json.loads(row.data)
+                assert len(items) == row.samples
+                found.update(zip(range(row.first, row.last + 1), items, strict=True))
+                position = row.last
+        # A row is given out whole: whoever gets it knows by the numbers what it has already.
+        start = stream.floor if after is None else after
+        return {number: item for number, item in found.items() if number > start}
+
+
+@pytest.fixture
+def bench(tmp_path):
+    subject = Bench(tmp_path)
+    yield subject
+    if subject.spool is not None:
+        subject.spool.close()
+
+
+async def test_what_was_appended_is_there_after_a_restart_in_order_and_numbered(bench):
+    bench.open()
+    stream = bench.stream()
+    for n in range(0, 3000, 3):
+        stream.append([n, n + 1, n + 2])
+    await bench.settle(stream)
+    boot = bench.spool.boot
+    bench.spool.close()
+    bench.open()
+    again = bench.stream()
+    assert (bench.spool.boot, again.backlog) == (boot, 3000)
+    assert await bench.content(again) == {n + 1: n for n in range(3000)}
+    again.append(["new"])
+    await bench.settle(again)
+    assert (await bench.content(again, 3000)) == {3001: "new"}
+
+
+async def test_nothing_is_given_out_before_it_is_on_disk(bench):
+    bench.open(group_commit_s=0.2)
+    stream = bench.stream()
+    stream.append([1, 2])
+    assert await stream.rows_after(0) == ()
+    await bench.settle(stream)
+    with sqlite3.connect(bench.path) as other:
+        (stored,) = other.execute("SELECT data FROM rows").fetchone()
+    rows = await stream.rows_after(0)
+    assert [row.data for row in rows] == [stored]
+
+
+async def test_what_was_acknowledged_is_gone_also_after_a_restart(bench):
+    bench.open()
+    stream = bench.stream()
+    stream.append(range(ROW_ITEMS * 3))
+    await bench.settle(stream)
+    stream.acknowledge(ROW_ITEMS * 2)
+    assert stream.backlog == ROW_ITEMS
+    assert min(await bench.content(stream, 0)) == ROW_ITEMS * 2 + 1
+    bench.spool.close()
+    bench.open()
+    again = bench.stream()
+    assert again.backlog == ROW_ITEMS
+    assert min(await bench.content(again, 0)) == ROW_ITEMS * 2 + 1
+
+
+async def test_an_acknowledgement_of_what_was_never_sent_takes_nothing_away(bench):
+    bench.open()
+    stream = bench.stream()
+    stream.append([1])
+    stream.acknowledge(10)
+    await bench.settle(stream)
+    assert await bench.content(stream) == {1: 1}
+
+
+async def test_in_the_middle_of_a_row_nothing_is_deleted(bench):
+    bench.open()
+    stream = bench.stream()
+    stream.append([1, 2, 3])
+    await bench.settle(stream)
+    stream.acknowledge(2)
+    await eventually(lambda: bench.spool.committer.commits >= 2)
+    with sqlite3.connect(bench.path) as other:
+        assert other.execute("SELECT count(*) FROM rows").fetchone() == (1,)
+
+
+async def test_the_oldest_go_first_and_each_is_counted(bench):
+    bench.open(max_bytes=20_000)
+    stream = bench.stream()
+    for n in range(200):
+        stream.append([f"{n:0100d}"] * 10)
+        await bench.settle(stream)
+    kept = await bench.content(stream, 0)
+    assert bench.spool.bytes <= 20_000
+    assert stream.dropped > 0
+    assert sorted(kept) == list(range(stream.dropped + 1, 2001))
+    assert stream.backlog == len(kept) == 2000 - stream.dropped
+
+
+async def test_what_is_too_old_goes(bench):
+    now_ns = 10**18
+    bench.open(max_age_s=60, wall_ns=lambda: now_ns)
+    stream = bench.stream()
+    stream.append([1, 2])
+    await bench.settle(stream)
+    now_ns += 61 * 10**9
+    bench.spool._looked_s = 0.0
+    stream.append([3])
+    await eventually(lambda: stream.dropped == 2)
+    assert await bench.content(stream, 0) == {3: 3}
+
+
+async def limit_pages(bench, pages):
+    """Let the file grow to so many pages only: what a full disk looks like from inside."""
+    await bench.spool.committer.ask(
+        lambda connection: connection.execute(f"PRAGMA max_page_count={pages}").fetchone()
+    )
+
+
+async def test_a_full_disk_stops_nothing_and_what_is_dropped_is_counted_exactly(bench):
+    bench.open(max_waiting=1000)
+    stream = bench.stream()
+    sent = 0
+    stream.append([sent])
+    await bench.settle(stream)
+    await limit_pages(bench, 20)
+    for _ in range(500):
+        stream.append([f"{sent + n:0200d}" for n in range(1, 11)])
+        sent += 10
+        if sent % 500 == 0:
+            await asyncio.sleep(0.01)
+    await eventually(lambda: bench.spool.trouble is not None)
+    for _ in range(300):
+        stream.append([f"{sent + n:0200d}" for n in range(1, 11)])
+        sent += 10
+    assert stream.dropped > 0
+    assert stream.waiting <= 1010 + 500 * 10
+    await limit_pages(bench, 1_000_000)
+    await eventually(lambda: stream.waiting == 0)
+    kept = await bench.content(stream, 0)
+    assert len(kept) + stream.dropped == sent + 1
+    # A sample's number is what it was appended as, whatever was dropped before it.
+    assert all(number == int(value) + 1 for number, value in kept.items())
+    assert [is_bad for _, is_bad in bench.said] == [True, False]
+    assert "full" in bench.said[0][0]
+
+
+async def test_a_damaged_file_is_set_aside_and_a_new_one_begun(bench):
+    bench.path.write_bytes(b"this is not SQLite at all" * 400)
+    bench.open()
+    stream = bench.stream()
+    stream.append([1])
+    await bench.settle(stream)
+    assert await bench.content(stream) == {1: 1}
+    await eventually(lambda: bench.said)
+    assert "set aside" in bench.said[0][0]
+    assert len(list(bench.path.parent.glob("spool.db.damaged-*"))) == 1
+
+
+async def test_pages_that_were_overwritten_are_found_when_the_file_is_opened(bench):
+    bench.open()
+    stream = bench.stream()
+    stream.append(["x" * 200] * 2000)
+    await bench.settle(stream)
+    boot = bench.spool.boot
+    bench.spool.close()
+    with bench.path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xa5" * 40_000)
+    bench.open()
+    assert bench.spool.boot != boot
+    stream = bench.stream()
+    stream.append([1])
+    await bench.settle(stream)
+    assert await bench.content(stream) == {1: 1}
+
+
+async def test_a_file_that_is_lost_while_it_is_used_costs_what_was_in_it_and_no_number_twice(bench):
+    bench.open()
+    stream = bench.stream()
+    stream.append(["x" * 200] * 2000)
+    await bench.settle(stream)
+
+    def spoil(connection):
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        with bench.path.open("r+b") as file:
+            file.seek(0)
+            file.write(b"\xa5" * 200_000)
+        raise sqlite3.DatabaseError("database disk image is malformed")
+
+    with pytest.raises(sqlite3.DatabaseError):
+        await bench.spool.committer.ask(spoil)
+    stream.append(["after"])
+    await bench.settle(stream)
+    assert stream.dropped == 2000
+    assert await bench.content(stream, 0) == {2001: "after"}
+
+
+async def test_a_folder_that_cannot_be_had_stops_nothing_and_is_used_when_it_can(bench, tmp_path):
+    bench.open()
+    stream = bench.stream()
+    stream.append([1, 2])
+    await bench.settle(stream)
+    bench.spool.close()
+    hidden = bench.path.with_name("elsewhere")
+    bench.path.rename(hidden)
+    bench.path.mkdir()  # a folder in its place cannot be opened
+    bench.open()
+    late = bench.stream()
+    late.append([3])
+    await eventually(lambda: bench.spool.trouble is not None)
+    bench.path.rmdir()
+    hidden.rename(bench.path)
+    await bench.settle(late)
+    assert await bench.content(late, 0) == {1: 1, 2: 2, 3: 3}
+
+
+async def test_numbers_go_on_when_a_stream_is_forgotten_and_wanted_again(bench):
+    bench.open()
+    stream = bench.stream()
+    stream.append([1, 2, 3])
+    await bench.settle(stream)
+    stream.forget()
+    again = bench.stream()
+    again.append(["new"])
+    await bench.settle(again)
+    assert await bench.content(again, 0) == {4: "new"}
+
+
+async def test_a_mark_is_told_when_it_is_on_disk_with_what_was_appended_before(bench):
+    bench.open()
+    stream = bench.stream()
+    seen = []
+    stream.append([1])
+    bench.spool.mark("a/boot/s", 7, lambda: seen.append(stream.committed))
+    await eventually(lambda: seen)
+    assert seen == [1]
+    bench.spool.close()
+    bench.open()
+    assert bench.spool.marks == {"a/boot/s": 7}
+
+
+async def test_notes_beside_streams_survive(bench):
+    bench.open()
+    bench.stream().set_about({"points": ["a.b"]})
+    await eventually(lambda: bench.spool.committer.commits >= 1)
+    bench.spool.close()
+    bench.open()
+    assert bench.spool.abouts == {"s": {"points": ["a.b"]}}
+
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("append"), st.sampled_from("ab"), st.integers(1, 700)),
+        st.tuples(st.just("acknowledge"), st.sampled_from("ab"), st.integers(0, 3000)),
+        st.tuples(st.just("settle"), st.just("a"), st.just(0)),
+        st.tuples(st.just("restart"), st.just("a"), st.just(0)),
+    ),
+    max_size=25,
+)
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
+@given(steps)
+def test_whatever_happens_what_is_kept_is_what_was_not_acknowledged(tmp_path_factory, what):
+    async def work():
+        bench = Bench(tmp_path_factory.mktemp("spool"))
+        bench.open(group_commit_s=0.001)
+        sent = {"a": 0, "b": 0}
+        acknowledged = {"a": 0, "b": 0}
+        for step, name, number in what:
+            stream = bench.stream(name)
+            if step == "append":
+                stream.append(list(range(sent[name] + 1, sent[name] + number + 1)))
+                sent[name] += number
+            elif step == "acknowledge":
+                if number <= stream.committed:
+                    stream.acknowledge(number)
+                    acknowledged[name] = max(acknowledged[name], number)
+            else:
+                for each in list(bench.spool.streams.values()):
+                    await bench.settle(each)
+                if step == "restart":
+                    bench.spool.close()
+                    bench.open(group_commit_s=0.001)
+        for name in "ab":
+            stream = bench.stream(name)
+            await bench.settle(stream)
+            kept = await bench.content(stream, acknowledged[name])
+            assert kept == {n: n for n in range(acknowledged[name] + 1, sent[name] + 1)}
+        bench.spool.close()
+
+    asyncio.run(work())

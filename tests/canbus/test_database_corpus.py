@@ -39,7 +39,7 @@ DIFFERENT = {
 
 @cache
 def ours(path):
-    answer = read(FORMATS[path.suffix], path.read_bytes())
+    answer = read(FORMATS[path.suffix.lower()], path.read_bytes())
     return None if "error" in answer else content(answer, "", 0)
 
 
@@ -49,7 +49,9 @@ def theirs(path):
     text = decode(path.read_bytes())
     try:
         with warnings.catch_warnings(action="ignore"):
-            return cantools.database.load_string(text, path.suffix[1:], strict=True, sort_signals=None)
+            return cantools.database.load_string(
+                text, path.suffix[1:].lower(), strict=True, sort_signals=None
+            )
     except Exception:
         return None
 
@@ -72,6 +74,12 @@ def pairs(path):
 def test_every_file_is_read_but_those_that_are_broken_on_purpose():
     assert {name_of(path) for path in corpus() if ours(path) is None} == set(BROKEN)
     assert sum(len(ours(path).messages) for path in corpus() if ours(path)) > 5000
+
+
+def test_no_file_takes_the_place_of_another():
+    names = [name_of(path) for path in corpus()]
+    assert sum(name.startswith("opendbc/") for name in names) == 115
+    assert sum(name.startswith("cantools/") for name in names) == 134
 
 
 def test_the_largest_of_each_format_are_read_within_the_limits_of_their_process():

@@ -8,11 +8,14 @@ from functools import cache
 import cantools
 import pytest
 from corpus import corpus, name_of
+from oracle import put
 
-from fieldbus.canbus.codec import MessageDecoder
+from fieldbus.canbus.building import build_messages
+from fieldbus.canbus.codec import BranchDecoder, MessageDecoder
 from fieldbus.canbus.database.dbc_text import decode
 from fieldbus.canbus.database.loading import FORMATS, DatabaseError, content, load
 from fieldbus.canbus.database.reader import read
+from fieldbus.canbus.settings import CanDeviceSettings
 
 BROKEN = {
     "cantools/arxml/system-bad-root-tag-4.2.arxml": "another root element",
@@ -172,6 +175,31 @@ def test_frames_are_decoded_as_their_bits_say_one_by_one():
                 compared += len(found)
                 assert same(found, by_bits(message, data)), (name_of(path), message.name, data.hex())
     assert compared > 60_000
+
+
+def test_every_name_of_a_value_is_found_under_what_its_frame_is_decoded_to():
+    compared, decimal = 0, 0
+    for path in corpus():
+        for message in () if ours(path) is None else ours(path).messages:
+            if message.is_j1939:
+                continue  # some names are of raw values that are no value there
+            (built,) = build_messages(
+                "d", CanDeviceSettings(link="can0", database="x"), [message], pytest.fail
+            )
+            for signal, point in built.points.items():
+                assert len(point.labels) == len(signal.labels), (name_of(path), point)
+                decoder = BranchDecoder(message, [signal])
+                for raw, label in signal.labels.items():
+                    low, high = signal.raw_range
+                    if signal.is_float or not low <= raw <= high:
+                        continue
+                    data = bytearray(message.length)
+                    put(data, signal, raw % (1 << signal.length))
+                    (value,), flaws = decoder.decode(bytes(data))
+                    assert (point.label(value), flaws) == (label, {}), (name_of(path), point, raw)
+                    compared += 1
+                    decimal += isinstance(value, float)
+    assert (compared > 10_000, decimal > 100) == (True, True)
 
 
 def frames(message, rng):

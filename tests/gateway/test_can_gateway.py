@@ -21,6 +21,7 @@ from fieldbus.gateway.runtime import Gateway
 from fieldbus.gateway.simulation import Simulation
 from fieldbus.link import WriteOutcome
 from fieldbus.model import Quality
+from fieldbus.sample_json import sample_object
 
 ROOT = Path(__file__).parents[2]
 _CHANNELS = itertools.count()
@@ -41,6 +42,7 @@ BO_ 512 Command: 4 GW
  SG_ Limit : 16|8@1+ (1,0) [0|100] "%" ECU
 BA_DEF_ BO_ "GenMsgCycleTime" INT 0 65535;
 BA_DEF_DEF_ "GenMsgCycleTime" 0;
+VAL_ 256 Torque 32767 "SNA" ;
 """
 CONFIG = """version: 1
 gateway: {{name: gw}}
@@ -178,6 +180,20 @@ async def test_what_a_master_writes_beyond_the_signal_stops_the_message_until_it
         assert bench.heard() == []
         await bench.ask("10000a000204" + struct.pack(">f", 200.0).hex())
         await eventually(lambda: (512, struct.pack("<HB", 4000, 2) + b"\0") in bench.heard())
+
+
+async def test_a_name_among_decimals_is_a_label_like_any_other(tmp_path):
+    async with Bench(tmp_path) as bench:
+        torque = bench.plant.points["ecu.Status.Torque"]
+        bench.gateway.refresh()
+        bench.say(256, struct.pack("<HhI", 8, 32767, 0))
+        await eventually(lambda: bench.watched(torque.address).value is not None)
+        found = sample_object(torque, bench.value(torque.address))
+        assert (found["value"], found["quality"], found["label"]) == (3276.7, "good", "SNA")
+        bench.say(256, struct.pack("<HhI", 8, 32766, 0))
+        await eventually(lambda: bench.watched(torque.address).value == 3276.6)
+        assert "label" not in sample_object(torque, bench.value(torque.address))
+        assert oneshot.parse_value(torque, "SNA") == 3276.7
 
 
 async def test_a_polled_node_is_asked_and_its_answer_seen_by_who_looks(tmp_path):

@@ -1,6 +1,7 @@
 """Databases that other people wrote: each is read, and read as cantools reads it where it can."""
 
 import random
+import re
 import struct
 import warnings
 from functools import cache
@@ -19,15 +20,12 @@ from fieldbus.canbus.settings import CanDeviceSettings
 
 BROKEN = {
     "cantools/arxml/system-bad-root-tag-4.2.arxml": "another root element",
-    "cantools/arxml/system-dangling-reference-4.2.arxml": "refers to what is not there",
     "cantools/arxml/system-illegal-namespace-4.2.arxml": "another namespace",
     "cantools/arxml/system-illegal-root-4.2.arxml": "another root element",
     "cantools/arxml/system-illegal-version-4.2.2.1.0.arxml": "a version that is none",
-    "cantools/arxml/system-missing-denominator-4.2.arxml": "a fraction without denominator",
-    "cantools/arxml/system-missing-factor-4.2.arxml": "a line without factor",
     "cantools/sym/jopp-5.0.sym": "a format of before 2005, which cantools does not read",
 }
-"""Broken on purpose, in what all their messages need."""
+"""Broken on purpose, in what the whole file needs."""
 
 DIFFERENT = {
     ("cantools/arxml/system-4.2.arxml", "OneToContainThemAll"): "a container, which we leave out",
@@ -92,6 +90,47 @@ def test_the_largest_of_each_format_are_read_within_the_limits_of_their_process(
         assert [message.name for message in found.messages] == [each.name for each in ours(path).messages]
     with pytest.raises(DatabaseError):
         load(next(path for path in corpus() if name_of(path) in BROKEN), "broken")
+
+
+@pytest.mark.parametrize(
+    ("name", "element", "is_signal"),
+    [
+        ("system-4.2", "IDENTIFIER", False),
+        ("system-4.2", "FRAME-LENGTH", False),
+        ("system-4.2", "START-POSITION", True),
+        ("system-3.2.3", "IDENTIFIER", False),
+        ("system-3.2.3", "START-POSITION", True),
+    ],
+)
+def test_what_is_broken_in_an_arxml_file_costs_one_frame_or_one_signal(name, element, is_signal):
+    path = next(path for path in corpus() if name_of(path) == f"cantools/arxml/{name}.arxml")
+    text = path.read_text()
+    whole = parts_of(ours(path))
+    for found in re.finditer(f"<{element}>([^<]*)<", text):
+        answer = read("arxml", f"{text[: found.start(1)]}broken{text[found.end(1) :]}".encode())
+        rest = parts_of(content(answer, "arxml", 0))
+        notes = [(line, words) for line, _, words in answer["notes"] if "container" not in words]
+        lost = [part for part in whole if part not in rest]
+        if not lost:
+            continue  # it is in a container, or in what nothing refers to
+        assert len(rest) + len(lost) == len(whole)
+        assert len({part[0] for part in lost}) == 1
+        is_whole = lost[0][1] is None  # a selector takes its frame with it
+        assert is_whole or (is_signal and len(lost) == 1), found[0]
+        at = 1 + text.count("\n", 0, found.start())
+        assert notes
+        for line, words in notes:
+            assert "broken" in words
+            # That of the frame, or of the signal's place in it.
+            assert at - 10 < line <= at if is_signal else line > 0
+
+
+def parts_of(database):
+    return [
+        (message.name, signal and signal.name)
+        for message in database.messages
+        for signal in (None, *message.signals)
+    ]
 
 
 def test_what_cantools_reads_strictly_is_read_the_same():

@@ -92,6 +92,77 @@ def test_the_largest_of_each_format_are_read_within_the_limits_of_their_process(
         load(next(path for path in corpus() if name_of(path) in BROKEN), "broken")
 
 
+NAIVE_MESSAGE = re.compile(r"\s*BO_ +(\d+) +(\w+) *: *(\d+) ")
+NAIVE_SIGNAL = re.compile(
+    r"\s*SG_ +(\w+) *(?:M|m\d+M?)? *: *(\d+)\|(\d+)@([01])([+-]) *\(([^,]*),([^)]*)\) *\[([^|]*)\|([^]]*)]"
+)
+
+
+def test_whatever_a_dbc_file_says_otherwise_than_it_was_read_is_said_with_its_line():
+    counted, changed = 0, 0
+    for path in corpus():
+        if path.suffix.lower() != ".dbc":
+            continue
+        said = {}
+        for line, _, text in ours(path).notes:
+            said.setdefault(line, []).append(text)
+        found = {message.line: message for message in ours(path).messages}
+        for line, written, signals in naive(path):
+            counted += 1 + len(signals)
+            message = found.pop(line, None)
+            if message is None:
+                is_pseudo = written[1] == "VECTOR__INDEPENDENT_SIG_MSG"
+                assert line in said or (is_pseudo and not signals), (name_of(path), written)
+                changed += 1
+                continue
+            read_as = ((message.frame_id | message.is_extended << 31), message.name, message.length)
+            if read_as != written:
+                # A long name is in the file too, elsewhere.
+                assert line in said or read_as[::2] == written[::2], (name_of(path), written)
+            left = {at: what for at, what in signals.items() if at not in said}
+            assert len(message.signals) <= len(signals)
+            layouts = [layout(signal) for signal in message.signals]
+            for at, what in left.items():
+                assert what in layouts, (name_of(path), at, what)
+            lost = [at for at in signals if any("left out" in text for text in said.get(at, ()))]
+            assert len(message.signals) == len(signals) - len(lost), (name_of(path), message.name)
+            changed += len(signals) - len(left)
+        assert not found, (name_of(path), [*found])
+    assert (counted > 25_000, changed > 100) == (True, True)
+
+
+def naive(path):
+    """Yield line, id, name and length of each message, and the layouts of its signals by their lines."""
+    message = None
+    for line, text in enumerate(decode(path.read_bytes()).split("\n"), 1):
+        if text.lstrip().startswith("BO_ "):
+            if message is not None:
+                yield message
+            frame_id, name, length = NAIVE_MESSAGE.match(text).groups()
+            message = line, (int(frame_id), name, int(length)), {}
+        elif text.lstrip().startswith("SG_ "):
+            match = NAIVE_SIGNAL.match(text)
+            message[2][line] = None
+            if match is None:
+                continue  # not as it should be: whatever became of it has to be said
+            _, *whole, order, sign, scale, offset, low, high = match.groups()
+            bounds = float(low), float(high)
+            message[2][line] = (
+                *map(int, whole), order == "1", sign == "-", float(scale), float(offset),
+                None if bounds == (0, 0) else bounds,
+            )  # fmt: skip
+    if message is not None:
+        yield message
+
+
+def layout(signal):
+    low, high = signal.minimum, signal.maximum
+    return (
+        signal.start, signal.length, signal.is_little_endian, signal.is_signed, float(signal.linear.scale),
+        float(signal.linear.offset), None if low is None or high is None else (float(low), float(high)),
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("name", "element", "is_signal"),
     [

@@ -5,6 +5,7 @@ import itertools
 import os
 import shutil
 import struct
+import time
 from pathlib import Path
 
 import can
@@ -217,9 +218,8 @@ async def test_the_state_of_the_bus_is_in_registers(tmp_path, monkeypatch):
         await bench.reads(BUS_LOAD, float_answer(0.0))
         bench.say(256, struct.pack("<HhI", 8000, 0, 0))
         await bench.reads(SPEED, float_answer(1000.0))
-        # An error frame: bus-off, told at once, and everything on the bus is bad with it.
+        # Bus-off, and everything on the bus is bad with it.
         known.update(state=3)
-        bench.say(0x40, bytes(8), is_error_frame=True)
         await bench.reads(BUS_STATE, "03020003")
         await bench.reads(SPEED, "830b")
         assert bench.value("ecu.Status.Speed").reason == "bus down"
@@ -229,12 +229,50 @@ async def test_the_state_of_the_bus_is_in_registers(tmp_path, monkeypatch):
         assert bench.heard() == []
         known.update(state=0, frames=25, data_bytes=200)
         await bench.reads(BUS_STATE, "03020000")
-        for _ in range(100):
-            load_percent = bench.value("sys.can0.bus_load_percent").value
-            if load_percent:
-                break
-            await asyncio.sleep(0.01)
-        assert load_percent is None or load_percent >= 0
+
+
+async def test_the_load_of_the_bus_is_what_its_frames_take_of_the_bitrate(tmp_path, monkeypatch):
+    monkeypatch.setattr("fieldbus.canbus.health.PERIOD_S", 0.05)
+    monkeypatch.setattr("fieldbus.gateway.runtime.STATUS_PERIOD_S", 0.05)
+    began_s = time.monotonic()
+
+    def status(_self):
+        # A thousand frames a second, of up to 160 bits (extended, 8 bytes, as many stuff bits as can be).
+        frames = int((time.monotonic() - began_s) * 1000)
+        return BusStatus(state=0, frames=frames, data_bytes=8 * frames)
+
+    monkeypatch.setattr(PythonCanBus, "status", status)
+    async with Bench(tmp_path) as bench:
+        seen = set()
+
+        def is_seen():
+            seen.add(bench.value("sys.can0.bus_load_percent").value)
+            return len(seen - {None, 0.0}) >= 5
+
+        await eventually(is_seen)
+        loads = sorted(seen - {None, 0.0})
+        assert loads[len(loads) // 2] == pytest.approx(100 * 1000 * 160 / 500_000, rel=0.1)
+        reply = bytes.fromhex(await bench.ask(BUS_LOAD))
+        assert struct.unpack(">f", reply[2:])[0] == pytest.approx(32, rel=0.5)
+
+
+async def test_an_error_frame_that_tells_of_bus_off_is_in_a_register_before_anybody_asks(
+    tmp_path, monkeypatch
+):
+    # Nobody looks at the interface in this time, and to it the bus is well: only the frame can tell.
+    monkeypatch.setattr("fieldbus.canbus.health.PERIOD_S", 60.0)
+    monkeypatch.setattr("fieldbus.gateway.runtime.STATUS_PERIOD_S", 60.0)
+    monkeypatch.setattr(PythonCanBus, "status", lambda _self: BusStatus(state=0, frames=0, data_bytes=0))
+    async with Bench(tmp_path) as bench:
+        await bench.reads(BUS_STATE, "03020000")
+        bench.say(256, struct.pack("<HhI", 8000, 0, 0))
+        await bench.reads(SPEED, float_answer(1000.0))
+        began_s = time.monotonic()
+        bench.say(0x40, bytes(8), is_error_frame=True)
+        await bench.reads(BUS_STATE, "03020003")
+        assert bench.value("ecu.Status.Speed").reason == "bus down"
+        # Sooner than the shortest cycle in which anything here is looked at.
+        assert time.monotonic() - began_s < 0.4
 
 
 async def test_the_status_map_has_the_bus_without_a_route(tmp_path, monkeypatch):

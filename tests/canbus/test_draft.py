@@ -150,7 +150,7 @@ def test_what_is_about_nothing_is_dropped_and_said_once():
         (2, f"2 statements VAL_ are {dropped}"),
         (4, f"one CM_ is {dropped}"),
         (5, f"one SIG_VALTYPE_ is {dropped}"),
-        (7, "1 signals are left out: they are in no message (VECTOR__INDEPENDENT_SIG_MSG)"),
+        (7, "one signal that is in no message (VECTOR__INDEPENDENT_SIG_MSG): left out"),
     ]
 
 

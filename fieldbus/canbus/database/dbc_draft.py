@@ -106,7 +106,9 @@ class _Builder:
             if isinstance(written, int):
                 self._ignored.add(written)
             if item.signals:
-                text = f"{len(item.signals)} signals are left out: they are in no message ({_PSEUDO_MESSAGE})"
+                count = len(item.signals)
+                many = f"{count} signals that are" if count > 1 else "one signal that is"
+                text = f"{many} in no message ({_PSEUDO_MESSAGE}): left out"
                 self._notes.add(item.line, "", text)
             return None
         if not isinstance(written, int) or not 0 <= written < 1 << 32:

@@ -24,7 +24,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 Value = bool | int | float | str
 
@@ -111,8 +111,9 @@ class Point:
     """Lowest engineering value that the point's type can express; None if there is no such bound."""
     highest: float | None = None
     """Highest engineering value that the point's type can express."""
-    labels: Mapping[int, str] = field(default_factory=dict)
-    """Names of single values (an enumeration); the value itself stays the number."""
+    labels: Mapping[int, str] | Mapping[float, str] = field(default_factory=dict)
+    """Names of single values (an enumeration); the value itself stays the number. Of a scaled signal they
+    name the decimal that its samples have: ``{25.5: "SNA"}``."""
     description: str = ""
     """For people."""
     carries_quality: bool = False
@@ -148,6 +149,11 @@ class Point:
         low = self.minimum if self.minimum is not None else self.lowest
         high = self.maximum if self.maximum is not None else self.highest
         return low, high
+
+    def label(self, value: Value | None) -> str | None:
+        """Return the name of a value, None if it has none."""
+        labels: Mapping[Any, str] = self.labels
+        return labels.get(value)
 
     def refusal(self, value: Value) -> str | None:
         """Say why the point must not be given a value, or None if it may."""

@@ -69,8 +69,8 @@ def sample_object(point: Point, sample: Sample, *, names_point: bool = False) ->
     found["time"] = iso_time(time_ns) if time_ns else None
     if point.unit is not None:
         found["unit"] = point.unit
-    if point.labels and isinstance(value, int) and value in point.labels:
-        found["label"] = point.labels[value]
+    if point.labels and (label := point.label(value)) is not None:
+        found["label"] = label
     return found
 
 

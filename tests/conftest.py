@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -23,11 +24,15 @@ def program(name: str, package: str) -> str:
     """Return the path of a program, or skip the test with how to get it (in CI: fail)."""
     found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
     if found is None:
-        reason = f"{name} is not installed (Debian package {package})"
-        if MUST_NOT_SKIP:
-            pytest.fail(reason)
-        pytest.skip(reason)
+        missing(f"{name} is not installed (Debian package {package})")
     return found
+
+
+def missing(reason: str) -> NoReturn:
+    """Skip the test for what this machine lacks (in CI: fail)."""
+    if MUST_NOT_SKIP:
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

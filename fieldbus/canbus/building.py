@@ -8,6 +8,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -274,9 +275,8 @@ def _point(device: str, message: Message, signal: Signal, *, is_ours: bool) -> P
         low, high = signal.raw_range
         if signal.error_from is not None and not signal.is_signed:
             high = min(high, signal.error_from - 1)
-        lowest, highest = signal.linear.range_of(low, high)
-    forward = signal.linear.forward_int()
-    labels = {forward(raw): name for raw, name in signal.labels.items()}
+        with contextlib.suppress(OverflowError):  # an end that floating point cannot say bounds nothing
+            lowest, highest = signal.linear.range_of(low, high)
     return Point(
         device=device,
         name=f"{message.name}.{signal.name}",
@@ -287,10 +287,20 @@ def _point(device: str, message: Message, signal: Signal, *, is_ours: bool) -> P
         maximum=signal.maximum,
         lowest=lowest,
         highest=highest,
-        labels={value: name for value, name in labels.items() if isinstance(value, int)},
+        labels=_labels(signal),
         description=signal.comment,
         carries_quality=True,
     )
+
+
+def _labels(signal: Signal) -> dict[float, str]:
+    """Return the names by the values that the decoder makes of their raw values."""
+    whole, real = signal.linear.forward_int(), signal.linear.forward_float()
+    found: dict[float, str] = {}
+    for raw, name in signal.labels.items():
+        with contextlib.suppress(OverflowError):  # beyond floating point: no sample ever has it
+            found[real(float(raw)) if signal.is_float else whole(raw)] = name
+    return found
 
 
 def build_link(

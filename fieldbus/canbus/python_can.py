@@ -77,6 +77,7 @@ async def open_python_can(options: Options) -> PythonCanBus:
         raise LinkDownError(reason_of(error)) from error
     except Exception as error:  # a driver of somebody else's may raise anything
         raise LinkDownError(f"{type(error).__name__}: {reason_of(error)}") from error
+    _let_error_frames_through(bus)
     interface = options.get("interface")
     return PythonCanBus(bus, has_echo=interface == "udp_multicast", may_block=interface not in _NEVER_BLOCK)
 
@@ -94,6 +95,15 @@ def _discard(opening: asyncio.Future[can.BusABC]) -> None:
     """Close a bus that was opened too late."""
     if not opening.cancelled() and opening.exception() is None:
         threading.Thread(target=opening.result().shutdown, daemon=True).start()
+
+
+def _let_error_frames_through(bus: can.BusABC) -> None:
+    """Have python-can's own filter, for drivers that have none, say nothing of error frames.
+
+    Their identifier is a set of causes; it would take them for frames that nobody wants.
+    """
+    matches = bus._matches_filters  # noqa: SLF001 - nothing else tells the kinds of frames apart
+    bus._matches_filters = lambda msg: msg.is_error_frame or matches(msg)  # type: ignore[method-assign]  # noqa: SLF001
 
 
 _NEVER_BLOCK = ("virtual", "udp_multicast")

@@ -286,7 +286,7 @@ def _by_number(mapping: Mapping[Value, Value], source: Point, target: Point | No
     from_label = {label: value for value, label in source.labels.items()}
     to_label = {label: value for value, label in target.labels.items()} if target is not None else {}
 
-    def number(value: Value, labels: Mapping[str, int]) -> Value:
+    def number(value: Value, labels: Mapping[str, float]) -> Value:
         return labels.get(value, value) if isinstance(value, str) else value
 
     return {number(old, from_label): number(new, to_label) for old, new in mapping.items()}

@@ -2,7 +2,8 @@
 
 Rules: pure; the value is a function of the point's name and of the time. Numbers swing slowly between
 their bounds, each with a period and phase of its own; whole numbers without declared bounds count up;
-booleans switch every few seconds; enumerations step through their labels.
+booleans switch every few seconds; enumerations step through their labels. Names among decimals (``SNA``)
+make no enumeration.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def value_at(point: Point, seconds: float) -> Value:
         return f"SIM {point.name}"
     if point.kind is Kind.BOOL:
         return int(turn * 6) % 3 != 0
-    if point.labels:
+    if point.labels and point.kind is Kind.INT:
         labels = sorted(point.labels)
         return labels[int(turn * 4) % len(labels)]
     low, high = bounds(point)

@@ -1,6 +1,9 @@
 """Databases that other people wrote: the test files of cantools and those of opendbc.
 
-They are fetched once, as the packages that they are in, into the checkout's cache.
+They are fetched once, as the packages that they are in, into the checkout's cache. Each file keeps its path.
+
+Of cantools' folder these are left out: ``.cdd``, which describes diagnostics and no message of a bus, and
+``.c``, ``.h`` and ``.mk``, the sources that cantools is expected to generate.
 """
 
 from __future__ import annotations
@@ -14,12 +17,11 @@ import zipfile
 from functools import cache
 from pathlib import Path
 
-import pytest
-from conftest import MUST_NOT_SKIP, ROOT
+from conftest import ROOT, missing
 
 ENDINGS = (".dbc", ".kcd", ".sym", ".arxml")
 SOURCES = ("cantools==45.1.0", "opendbc==0.3.1")
-FOLDER = ROOT / ".cache" / "-".join(["databases", *SOURCES]).replace("==", "-")
+FOLDER = ROOT / ".cache" / "-".join(["corpus", *SOURCES]).replace("==", "-")
 
 
 @cache
@@ -29,16 +31,17 @@ def corpus() -> list[Path]:
         try:
             _fetch()
         except (OSError, subprocess.SubprocessError) as error:
-            reason = f"the corpus of databases cannot be fetched: {error}"
-            if MUST_NOT_SKIP:
-                pytest.fail(reason)
-            pytest.skip(reason)
-    return sorted(path for path in FOLDER.rglob("*") if path.suffix in ENDINGS)
+            missing(f"the corpus of databases cannot be fetched: {error}")
+    return sorted(path for path in FOLDER.rglob("*") if _is_database(path.name))
 
 
 def name_of(path: Path) -> str:
     """Return what a file is called in the tests."""
     return str(path.relative_to(FOLDER))
+
+
+def _is_database(name: str) -> bool:
+    return name.lower().endswith(ENDINGS)
 
 
 def _fetch() -> None:
@@ -54,15 +57,16 @@ def _fetch() -> None:
         for path in folder.glob("cantools-*.tar.gz"):
             with tarfile.open(path) as archive:
                 for member in archive:
-                    if "/tests/files/" in member.name and member.name.endswith(ENDINGS):
+                    if "/tests/files/" in member.name and _is_database(member.name):
                         content = archive.extractfile(member)
                         assert content is not None
                         _write(ready / "cantools" / member.name.split("/tests/files/")[1], content.read())
         for path in folder.glob("opendbc-*.whl"):
             with zipfile.ZipFile(path) as archive:
                 for name in archive.namelist():
-                    if name.endswith(ENDINGS):
-                        _write(ready / "opendbc" / Path(name).name, archive.read(name))
+                    if _is_database(name):
+                        # Three of them are called _community.dbc.
+                        _write(ready / "opendbc" / name.removeprefix("opendbc/dbc/"), archive.read(name))
         shutil.rmtree(FOLDER, ignore_errors=True)
         ready.rename(FOLDER)
 

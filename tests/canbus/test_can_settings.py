@@ -553,3 +553,10 @@ def test_all_mistakes_are_told_at_once(plant):
         "devices.ecu.messages.Status.checksum.signal",
         "routes[0].from",
     }
+
+
+def test_values_that_floating_point_cannot_say_bound_nothing_and_have_no_name(plant):
+    dbc = DBC.replace("16|8@1+ (1,-40) [-40|210]", "16|16@1+ (1e305,0.5) [0|0]")
+    dbc += 'VAL_ 256 Temp 1 "one" 60000 "SNA" ;\n'
+    point = plant(dbc=dbc).points["ecu.Status.Temp"]
+    assert (point.lowest, point.highest, list(point.labels.values())) == (None, None, ["one"])

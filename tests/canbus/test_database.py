@@ -212,8 +212,8 @@ def test_random_bytes_are_refused_or_read():
 
 def kcd(*messages):
     return (
-        '<NetworkDefinition xmlns="http://kayak.2codeornot2code.org/1.0"><Document/><Bus name="b">'
-        + "".join(messages)
+        '<NetworkDefinition xmlns="http://kayak.2codeornot2code.org/1.0"><Document/><Bus name="b">\n'
+        + "\n".join(messages)
         + "</Bus></NetworkDefinition>"
     )
 
@@ -232,7 +232,33 @@ def test_a_message_of_a_kcd_file_that_cannot_be_used_costs_itself(tmp_path):
     assert [(message.name, len(message.signals)) for message in found.messages] == [
         ("Good1", 1), ("Wide", 0), ("Good2", 1),
     ]  # fmt: skip
-    assert sorted(problem.path for problem in found.warnings) == ["LargeId", "Long", "NoId", "Wide.S"]
+    assert [(problem.line, problem.path) for problem in found.warnings] == [
+        (3, "NoId"), (4, "LargeId"), (5, "Long"), (6, "Wide.S"),
+    ]  # fmt: skip
+
+
+def test_a_signal_of_a_kcd_file_that_cannot_be_read_costs_itself_and_what_it_selects(tmp_path):
+    text = kcd(
+        '<Message id="0x1" length="8" name="M"><Signal name="A" offset="0" length="8"/>',
+        '<Signal name="B" offset="here"/>',
+        '<Signal name="C" offset="8" length="8"><Value slope="steep"/></Signal>',
+        '<Signal name="D" offset="16" length="8"/>',
+        '<Multiplex name="P" offset="24" length="8"><MuxGroup count="1">',
+        '<Signal name="P1" offset="32"/>',
+        '<Signal name="P2" offset="33" length="long"/></MuxGroup><MuxGroup count="two">',
+        '<Signal name="P3" offset="34"/></MuxGroup></Multiplex>',
+        '<Multiplex name="Q" offset="x"><MuxGroup count="1">',
+        '<Signal name="Q1" offset="40"/></MuxGroup></Multiplex></Message>',
+        '<Message id="0x2" length="8" name="N"><Signal name="A" offset="0"/></Message>',
+    )
+    found = load(write(tmp_path, text, "bus.kcd"), "bus.kcd")
+    assert [(message.name, [each.name for each in message.signals]) for message in found.messages] == [
+        ("M", ["P", "P1", "A", "D"]), ("N", ["A"]),
+    ]  # fmt: skip
+    assert [(problem.line, problem.path) for problem in found.warnings] == [
+        (3, "M.B"), (4, "M.C"), (8, "M.P2"), (9, "M.P3"), (10, "M.Q"), (11, "M.Q1"),
+    ]  # fmt: skip
+    assert found.warnings[-1].message.endswith("signal Q1 is left out: its multiplexer is left out")
 
 
 def test_a_message_of_a_sym_file_that_cannot_be_used_costs_itself(tmp_path):
@@ -257,9 +283,68 @@ Type=Extended
 Len=8
 """
     found = load(write(tmp_path, text, "bus.sym"), "bus.sym")
-    (good,) = found.messages
+    good, bad = found.messages
     assert (good.name, good.frame_id, good.line, good.signals[0].length) == ("Good", 0x100, 6, 8)
-    assert [(problem.line, problem.path) for problem in found.warnings] == [(11, "Bad"), (16, "Many")]
+    assert (bad.name, bad.line, bad.signals) == ("Bad", 11, [])
+    assert [(problem.line, problem.path) for problem in found.warnings] == [(14, "Bad.Nowhere"), (16, "Many")]
+    assert "signal Nowhere is left out: there is no 'Nowhere'" in found.warnings[0].message
+
+
+SYM = """FormatVersion=6.0 // Do not edit this line!
+Title="t"
+
+{ENUMS}
+Enum=Good(0="off",
+ 1="on")
+Enum=Bad(0="off" 1="on")
+
+{SIGNALS}
+Sig=Level unsigned 8 /f:0.5
+Sig=Broken unsigned /f:
+Sig=Lost Bad 4
+Sig=State Good 4
+
+{SENDRECEIVE}
+
+[M]
+ID=100h
+Len=8
+Sig=Level 0
+Sig=Broken 8
+Sig=Lost 16
+Sig=State 24
+Var=Own unsigned 32,8 /max:9
+Var=Other strange 40,8
+
+[Paged]
+ID=101h
+Len=8
+Mux=One 0,8 1
+Sig=Level 8
+
+[Paged]
+Len=8
+Mux=Two 0,8 2
+Var=Deep unsigned here,8
+Sig=State 16
+
+[NoId]
+ID=here
+Len=8
+"""
+
+
+def test_a_definition_of_a_sym_file_that_cannot_be_read_costs_itself_and_who_refers_to_it(tmp_path):
+    found = load(write(tmp_path, SYM, "bus.sym"), "bus.sym")
+    names = {message.name: [each.name for each in message.signals] for message in found.messages}
+    assert names == {"M": ["Level", "State", "Own"], "Paged": ["One", "Level", "State"]}
+    assert found.messages[0].signals[1].labels == {0: "off", 1: "on"}
+    assert [(problem.line, problem.path) for problem in found.warnings] == [
+        (7, "Bad"), (11, "Broken"), (12, "Lost"), (21, "M.Broken"), (22, "M.Lost"), (25, "M.Other"),
+        (36, "Paged.Deep"), (39, "NoId"),
+    ]  # fmt: skip
+    assert "enumeration Bad is left out: " in found.warnings[0].message
+    assert "signal Lost is left out: Enum 'Bad' is not defined." in found.warnings[2].message
 
 
 # --- what is read again ---------------------------------------------------------------------------

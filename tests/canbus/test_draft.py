@@ -150,6 +150,7 @@ def test_what_is_about_nothing_is_dropped_and_said_once():
         (2, f"2 statements VAL_ are {dropped}"),
         (4, f"one CM_ is {dropped}"),
         (5, f"one SIG_VALTYPE_ is {dropped}"),
+        (7, "one signal that is in no message (VECTOR__INDEPENDENT_SIG_MSG): left out"),
     ]
 
 
@@ -215,6 +216,13 @@ def test_nested_and_extended_multiplexing_is_resolved():
         "P": [("M", ((2, 2), (5, 6))), ("N", ((3, 3), (8, 15)))],
     }
     assert notes == []
+
+
+def test_a_marker_without_a_value_is_a_multiplexers_and_said():
+    text = f"BO_ 1 A: 8 X\n{SIGNAL.replace('S :', 'P m :')}{SIGNAL.replace('S :', 'S m1 :').replace('0|8', '8|8')}"
+    message, notes = one(text)
+    assert conditions(message) == {"P": [], "S": [("P", ((1, 1),))]}
+    assert notes == ["message A: signal P is repaired: its m is taken as M"]
 
 
 def test_several_independent_multiplexers_are_resolved():

@@ -12,6 +12,7 @@ from fieldbus.canbus.j1939 import identifiers as j1939
 from fieldbus.canbus.j1939.address import Name
 from fieldbus.canbus.j1939.connection import Sender as PacketSender
 from fieldbus.canbus.j1939.node import NodeSettings
+from fieldbus.canbus.j1939.packets import ABORT
 from fieldbus.canbus.layout import Message, Signal
 from fieldbus.canbus.messages import CanMessage, Request
 from fieldbus.link import WriteOutcome
@@ -298,3 +299,35 @@ async def test_what_cannot_be_asked_for_is_not_good_for_ever(monkeypatch):
         await eventually(lambda: running.latest("EEC1.Speed") == (5, None))
         running.bus.come(on_bus(j1939.ADDRESS_CLAIMED, 0x90, 255, 6), Name().to_bytes())
         await eventually(lambda: running.latest("EEC1.Speed")[0] is None)
+
+
+async def test_a_message_to_us_that_is_given_up_is_counted_as_broken(monkeypatch):
+    long = status(name="EC1", pgn=LONG, length=39)
+    message = command(cycle_s=1.0)
+    async with Running(monkeypatch, [long, message], message.points.values(), node=NODE) as running:
+        link, whole = running.link, packets(LONG, b"\x40\x06" + bytes(37), 1)
+        await eventually(lambda: link._node.address == 0x90)
+        rts = PacketSender(LONG, bytes(39), 1, 0x90).start(0.0)[0]
+
+        def broken():
+            return link.counters["j1939_broken"]
+
+        running.bus.come(*rts)
+        running.bus.come(*rts)  # replaces the one before
+        await eventually(lambda: broken() == 1)
+        running.bus.come(rts[0], bytes([ABORT, 1, 0xFF, 0xFF, 0xFF]) + rts[1][5:8])
+        await eventually(lambda: broken() == 2)
+        running.bus.come(*rts)  # and nothing more: it times out
+        await eventually(lambda: broken() == 3, 6.0)
+        running.bus.come(*rts)
+        running.bus.come(*whole[0])
+        running.bus.come(*whole[1])
+        await asyncio.sleep(0.05)
+        running.bus.dropped += 1
+        running.bus.come(*whole[2])
+        await eventually(lambda: broken() == 5)  # that to us, and that to all
+        running.bus.come(*rts)
+        await asyncio.sleep(0.05)
+        running.bus.come(on_bus(j1939.ADDRESS_CLAIMED, 0x90, 255, 6), Name().to_bytes())
+        await eventually(lambda: broken() == 6)  # our address is lost, and with it what was on its way
+        assert link.counters["j1939_messages"] == 0

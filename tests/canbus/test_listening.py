@@ -44,7 +44,7 @@ def paged(**more):
 
 
 async def test_of_twenty_senders_one_falls_silent_and_costs_the_others_nothing(monkeypatch):
-    deadline_s = 0.2
+    deadline_s = 1.0
     messages = [
         status(f"M{number}", 0x200 + number, device=f"d{number}", deadline_s=deadline_s)
         for number in range(20)
@@ -52,17 +52,17 @@ async def test_of_twenty_senders_one_falls_silent_and_costs_the_others_nothing(m
     silent_at_s = None
     async with Running(monkeypatch, messages) as running:
         loop = asyncio.get_running_loop()
-        for turn in range(40):
+        for turn in range(30):
             for number in range(20):
-                if number != 7 or turn < 10:
+                if number != 7 or turn < 5:
                     running.bus.come(0x200 + number, bytes([turn, number]))
-            if turn == 9:
+            if turn == 4:
                 silent_at_s = loop.time()
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.05)
         lost = [batch for batch in running.batches if batch.flaws]
         assert {batch.group.points[0].device for batch in lost} == {"d7"}
         assert len(lost) == 1
-        assert deadline_s <= lost[0].at_s - silent_at_s <= 1.25 * deadline_s + 0.05
+        assert deadline_s <= lost[0].at_s - silent_at_s <= 1.25 * deadline_s
         assert running.online == [True] * 20 + [False]
 
 

@@ -5,6 +5,7 @@ import itertools
 import os
 import shutil
 import struct
+import time
 from pathlib import Path
 
 import can
@@ -21,6 +22,7 @@ from fieldbus.gateway.runtime import Gateway
 from fieldbus.gateway.simulation import Simulation
 from fieldbus.link import WriteOutcome
 from fieldbus.model import Quality
+from fieldbus.sample_json import sample_object
 
 ROOT = Path(__file__).parents[2]
 _CHANNELS = itertools.count()
@@ -41,6 +43,7 @@ BO_ 512 Command: 4 GW
  SG_ Limit : 16|8@1+ (1,0) [0|100] "%" ECU
 BA_DEF_ BO_ "GenMsgCycleTime" INT 0 65535;
 BA_DEF_DEF_ "GenMsgCycleTime" 0;
+VAL_ 256 Torque 32767 "SNA" ;
 """
 CONFIG = """version: 1
 gateway: {{name: gw}}
@@ -180,6 +183,20 @@ async def test_what_a_master_writes_beyond_the_signal_stops_the_message_until_it
         await eventually(lambda: (512, struct.pack("<HB", 4000, 2) + b"\0") in bench.heard())
 
 
+async def test_a_name_among_decimals_is_a_label_like_any_other(tmp_path):
+    async with Bench(tmp_path) as bench:
+        torque = bench.plant.points["ecu.Status.Torque"]
+        bench.gateway.refresh()
+        bench.say(256, struct.pack("<HhI", 8, 32767, 0))
+        await eventually(lambda: bench.watched(torque.address).value is not None)
+        found = sample_object(torque, bench.value(torque.address))
+        assert (found["value"], found["quality"], found["label"]) == (3276.7, "good", "SNA")
+        bench.say(256, struct.pack("<HhI", 8, 32766, 0))
+        await eventually(lambda: bench.watched(torque.address).value == 3276.6)
+        assert "label" not in sample_object(torque, bench.value(torque.address))
+        assert oneshot.parse_value(torque, "SNA") == 3276.7
+
+
 async def test_a_polled_node_is_asked_and_its_answer_seen_by_who_looks(tmp_path):
     async with Bench(tmp_path) as bench:
         bench.gateway.refresh()
@@ -201,9 +218,8 @@ async def test_the_state_of_the_bus_is_in_registers(tmp_path, monkeypatch):
         await bench.reads(BUS_LOAD, float_answer(0.0))
         bench.say(256, struct.pack("<HhI", 8000, 0, 0))
         await bench.reads(SPEED, float_answer(1000.0))
-        # An error frame: bus-off, told at once, and everything on the bus is bad with it.
+        # Bus-off, and everything on the bus is bad with it.
         known.update(state=3)
-        bench.say(0x40, bytes(8), is_error_frame=True)
         await bench.reads(BUS_STATE, "03020003")
         await bench.reads(SPEED, "830b")
         assert bench.value("ecu.Status.Speed").reason == "bus down"
@@ -213,12 +229,50 @@ async def test_the_state_of_the_bus_is_in_registers(tmp_path, monkeypatch):
         assert bench.heard() == []
         known.update(state=0, frames=25, data_bytes=200)
         await bench.reads(BUS_STATE, "03020000")
-        for _ in range(100):
-            load_percent = bench.value("sys.can0.bus_load_percent").value
-            if load_percent:
-                break
-            await asyncio.sleep(0.01)
-        assert load_percent is None or load_percent >= 0
+
+
+async def test_the_load_of_the_bus_is_what_its_frames_take_of_the_bitrate(tmp_path, monkeypatch):
+    monkeypatch.setattr("fieldbus.canbus.health.PERIOD_S", 0.05)
+    monkeypatch.setattr("fieldbus.gateway.runtime.STATUS_PERIOD_S", 0.05)
+    began_s = time.monotonic()
+
+    def status(_self):
+        # A thousand frames a second, of up to 160 bits (extended, 8 bytes, as many stuff bits as can be).
+        frames = int((time.monotonic() - began_s) * 1000)
+        return BusStatus(state=0, frames=frames, data_bytes=8 * frames)
+
+    monkeypatch.setattr(PythonCanBus, "status", status)
+    async with Bench(tmp_path) as bench:
+        seen = set()
+
+        def is_seen():
+            seen.add(bench.value("sys.can0.bus_load_percent").value)
+            return len(seen - {None, 0.0}) >= 5
+
+        await eventually(is_seen)
+        loads = sorted(seen - {None, 0.0})
+        assert loads[len(loads) // 2] == pytest.approx(100 * 1000 * 160 / 500_000, rel=0.1)
+        reply = bytes.fromhex(await bench.ask(BUS_LOAD))
+        assert struct.unpack(">f", reply[2:])[0] == pytest.approx(32, rel=0.5)
+
+
+async def test_an_error_frame_that_tells_of_bus_off_is_in_a_register_before_anybody_asks(
+    tmp_path, monkeypatch
+):
+    # Nobody looks at the interface in this time, and to it the bus is well: only the frame can tell.
+    monkeypatch.setattr("fieldbus.canbus.health.PERIOD_S", 60.0)
+    monkeypatch.setattr("fieldbus.gateway.runtime.STATUS_PERIOD_S", 60.0)
+    monkeypatch.setattr(PythonCanBus, "status", lambda _self: BusStatus(state=0, frames=0, data_bytes=0))
+    async with Bench(tmp_path) as bench:
+        await bench.reads(BUS_STATE, "03020000")
+        bench.say(256, struct.pack("<HhI", 8000, 0, 0))
+        await bench.reads(SPEED, float_answer(1000.0))
+        began_s = time.monotonic()
+        bench.say(0x40, bytes(8), is_error_frame=True)
+        await bench.reads(BUS_STATE, "03020003")
+        assert bench.value("ecu.Status.Speed").reason == "bus down"
+        # Sooner than the shortest cycle in which anything here is looked at.
+        assert time.monotonic() - began_s < 0.4
 
 
 async def test_the_status_map_has_the_bus_without_a_route(tmp_path, monkeypatch):

@@ -46,3 +46,8 @@ def test_other_kinds_have_values_of_their_kind(kind):
 def test_an_enumeration_takes_each_of_its_values_and_no_other():
     point = Point("press", "state", Kind.INT, labels={0: "off", 5: "on"})
     assert {value_at(point, second) for second in range(200)} == {0, 5}
+
+
+def test_a_decimal_number_one_of_whose_values_has_a_name_swings_all_the_same():
+    point = Point("ecu", "level", Kind.FLOAT, minimum=0, maximum=25, labels={25.5: "SNA"})
+    assert all(0 <= value_at(point, second) <= 25 for second in range(200))

@@ -105,6 +105,11 @@ class _Builder:
         if item.name == _PSEUDO_MESSAGE:
             if isinstance(written, int):
                 self._ignored.add(written)
+            if item.signals:
+                count = len(item.signals)
+                many = f"{count} signals that are" if count > 1 else "one signal that is"
+                text = f"{many} in no message ({_PSEUDO_MESSAGE}): left out"
+                self._notes.add(item.line, "", text)
             return None
         if not isinstance(written, int) or not 0 <= written < 1 << 32:
             text = f"message {item.name} is left out: {item.frame_id[:20]} is no id of a message"

@@ -275,6 +275,10 @@ class _Reader:
         marker = _MULTIPLEXED.fullmatch(words[-1]) if len(words) > 1 else None
         if marker is not None:
             words.pop()
+            if marker[0] == "m":
+                path = f"{self._message.name}.{words[0]}"
+                text = f"message {self._message.name}: signal {words[0]} is repaired: its m is taken as M"
+                self._notes.add(self._line, path, text)
         self._message.signals.append(
             SignalText(
                 line=self._line,

@@ -261,10 +261,14 @@ def leave_out(message: DraftMessage, fault_of: Callable[[DraftSignal], str | Non
         if fault is None:
             kept.append(signal)
         else:
-            name = _short(signal.name)
-            text = f"message {message.name}: signal {name} is left out: {fault}"
-            notes.add(signal.line or message.line, f"{message.name}.{name}", text)
+            say_left_out(notes, signal.line or message.line, message.name, signal.name, fault)
     message.signals = kept
+
+
+def say_left_out(notes: Notes, line: int, message: str, signal: str, fault: str) -> None:
+    """Note that a signal is left out, and why."""
+    name = _short(signal)
+    notes.add(line, f"{message}.{name}", f"message {message}: signal {name} is left out: {fault}")
 
 
 def _repair_signals(message: DraftMessage, notes: Notes, budget: _Budget) -> None:

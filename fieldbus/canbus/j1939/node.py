@@ -89,6 +89,8 @@ class Node(Address):
         self._claimer = AddressClaimer(settings.name, settings.address)
         self._reassembler = Reassembler()
         self._responder: Responder | None = None
+        self._failed_before = 0
+        """Messages that responders before this one gave up."""
         self._senders: dict[int, PacketSender] = {}
         """By destination: packets do not say of which message they are."""
         self._next: dict[int, dict[int, tuple[CanMessage, bytes]]] = {}
@@ -156,10 +158,12 @@ class Node(Address):
         self._send, self._transported = _nowhere, _nobody
         self._changed, self._refused, self._notice = _nobody, _nobody, _nobody
         self._begun, self._requested = _nobody, _nobody
-        self._address, self._responder = None, None
+        self._address = None
+        self._answer_under(None)
         self._claimed.clear()
         self._reassembler.clear()
         self._give_up_sending()
+        self._count_broken()
 
     def claim_anew(self) -> None:
         """Come to the bus again, after it was off: what was heard before may not hold any more."""
@@ -210,6 +214,7 @@ class Node(Address):
         self._reassembler.clear()
         if self._responder is not None:
             self._say(self._responder.clear())
+        self._count_broken()
 
     def _packet(self, can_id: int, data: bytes, time_ns: int, at_s: float) -> None:
         if self.is_unsure:
@@ -228,7 +233,6 @@ class Node(Address):
             message = self._reassembler.feed(can_id, data, at_s)
         if message is not None:
             self._arrived(message, time_ns, at_s)
-        self._counters[BROKEN] = self._reassembler.broken.total()
 
     def _arrived(self, message: Message, time_ns: int, at_s: float) -> None:
         self._counters[REASSEMBLED] += 1
@@ -317,6 +321,7 @@ class Node(Address):
         """See what changed, and be called again when something is due."""
         if self.is_active:
             self._see_address()
+        self._count_broken()
         for destination, sender in list(self._senders.items()):
             if sender.is_done:
                 del self._senders[destination]
@@ -346,12 +351,21 @@ class Node(Address):
         if self.is_active:
             self._say(self._claimer.tick(now_s))
         self._reassembler.expire(now_s)
-        self._counters[BROKEN] = self._reassembler.broken.total()
         if self._responder is not None:
             self._say(self._responder.tick(now_s))
         for sender in list(self._senders.values()):
             self._say(sender.tick(now_s))
         self._settle()
+
+    def _answer_under(self, address: int | None) -> None:
+        if self._responder is not None:
+            self._responder.clear()  # its aborts are not sent: the address is not ours any more
+            self._failed_before += self._responder.failed
+        self._responder = None if address is None else Responder(address)
+
+    def _count_broken(self) -> None:
+        answered = 0 if self._responder is None else self._responder.failed
+        self._counters[BROKEN] = self._reassembler.broken.total() + self._failed_before + answered
 
     def _give_up_sending(self) -> None:
         for destination, sender in self._senders.items():
@@ -372,7 +386,7 @@ class Node(Address):
             return
         self._address = address
         self._give_up_sending()
-        self._responder = None if address is None else Responder(address)
+        self._answer_under(address)
         if address is None:
             self._claimed.clear()
         else:

@@ -22,7 +22,7 @@ URL_HELP = f"mqtt://USER@HOST:PORT, or mqtts://; the password in {PASSWORD_VARIA
 
 def is_url(text: str) -> bool:
     """Return whether a broker is meant, and not a file."""
-    return text.startswith(("mqtt:", "mqtts:"))
+    return "://" in text
 
 
 def url_or_exit(text: str) -> BrokerUrl:

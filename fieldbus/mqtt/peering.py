@@ -127,7 +127,7 @@ def _point(address: str, item: Any) -> Point:
     if type(hops) is not int or not 0 <= hops <= MAX_HOPS:
         raise PeeringError(f"{address} has no number of hops")
     try:
-        labels = {int(number): str(label) for number, label in item.get("labels", {}).items()}
+        labels = {_label_key(number): str(label) for number, label in item.get("labels", {}).items()}
         return Point(
             device=device,
             name=name,
@@ -145,6 +145,13 @@ def _point(address: str, item: Any) -> Point:
         )
     except (KeyError, ValueError, TypeError, AttributeError):
         raise PeeringError(f"{address} is not described as a point is") from None
+
+
+def _label_key(text: str) -> int | float:
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
 
 
 def _text(value: object) -> str | None:

@@ -28,13 +28,6 @@ _LIVE_UNDER_WAY = 64
 _LIVE_SAMPLES = 2000
 
 
-def label_of(point: Point, sample: Sample) -> str | None:
-    """Return the name that an enumeration gives a value."""
-    if point.labels and isinstance(sample.value, int):
-        return point.labels.get(sample.value)
-    return None
-
-
 class TopicSink:
     """What routes have for a broker's topics, durably."""
 
@@ -91,7 +84,7 @@ def _topic_item(delivery: Delivery) -> Item:
     target, source, sample = delivery
     gathered = target.label if target.gathers else None
     head: Head = (target.topic, gathered, source.device, source.unit)
-    return Item(head, sample, label_of(source, sample))
+    return Item(head, sample, source.label(sample.value))
 
 
 def topic_messages(items: Sequence[Item], *, is_historical: bool) -> list[tuple[str, bytes]]:
@@ -103,7 +96,8 @@ def topic_messages(items: Sequence[Item], *, is_historical: bool) -> list[tuple[
         if name is not None:
             gathered.setdefault((where, device, sample.time_ns), []).append((name, sample))
             continue
-        labels = {sample.value: label} if label is not None and isinstance(sample.value, int) else {}
+        value = sample.value
+        labels = {value: label} if label is not None and isinstance(value, int | float) else {}
         point = Point(device, "", Kind.FLOAT, unit=unit, labels=labels)
         payload = sample_bytes(point, sample)
         found.append((where, _historical(payload) if is_historical else payload))

@@ -133,12 +133,12 @@ class Peers:
         others = self._looked_after.difference(self.remotes)
         return found + [peering.topic(gateway, "status") for gateway in others]
 
-    def look_after(self, peer: str) -> str | None:
+    def look_after(self, link: str, peer: str) -> str | None:
         """Return the topic that has to be heard so that `peer_is` is told, None if it is already."""
         if peer in self._looked_after or peer in self.remotes:
             is_online = self._online.get(peer)
             if is_online is not None and self.correspondent is not None:
-                self.correspondent.peer_is("", peer, is_online=is_online)
+                self.correspondent.peer_is(link, peer, is_online=is_online)
             return None
         self._looked_after.add(peer)
         return peering.topic(peer, "status")

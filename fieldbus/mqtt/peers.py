@@ -36,7 +36,7 @@ from fieldbus.link import (
 )
 from fieldbus.model import NO_FLAWS, Batch, Flaw, Group, Point, Reason, Sample, Value
 from fieldbus.mqtt import peering
-from fieldbus.mqtt.records import RecordError, decode_row
+from fieldbus.mqtt.records import RecordError, decode_peer_row
 from fieldbus.sample_json import iso_time
 
 EXPIRY_S = 10.0
@@ -222,7 +222,7 @@ class Peers:
 
     def _heard_live(self, peer: str, payload: bytes) -> None:
         try:
-            samples = [(str(item.head[0]), item.sample) for item in decode_row(payload) if item.head]
+            samples = [(item.head[0], item.sample) for item in decode_peer_row(payload)]
         except RecordError as error:
             self.fault(peer, f"what it sends live cannot be read: {error}")
             return

@@ -329,7 +329,7 @@ class Exchange:
         if self.intake.take(peer, place, items, lambda time_ns: now_s - (now_ns - time_ns) / 1e9, committed):
             committed()
         elif not place.is_historical:
-            self._links[link].take_samples(peer, [(str(item.head[0]), item.sample) for item in items])
+            self._links[link].take_samples(peer, [(item.head[0], item.sample) for item in items])
 
     def _acknowledge(self, link: str, peer: str, source: str, boot: str, stream: str) -> None:
         seq = self.intake.committed(source, peer)

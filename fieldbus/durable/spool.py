@@ -46,6 +46,8 @@ _ROW_OVERHEAD = 64
 """Bytes that a row costs beside its data, about."""
 _FRESH_BYTES = 4 * 1024 * 1024
 """Committed rows that are kept in memory so that they need not be read back, at most."""
+HANGS_S = 5.0
+"""After this time without an answer the disk takes nothing, whether it says so or not."""
 _LOOK_S = 1.0
 """How often it is looked for rows that are too old."""
 _DROP_AT_ONCE = 256
@@ -201,6 +203,9 @@ class Stream:
     def wrote(self, rows: Iterable[Row]) -> None:
         """Learn that rows are on disk."""
         for row in rows:
+            before = row.first - row.gap - 1
+            if self.floor >= self.committed < before:
+                self.floor = before  # what is between was thrown away with the stream that had this name
             self.committed = max(self.committed, row.last)
             self._fresh.append(row)
             self._fresh_bytes += len(row.data)
@@ -265,8 +270,8 @@ class Spool:
         self._last: dict[str, int] = {}
         """Stream to the number of its last sample. Goes on when the file is lost."""
         self._size = 0
-        self._before: tuple[dict[str, int], dict[str, int], int] = ({}, {}, 0)
-        """The same as it was before the transaction."""
+        self._before: tuple[dict[str, int], dict[str, int], int] | None = None
+        """The same as it was before the transaction, while there is one."""
         self._loaded: dict[str, tuple[int, int]] = {}
         self.committer: Committer[_Item] = Committer(path, self, group_commit_s)
 
@@ -317,8 +322,11 @@ class Spool:
         self.committer.put(item)
         if isinstance(item, _Append):
             self._waiting += len(item.items)
-            if self._waiting > self._max_waiting and self.trouble is not None:
-                self._drop_waiting()
+            if self._waiting > self._max_waiting and (
+                self.trouble is not None or self.committer.hangs_s() > HANGS_S
+            ):
+                with self.committer.held():
+                    self._drop_waiting()
 
     def _drop_waiting(self) -> None:
         kept: list[_Item] = []
@@ -411,10 +419,11 @@ class Spool:
 
     def settled(self, *, is_committed: bool) -> None:
         """Keep what was done, or forget it."""
-        if not is_committed:
-            self._ids, self._last, self._size = self._before
-        else:
+        before, self._before = self._before, None
+        if is_committed:
             self._loaded = {}
+        elif before is not None:
+            self._ids, self._last, self._size = before
 
     def apply(self, connection: sqlite3.Connection, items: Sequence[_Item]) -> _Result:
         """Write items, then drop what is too much or too old."""

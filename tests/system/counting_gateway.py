@@ -2,7 +2,8 @@
 
 ``python counting_gateway.py CONFIG LEDGER RATE``: the points of the device `press` get one number after the
 other, RATE samples a second in all, once all streams that routes or peers want are there. SIGUSR1 has it
-also take as many samples as the file BURST beside the ledger says, as fast as they can be kept.
+also take as many samples as the file BURST beside the ledger says, as fast as they can be kept; while the
+disk takes nothing, as fast as they come.
 
 The ledger has a line for each step, written before it:
 
@@ -88,13 +89,17 @@ class CountingLink:
                 self._give(emit)
             if self._left:
                 until_s = time.monotonic() + TICK_S
-                while self._left and time.monotonic() < until_s and self._waiting < _MOST_WAITING:
+                while self._left and time.monotonic() < until_s and self._has_room:
                     self._left -= 1
                     self._give(emit)
             if now_s - told_s >= 0.1:
                 told_s = now_s
                 self._tell()
             await asyncio.sleep(0.001 if self._left else TICK_S)
+
+    @property
+    def _has_room(self):
+        return self._waiting < _MOST_WAITING or self.gateway.exchange.spool.trouble is not None
 
     @property
     def _waiting(self):
@@ -133,7 +138,7 @@ async def main(config, ledger, rate):
     link = CountingLink(plant.links["plc"].groups, Ledger(file), rate, file.with_name("BURST"))
     assert len(link.groups) == 1
     plant.links["plc"] = link
-    link.gateway = Gateway(plant)
+    link.gateway = Gateway(plant, load=lambda before: load(before.file, previous=before))
     loop.on_signal(link.gateway.stop)
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, link.want_burst)
     await link.gateway.run()

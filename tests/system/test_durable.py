@@ -10,20 +10,23 @@ import itertools
 import os
 import random
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
-from conftest import Broker
+from conftest import Broker, free_port
 
 KILLS = int(os.environ.get("FIELDBUS_KILLS", "8"))
 BACKLOG = int(os.environ.get("FIELDBUS_BACKLOG", "100000"))
 POINTS = 10
 RATE = 1000
+_PUBACK = 4
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(120 + KILLS * 10 + BACKLOG // 2000)]
 
@@ -48,6 +51,7 @@ devices:
   line: {{link: broker, type: gateway, gateway: tx}}
 routes:
   - {{from: "line.press.*", to: history, durable: true, when: sample}}
+{routes}
 """
 
 
@@ -69,6 +73,75 @@ def broker(tmp_path):
     found = HardBroker(tmp_path)
     yield found
     found.kill()
+
+
+class Proxy:
+    """TCP between a gateway and the broker: can be away, and can swallow what the broker acknowledges."""
+
+    def __init__(self, port):
+        self.swallows = False
+        self.swallowed = 0
+        self.port = free_port()
+        self._target = port
+        self._sockets = []
+        self._listener = None
+        self.open()
+
+    def open(self):
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def close(self):
+        listener, self._listener = self._listener, None
+        for each in (listener, *self._sockets):
+            if each is not None:
+                with suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
+                each.close()
+        self._sockets = []
+
+    def _accept(self, listener):
+        while self._listener is listener:
+            try:
+                client, _ = listener.accept()
+                server = socket.create_connection(("127.0.0.1", self._target))
+            except OSError:
+                return
+            self._sockets += [client, server]
+            for work, *ends in ((self._pass, client, server), (self._pass_packets, server, client)):
+                threading.Thread(target=work, args=ends, daemon=True).start()
+
+    def _pass(self, source, sink):
+        with suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_RDWR)
+
+    def _pass_packets(self, source, sink):
+        kept = b""
+        with suppress(OSError):
+            while data := source.recv(65536):
+                kept += data
+                out = b""
+                while (size := _packet_size(kept)) is not None and len(kept) >= size:
+                    packet, kept = kept[:size], kept[size:]
+                    if self.swallows and packet[0] >> 4 == _PUBACK:
+                        self.swallowed += 1
+                    else:
+                        out += packet
+                if out:
+                    sink.sendall(out)
+            sink.shutdown(socket.SHUT_RDWR)
+
+
+def _packet_size(data):
+    """Return how long the packet is that data begins with; None if that is not known yet."""
+    length = 0
+    for index, byte in enumerate(data[1:5]):
+        length |= (byte & 0x7F) << 7 * index
+        if byte < 0x80:
+            return index + 2 + length
+    return None
 
 
 class Member:
@@ -135,7 +208,18 @@ class Pair:
     """A sender that counts, a receiver with a store, and what both should have."""
 
     def __init__(
-        self, folder, sender_port, receiver_port=None, *, routes="[]", keepalive="30s", spool="", rate=RATE
+        self,
+        folder,
+        sender_port,
+        receiver_port=None,
+        *,
+        routes="[]",
+        receiver_routes="",
+        keepalive="30s",
+        spool="",
+        rate=RATE,
+        sender_in=(),
+        receiver_in=(),
     ):
         self.folder = folder
         points = "\n".join(
@@ -146,13 +230,23 @@ class Pair:
             SENDER.format(port=sender_port, points=points, routes=routes, keepalive=keepalive, spool=spool)
         )
         receiver = folder / "rx.yaml"
-        receiver.write_text(RECEIVER.format(port=receiver_port or sender_port, keepalive=keepalive))
+        receiver.write_text(
+            RECEIVER.format(port=receiver_port or sender_port, keepalive=keepalive, routes=receiver_routes)
+        )
         self.ledger = folder / "ledger"
         program = str(Path(__file__).with_name("counting_gateway.py"))
         self.sender = Member(
-            folder / "tx.log", sys.executable, program, str(self._sender_config), str(self.ledger), str(rate)
+            folder / "tx.log",
+            *sender_in,
+            sys.executable,
+            program,
+            str(self._sender_config),
+            str(self.ledger),
+            str(rate),
         )
-        self.receiver = Member(folder / "rx.log", sys.executable, "-m", "fieldbus", "run", str(receiver))
+        self.receiver = Member(
+            folder / "rx.log", *receiver_in, sys.executable, "-m", "fieldbus", "run", str(receiver)
+        )
         self.store = folder / "rx-data" / "history.db"
 
     def start(self):
@@ -226,6 +320,17 @@ class Pair:
             lambda: f"{want} is missing, now {self.now}\n{self.said}",
         )
 
+    def flows(self, timeout_s):
+        """Wait until what the sender takes from now on is in the store; return how long that took."""
+        self.works()
+        begun_s, want = time.monotonic(), self.now["given"]
+        until(
+            lambda: self.has_number(want),
+            timeout_s,
+            lambda: f"{want} is missing, now {self.now}\n{self.said}",
+        )
+        return time.monotonic() - begun_s
+
     def has_number(self, number):
         found = self.query(
             "SELECT max(value) FROM samples WHERE id > (SELECT max(id) FROM samples) - 20000 AND value IS NOT NULL"
@@ -290,3 +395,44 @@ def test_killed_at_any_moment_nothing_acknowledged_is_lost_and_nothing_comes_twi
     lives = pair.lives
     acknowledged = sum(kept - first for first, kept, _ in lives[:-1]) * POINTS
     print(f"{KILLS} kills, {acknowledged} acknowledged, {total} stored")
+
+
+@pytest.mark.parametrize("death", ["stopped", "killed", "frozen"])
+def test_whatever_befalls_the_broker_nothing_is_lost(tmp_path, broker, death):
+    pair = Pair(tmp_path, broker.port, keepalive="2s")
+    try:
+        pair.start()
+        for away_s in (1.0, 4.0):
+            if death == "frozen":
+                pid = broker.pid
+                os.kill(pid, signal.SIGSTOP)
+                time.sleep(away_s)
+                os.kill(pid, signal.SIGCONT)
+            else:
+                broker.stop() if death == "stopped" else broker.kill()
+                time.sleep(away_s)
+                broker.start()
+            print(f"{death} for {away_s} s, all is there after {pair.flows(20):.1f} s")
+        pair.settle()
+        pair.compare(pair.lives[:-1])
+    finally:
+        pair.end()
+
+
+@pytest.mark.parametrize("side", ["sender", "receiver"])
+def test_acknowledgements_of_the_broker_that_are_swallowed_lose_nothing(tmp_path, broker, side):
+    proxy = Proxy(broker.port)
+    ports = (proxy.port, broker.port) if side == "sender" else (broker.port, proxy.port)
+    pair = Pair(tmp_path, *ports, keepalive="2s")
+    try:
+        pair.start()
+        proxy.swallows = True
+        time.sleep(5)
+        proxy.swallows = False
+        assert proxy.swallowed
+        print(f"all is there after {pair.flows(20):.1f} s")
+        pair.settle()
+        pair.compare(pair.lives[:-1])
+    finally:
+        pair.end()
+        proxy.close()

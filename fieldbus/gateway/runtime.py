@@ -116,12 +116,14 @@ class Gateway:
 
     def _emit(self, batch: Batch) -> None:
         """Route a batch; what every link calls with everything that it acquires."""
-        deliveries = self.router.dispatch(batch, clock.monotonic_s())
+        router = self.router
+        deliveries = router.dispatch(batch, clock.monotonic_s())
         if deliveries:
             self._deliver(deliveries)
-        for bundle in self.router.gathered(batch):
-            self._gatherers[bundle.plan.message.link].gather(bundle)
-        if self.router.next_due_s < self._timer_due_s:
+        if router.plans and batch.group in router.plans:
+            for bundle in router.gathered(batch):
+                self._gatherers[bundle.plan.message.link].gather(bundle)
+        if router.next_due_s < self._timer_due_s:
             self._arm()
 
     def _deliver(self, deliveries: Deliveries) -> None:
@@ -147,21 +149,31 @@ class Gateway:
         now_s = clock.monotonic_s()
         self._deliver(self.router.offer_missed(targets, now_s - START_UP_S, now_s))
 
-    def _guarded(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
-        allowed: list[Delivery] = []
+    def _guarded(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        """Return what targets may be given, and keep it in `delivered`."""
         delivered, refused = self.delivered, self._refused
-        for delivery in deliveries:
-            target, _, sample = delivery
-            point, value = target.point, sample.value
+        for target, _, sample in deliveries:
+            point = target.point
             if point is None:
-                allowed.append(delivery)
                 continue
             delivered[point] = sample
-            if value is None or (
-                not isinstance(value, str)
-                and point.floor <= value <= point.ceiling
-                and not (refused and point in refused)
+            value = sample.value
+            if value is not None and (
+                isinstance(value, str)
+                or not point.floor <= value <= point.ceiling
+                or (refused and point in refused)
             ):
+                return self._sifted(deliveries)
+        return deliveries
+
+    def _sifted(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        """Return the same of deliveries of which one must perhaps not be given."""
+        allowed: list[Delivery] = []
+        for delivery in deliveries:
+            point, value = delivery.target.point, delivery.sample.value
+            if point is not None:
+                self.delivered[point] = delivery.sample
+            if point is None or value is None:
                 allowed.append(delivery)
             else:
                 allowed.extend(self._examined(delivery, point, value))

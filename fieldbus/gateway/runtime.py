@@ -167,6 +167,8 @@ class Gateway:
             if edge.target.point is not None and not self._links[edge.target.link].is_listener
         )
         """What of the points that routes write is a machine's: attempts are recorded."""
+        self._careful = self._machines.union(self._guards)
+        """What is not simply given what fits."""
 
     @staticmethod
     def _needed(plant: Plant) -> list[Point]:
@@ -378,12 +380,14 @@ class Gateway:
 
     def _emit(self, batch: Batch) -> None:
         """Route a batch; what every link calls with everything that it acquires."""
-        deliveries = self.router.dispatch(batch, clock.monotonic_s())
+        router = self.router
+        deliveries = router.dispatch(batch, clock.monotonic_s())
         if deliveries:
             self._deliver(deliveries)
-        for bundle in self.router.gathered(batch):
-            self._gatherers[bundle.plan.message.link].gather(bundle)
-        if self.router.next_due_s < self._timer_due_s:
+        if router.plans and batch.group in router.plans:
+            for bundle in router.gathered(batch):
+                self._gatherers[bundle.plan.message.link].gather(bundle)
+        if router.next_due_s < self._timer_due_s:
             self._arm()
 
     def _deliver(self, deliveries: Deliveries) -> None:
@@ -409,25 +413,33 @@ class Gateway:
         now_s = clock.monotonic_s()
         self._deliver(self.router.offer_missed(targets, now_s - START_UP_S, now_s))
 
-    def _guarded(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
-        allowed: list[Delivery] = []
-        delivered, refused, guards, machines = self.delivered, self._refused, self._guards, self._machines
-        for delivery in deliveries:
-            target, source, sample = delivery
-            point, value = target.point, sample.value
+    def _guarded(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        """Return what targets may be given, and keep it in `delivered`."""
+        delivered, refused, careful = self.delivered, self._refused, self._careful
+        for target, _, sample in deliveries:
+            point = target.point
             if point is None:
-                allowed.append(delivery)
                 continue
             delivered[point] = sample
-            if value is None or (
-                not isinstance(value, str)
-                and point.floor <= value <= point.ceiling
-                and not (refused and point in refused)
-                and not (guards and point in guards)
+            value = sample.value
+            if value is not None and (
+                isinstance(value, str)
+                or not point.floor <= value <= point.ceiling
+                or (refused and point in refused)
+                or (careful and point in careful)
             ):
+                return self._sifted(deliveries)
+        return deliveries
+
+    def _sifted(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        """Return the same of deliveries of which one must perhaps not be given, or is to be recorded."""
+        allowed: list[Delivery] = []
+        for delivery in deliveries:
+            point, value = delivery.target.point, delivery.sample.value
+            if point is not None:
+                self.delivered[point] = delivery.sample
+            if point is None or value is None:
                 allowed.append(delivery)
-                if value is not None and point in machines:
-                    self.desk.routed(point, source, value, None)
             else:
                 allowed.extend(self._examined(delivery, point, value))
         return allowed

@@ -49,6 +49,7 @@ _FRESH_BYTES = 4 * 1024 * 1024
 _LOOK_S = 1.0
 """How often it is looked for rows that are too old."""
 _DROP_AT_ONCE = 256
+_PATIENCE = 4
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS spool(boot TEXT NOT NULL, version INTEGER NOT NULL);
@@ -317,13 +318,15 @@ class Spool:
         self.committer.put(item)
         if isinstance(item, _Append):
             self._waiting += len(item.items)
-            if self._waiting > self._max_waiting and self.trouble is not None:
-                self._drop_waiting()
+            # A disk that is only slow is waited for a little longer than one that takes nothing.
+            limit = self._max_waiting if self.trouble is not None else _PATIENCE * self._max_waiting
+            if self._waiting > limit:
+                self._drop_waiting(limit)
 
-    def _drop_waiting(self) -> None:
+    def _drop_waiting(self, limit: int) -> None:
         kept: list[_Item] = []
         gaps: dict[Stream, int] = {}
-        while self._waiting > self._max_waiting:
+        while self._waiting > limit:
             item = self.committer.take_oldest()
             if item is None:
                 break

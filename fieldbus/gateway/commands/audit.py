@@ -120,9 +120,14 @@ class Audit:
 
     def sync(self) -> None:
         """Have what was written on the disk. May take as long as the disk likes."""
-        if self._fd is not None and self._is_dirty:
-            self._is_dirty = False
-            os.fdatasync(self._fd)
+        if self._fd is None or not self._is_dirty:
+            return
+        self._is_dirty = False
+        fd = os.dup(self._fd)  # the file may be turned over meanwhile
+        try:
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
 
     def close(self) -> None:
         """Close the file."""
@@ -134,13 +139,23 @@ class Audit:
                 pass  # there is nobody left to tell
             os.close(fd)
 
-    def recent(self, since_ns: int) -> Iterator[dict[str, Any]]:
-        """Yield the records since a moment, oldest first, of the last two files."""
+    def recent(self, since_ns: int) -> list[dict[str, Any]]:
+        """Return the records since a moment, oldest first, of the last two files."""
         since = iso_time(since_ns)
-        for path in [*_closed(self.folder)[-1:], self.file]:
-            for _, record in _records(path):
-                if record is not None and record.get("time", "") >= since:
-                    yield record
+        found: list[dict[str, Any]] = []
+        for path in (self.file, *reversed(_closed(self.folder)[-1:])):
+            is_whole = True
+            for raw in _lines_backwards(path):
+                record = _parsed(raw)
+                if record is None:
+                    continue
+                if record.get("time", "") < since:
+                    is_whole = False
+                    break
+                found.append(record)
+            if not is_whole:
+                break
+        return found[::-1]
 
     def _append(self, data: bytes) -> None:
         assert self._fd is not None  # noqa: S101 - who calls has opened it
@@ -247,6 +262,22 @@ def _last_record(path: Path) -> dict[str, Any] | None:
         if record is not None:
             return record
     return None
+
+
+def _lines_backwards(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a file, the last one first."""
+    try:
+        with path.open("rb") as file:
+            position, rest = file.seek(0, os.SEEK_END), b""
+            while position:
+                start = max(0, position - _TAIL_BYTES)
+                file.seek(start)
+                lines = (file.read(position - start) + rest).split(b"\n")
+                position, rest = start, lines[0]
+                yield from reversed(lines[1:])
+            yield rest
+    except FileNotFoundError:
+        return
 
 
 def _ends_whole(path: Path) -> bool:

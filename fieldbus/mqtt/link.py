@@ -48,7 +48,7 @@ from fieldbus.mqtt import peering
 from fieldbus.mqtt.connection import words
 from fieldbus.mqtt.gather import DEFAULT_WINDOW_S, Gatherer
 from fieldbus.mqtt.payload import TopicPoint, read
-from fieldbus.mqtt.peers import Peers, RemoteGateway
+from fieldbus.mqtt.peers import BEATS, Peers, RemoteGateway
 from fieldbus.mqtt.publisher import Publisher
 from fieldbus.mqtt.tls import TlsFiles, context_of
 from fieldbus.routing.table import is_topic
@@ -230,7 +230,7 @@ class MqttLink:
         if client is None:
             raise LinkDownError("not connected")
         self._farewell = _SHUT_DOWN
-        self._peers.start(emit, report)
+        self._peers.start(self.name, emit, report)
         self._is_running = True
         if self.correspondent is not None:
             self.correspondent.connected(self.name)
@@ -417,9 +417,10 @@ class MqttLink:
         if topic is not None and self._client is not None:
             self._spawn(self._subscribe(self._client, topic))
 
-    def spoil_peer(self, peer: str, reason: str) -> None:
-        """Say that no point of a peer has a value, and why."""
-        self._peers.spoil(peer, reason)
+    @property
+    def beat_s(self) -> float:
+        """How often something has to be sent to peers, so that they know that we are there."""
+        return self._keepalive_s / BEATS
 
     def take_samples(self, peer: str, samples: Sequence[tuple[str, Sample]]) -> None:
         """Emit samples of a peer, by their addresses there."""
@@ -495,7 +496,9 @@ class MqttLink:
         return aiomqtt.Will(self.status_topic, self._status("offline", _LOST), 1, True)
 
     def _status(self, status: str, reason: str | None = None) -> bytes:
-        found = {"status": status, "reason": reason, "time": iso_time(clock.wall_ns())}
+        found: dict[str, Any] = {"status": status, "reason": reason, "time": iso_time(clock.wall_ns())}
+        if status == "online":
+            found["keepalive"] = self._keepalive_s
         if self._version:
             found["version"] = self._version
         return json.dumps(found).encode()

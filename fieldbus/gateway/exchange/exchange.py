@@ -226,9 +226,12 @@ class Exchange:
             self._say_wants()
 
     def look_round(self) -> None:
-        """Once a second: what only watchers wanted is not wanted any more when they have gone."""
+        """Once a second: tell peers that we are there; want no more what nobody watches any more."""
         for pump, _ in self._pumps.values():
             pump.wake()
+        now_s = clock.monotonic_s()
+        for (link, _), wanted in self._wanted.items():
+            wanted.live.beat(now_s, self._links[link].beat_s)
         self._say_wants()
 
     @property

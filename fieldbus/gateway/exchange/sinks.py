@@ -13,8 +13,10 @@ To the routing table a sink is a link as any other: it takes deliveries. What it
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 
+from fieldbus import clock
 from fieldbus.durable.spool import Row, Stream
 from fieldbus.gateway.exchange.pump import Pump
 from fieldbus.link import Delivery, Link, PeerLink
@@ -164,6 +166,7 @@ class LiveSink:
         self._newest: dict[str, Item] = {}
         """What waits while too much is under way."""
         self._under_way = 0
+        self._sent_s = -math.inf
         self._is_scheduled = False
 
     def send(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
@@ -180,6 +183,16 @@ class LiveSink:
             asyncio.get_running_loop().call_soon(self._flush)
         return ()
 
+    def beat(self, now_s: float, period_s: float) -> None:
+        """Send something if nothing was sent for so long: the peer must know that we are there."""
+        if now_s - self._sent_s >= period_s and self._link.is_sending and not self._is_scheduled:
+            self._publish([], now_s)
+
+    def _publish(self, items: Sequence[Item], now_s: float) -> None:
+        self._under_way += 1
+        self._sent_s = now_s
+        self._link.publish(topic(self._me, "live", self._peer), encode_row(items), self._done)
+
     def _flush(self) -> None:
         self._is_scheduled = False
         if not self._link.is_sending:
@@ -191,9 +204,7 @@ class LiveSink:
             items += self._newest.values()
             self._newest.clear()
         for first in range(0, len(items), _LIVE_SAMPLES):
-            self._under_way += 1
-            row = encode_row(items[first : first + _LIVE_SAMPLES])
-            self._link.publish(topic(self._me, "live", self._peer), row, self._done)
+            self._publish(items[first : first + _LIVE_SAMPLES], clock.monotonic_s())
 
     def _done(self, _is_done: bool) -> None:
         self._under_way -= 1

@@ -96,7 +96,10 @@ class Gateway:
         """Points at their safe value, and since when their source was silent then."""
         self._begun_s = clock.monotonic_s()
         self._health = Health(plant.name, __version__, clock.wall_ns())
-        self.audit = Audit(plant.data_dir / "audit") if keeps else None
+        self.audit: Audit | None = None
+        if keeps:
+            audit = {} if plant.settings is None else {"max_total": plant.settings.audit.max_size}
+            self.audit = Audit(plant.data_dir / "audit", **audit)
         self._spool: Spool | None = None
         self.exchange: Exchange | None = None
         """There while the gateway runs, if there are brokers."""

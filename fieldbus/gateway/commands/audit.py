@@ -4,7 +4,7 @@ Layout: JSON lines, UTF-8. Each has a number ``n`` that goes up by one, what hap
 ``hash`` of
 the line before (64 zeros before the first), and ``hash``: SHA-256 over ``prev`` and the line's text without
 ``hash``, that is up to and without ``,"hash":"…"}``. A file of more than `MAX_BYTES` is closed and named
-``audit-<first n>.jsonl``; the chain goes on in the next.
+``audit-<first n>.jsonl``; the chain goes on in the next. When all have more than is allowed, the oldest go.
 
 Rules:
 
@@ -33,6 +33,7 @@ from fieldbus.sample_json import iso_time
 
 FILE_NAME = "audit.jsonl"
 MAX_BYTES = 64 * 1024 * 1024
+MAX_TOTAL = 2 * 1024 * 1024 * 1024
 SYNC_S = 0.5
 START = "0" * 64
 _HASH_FIELD = ',"hash":"'
@@ -62,12 +63,13 @@ class Verdict(NamedTuple):
 class Audit:
     """The log, open for appending."""
 
-    def __init__(self, folder: Path, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, folder: Path, max_bytes: int = MAX_BYTES, max_total: int = MAX_TOTAL) -> None:
         """Take where the files are; nothing is opened.
 
         Args:
             folder: of all files.
             max_bytes: how long a file may become.
+            max_total: what all files may have together; the oldest is removed first.
         """
         self.folder = folder
         self.file = folder / FILE_NAME
@@ -78,6 +80,7 @@ class Audit:
         """Records that could not be written."""
         self.trouble: str | None = None
         self._max_bytes = max_bytes
+        self._max_total = max_total
         self._fd: int | None = None
         self._size = 0
         self._is_dirty = False
@@ -172,6 +175,11 @@ class Audit:
         first = next((record["n"] for _, record in _records(self.file) if record is not None), self.count)
         self.close()
         self.file.rename(self.folder / f"audit-{first:012d}.jsonl")
+        closed = _closed(self.folder)
+        sizes = [path.stat().st_size for path in closed]
+        while closed and sum(sizes) > self._max_total - self._max_bytes:
+            closed.pop(0).unlink()
+            sizes.pop(0)
         self._fd = os.open(self.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
         self._size = 0
 

@@ -158,7 +158,7 @@ async def _write_afar(
     timeout_s: float,
 ) -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
-    answers = peering.topic(visitor.name, "answer", gateway)
+    answers = peering.topic(visitor.user, "answer", gateway)
     waiting: dict[str, str] = {}
     async with visitor:
         await visitor.hear(answers)

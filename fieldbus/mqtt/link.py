@@ -162,7 +162,8 @@ class MqttLink:
         """
         return MqttLink(
             self.name, self._gateway, self.host, self.port, self.places,
-            client_id=client_id, is_announced=False, me=client_id, **self._options,
+            client_id=client_id, is_announced=False, me=f"{self._username or self._gateway}/{client_id}",
+            **self._options,
         )  # fmt: skip
 
     @property

@@ -16,7 +16,9 @@ access
 =======================================  =========
 ============================================================
 
-So a broker's access list needs three lines for each peer and actor, see ``configs/mosquitto``.
+So a broker's access list needs a few lines for all peers and actors, see ``configs/mosquitto``. A visitor (a
+person who watches) is ``<user>/<word>`` where a peer is ``<peer>``: several may come as one user. It wants
+live samples only, and says so again and again: what it does not say for `VISIT_S` it does not want any more.
 
 Layout of a want: ``{"live": {"sample": [address, …], "change": […]}, "durable": {…}}``.
 
@@ -42,6 +44,9 @@ from fieldbus.model import Access, Kind, Point
 from fieldbus.sample_json import iso_time
 
 MAX_HOPS = 8
+VISIT_S = 30.0
+RENEW_S = 10.0
+"""How often a visitor says what it wants."""
 MAX_POINTS = 100_000
 ROOT = "fieldbus"
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -66,6 +71,17 @@ def is_gateway_name(name: str) -> bool:
 def sign(key: bytes, topic: str, payload: bytes) -> str:
     """Return the signature of a command: HMAC-SHA256 over topic, line feed and payload, as 64 digits."""
     return hmac.new(key, topic.encode() + b"\n" + payload, hashlib.sha256).hexdigest()
+
+
+def is_visitor(peer: str) -> bool:
+    """Return whether a peer is a person who watches, and no gateway."""
+    return "/" in peer
+
+
+def is_peer_name(name: str) -> bool:
+    """Return whether a gateway or a visitor can have a name."""
+    first, slash, second = name.partition("/")
+    return is_gateway_name(first) and (not slash or is_gateway_name(second))
 
 
 @dataclass(frozen=True, slots=True)

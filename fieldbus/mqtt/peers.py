@@ -131,7 +131,7 @@ class Peers:
         me = self.me
         found = [
             peering.topic(me, "command", "+", "#"),
-            peering.topic(me, "want", "+"),
+            peering.topic(me, "want", "#"),
             peering.topic(me, "ack", "+"),
             peering.topic(me, "answer", "+"),
         ]
@@ -211,11 +211,11 @@ class Peers:
                 point = ".".join((rest[1], "/".join(rest[2:])))
                 instruction = Instruction(topic, rest[0], point, payload, signature, is_retained, reply)
                 self.correspondent.instructed(link, instruction)
-        elif about == self.me and rest and peering.is_gateway_name(rest[0]):
+        elif about == self.me and peering.is_peer_name(peer := "/".join(rest)):
             if kind == "want":
-                self.correspondent.wanted(link, rest[0], payload)
+                self.correspondent.wanted(link, peer, payload)
             elif kind == "ack":
-                self.correspondent.acknowledged(link, rest[0], payload)
+                self.correspondent.acknowledged(link, peer, payload)
         elif about in self.remotes:
             if kind == "birth":
                 self.correspondent.born(link, about, payload)

@@ -2,8 +2,7 @@
 
 Topics, all below ``fieldbus/<gateway>/`` of the gateway whose points they are about:
 
-=======================================  =========
-============================================================
+=======================================  =========  ===================================================
 ``status``                               retained   ``online``, ``offline`` with reason; also the last will
 ``birth``                                retained   who it is, and each point with kind, unit, range and
 access
@@ -13,8 +12,7 @@ access
 ``data/<peer>``                                     chunks of a durable stream, for a peer
 ``ack/<peer>``                                      what the peer has committed of it (said by the peer)
 ``command/<actor>/<device>/<point>``                write a point (said by the actor)
-=======================================  =========
-============================================================
+=======================================  =========  ===================================================
 
 So a broker's access list needs a few lines for all peers and actors, see ``configs/mosquitto``. A visitor (a
 person who watches) is ``<user>/<word>`` where a peer is ``<peer>``: several may come as one user. It wants

@@ -4,8 +4,7 @@ Topics, all below ``fieldbus/<gateway>/`` of the gateway whose points they are a
 
 =======================================  =========  ===================================================
 ``status``                               retained   ``online``, ``offline`` with reason; also the last will
-``birth``                                retained   who it is, and each point with kind, unit, range and
-access
+``birth``                                retained   each point with kind, unit, range and access
 ``health``                               retained   links, devices, since when, backlog, drops, audit
 ``want/<peer>``                          retained   which points a peer wants, how (said by the peer)
 ``live/<peer>``                                     samples as they come, for a peer

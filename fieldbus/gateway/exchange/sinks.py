@@ -17,7 +17,8 @@ import math
 from collections.abc import Callable, Sequence
 
 from fieldbus import clock
-from fieldbus.durable.spool import Row, Stream
+from fieldbus.durable.spool import Stream
+from fieldbus.durable.spool_file import Row
 from fieldbus.gateway.exchange.pump import Pump
 from fieldbus.link import Delivery, Link, PeerLink
 from fieldbus.model import Kind, Point, Sample

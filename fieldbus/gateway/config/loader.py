@@ -571,7 +571,7 @@ class _Loader:
         routed = {edge.target.point for edge in edges}
         for point, (settings, path) in found.items():
             for key, text in _guard_faults(point, settings, is_routed=point in routed):
-                self._fault_at(point.device, (*path, key), text)
+                self._fault_at(point.device, (*path, key) if key else path, text)
             self._guards[point] = self._guard(point, settings, path, points, remote)
 
     def _guard(
@@ -898,9 +898,7 @@ def _has_online(item: Description, link_type: LinkType) -> bool:
 def _guard_faults(point: Point, settings: GuardSettings, *, is_routed: bool) -> list[tuple[str, str]]:
     """Return what makes no sense in the guards of a point: key and sentence."""
     found = []
-    first = next(
-        name for name in (*GuardSettings.model_fields,) if getattr(settings, name) not in (None, False)
-    )
+    first = next((name for name in GuardSettings.model_fields if getattr(settings, name)), "")
     if not point.access.can_write:
         found.append((first, f"{point.address} is not written: nothing to guard (access: read)"))
     found += [
@@ -908,6 +906,9 @@ def _guard_faults(point: Point, settings: GuardSettings, *, is_routed: bool) -> 
         for key in ("step", "max_change")
         if getattr(settings, key) is not None and not point.kind.is_number
     ]
+    if settings.max_change is not None and not point.access.can_read:
+        text = f"nobody can read {point.address}, so nobody knows its present value"
+        found.append(("max_change", text))
     if settings.confirm and is_routed:
         found.append(("confirm", f"a route writes {point.address}, and a route cannot confirm anything"))
     if settings.fallback is not None:

@@ -42,7 +42,10 @@ DEFAULT_MAX_AGE_S = 7 * 86400.0
 DEFAULT_MAX_WAITING = 50_000
 _FRESH_BYTES = 4 * 1024 * 1024
 """Committed rows that are kept in memory so that they need not be read back, at most."""
+HANGS_S = 5.0
+"""After this time without an answer the disk takes nothing, whether it says so or not."""
 _PATIENCE = 4
+"""So many times more may wait for a disk that is only slow."""
 
 
 class Stream:
@@ -127,6 +130,9 @@ class Stream:
     def wrote(self, rows: Iterable[Row]) -> None:
         """Learn that rows are on disk."""
         for row in rows:
+            before = row.first - row.gap - 1
+            if self.floor >= self.committed < before:
+                self.floor = before  # what is between was thrown away with the stream that had this name
             self.committed = max(self.committed, row.last)
             self._fresh.append(row)
             self._fresh_bytes += len(row.data)
@@ -245,10 +251,11 @@ class Spool:
         self.committer.put(item)
         if isinstance(item, Append):
             self._waiting += len(item.items)
-            # A disk that is only slow is waited for a little longer than one that takes nothing.
-            limit = self._max_waiting if self.trouble is not None else _PATIENCE * self._max_waiting
-            if self._waiting > limit:
-                self._drop_waiting(limit)
+            if self._waiting > self._max_waiting:
+                takes_nothing = self.trouble is not None or self.committer.hangs_s() > HANGS_S
+                limit = self._max_waiting if takes_nothing else _PATIENCE * self._max_waiting
+                with self.committer.held():
+                    self._drop_waiting(limit)
 
     def _drop_waiting(self, limit: int) -> None:
         kept: list[Entry] = []

@@ -154,8 +154,8 @@ class SpoolFile:
         self._ids: dict[str, int] = {}
         self._last: dict[str, int] = {}
         """Stream to the number of its last sample. Goes on when the file is lost."""
-        self._before: tuple[dict[str, int], dict[str, int], int] = ({}, {}, 0)
-        """The same as it was before the transaction."""
+        self._before: tuple[dict[str, int], dict[str, int], int] | None = None
+        """The same as it was before the transaction, while there is one."""
         self._loaded: dict[str, tuple[int, int]] = {}
 
     def opened(self, connection: sqlite3.Connection) -> None:
@@ -186,10 +186,11 @@ class SpoolFile:
 
     def settled(self, *, is_committed: bool) -> None:
         """Keep what was done, or forget it."""
-        if not is_committed:
-            self._ids, self._last, self.size = self._before
-        else:
+        before, self._before = self._before, None
+        if is_committed:
             self._loaded = {}
+        elif before is not None:
+            self._ids, self._last, self.size = before
 
     def apply(self, connection: sqlite3.Connection, items: Sequence[Entry]) -> Result:
         """Write items, then drop what is too much or too old."""

@@ -11,7 +11,7 @@ from fieldbus.errors import LinkDownError
 from fieldbus.model import Point, Quality, Reason, Sample
 from fieldbus.mqtt import peering
 from fieldbus.mqtt.peering import PeeringError, Want, topic
-from fieldbus.mqtt.records import RecordError, decode_row
+from fieldbus.mqtt.records import RecordError, decode_peer_row
 from fieldbus.mqtt.visitor import Visitor
 from fieldbus.sample_json import sample_object
 
@@ -77,12 +77,12 @@ def _birth(payload: bytes, gateway: str) -> list[Point]:
 
 def _samples(payload: bytes, points: dict[str, Point]) -> dict[str, dict[str, Any]]:
     try:
-        items = decode_row(payload)
+        items = decode_peer_row(payload)
     except RecordError:
         return {}
     found = {}
     for item in items:
-        point = points.get(str(item.head[0])) if item.head else None
+        point = points.get(item.head[0])
         if point is not None:
             found[point.address] = _shown(point, item.sample)
     return found

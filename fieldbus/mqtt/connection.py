@@ -6,7 +6,8 @@ Rules:
 * While the socket takes no more, nothing is taken from the queue.
 * A message that the broker does not take is told to the owner, and the connection goes on.
 * A broker from which nothing is heard for the keep-alive time, though it was asked, is lost; so is one
-  that sends what is not MQTT 5.
+  that sends what is not MQTT 5, and one that does not acknowledge a message for the keep-alive time though it
+  answers: on one connection nothing may be sent twice, so the place of that message would never be free.
 
 Design: brokers acknowledge message by message, and each acknowledgement that is read at once wakes this
 process for a few bytes. So nothing is read while a few messages are under way, less than half of the window:
@@ -36,6 +37,8 @@ MAX_INCOMING = 65536
 """Longest packet that a broker may send us."""
 LOOK_S = 0.25
 """How long acknowledgements may lie unread while nothing is sent."""
+_LOOKS = 3
+"""After so many thirds of the keep-alive time a message without acknowledgement is lost."""
 _HIGH_WATER = 256 * 1024
 _QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)
 
@@ -106,6 +109,10 @@ class Connection(asyncio.Protocol):
         self._tick_s = owner.keepalive_s / 3
         self._is_heard = True
         self._is_asked = False
+        self._oldest: Message | None = None
+        """What was under way for longest when that was last looked at."""
+        self._looks = 0
+        """How often in a row it was that."""
 
     # --- what the transport calls
 
@@ -288,6 +295,12 @@ class Connection(asyncio.Protocol):
 
     def _keep(self) -> None:
         """Ask the broker for a sign of life if there was none for a third of the keep-alive time."""
+        oldest = next(iter(self.under_way.values()), None)
+        self._looks = self._looks + 1 if oldest is not None and oldest is self._oldest else 0
+        self._oldest = oldest
+        if self._looks >= _LOOKS:
+            self._end("the broker does not acknowledge what it gets")
+            return
         if self._is_heard:
             self._is_heard = self._is_asked = False
         elif self._is_asked:

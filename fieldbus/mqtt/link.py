@@ -414,7 +414,7 @@ class MqttLink:
 
     def look_after(self, peer: str) -> None:
         """Have `peer_is` told of a gateway that is no device of ours."""
-        topic = self._peers.look_after(peer)
+        topic = self._peers.look_after(self.name, peer)
         if topic is not None and self._client is not None:
             self._spawn(self._subscribe(self._client, topic))
 

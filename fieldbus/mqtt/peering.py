@@ -125,7 +125,9 @@ def decode_birth(payload: bytes, gateway: str) -> Birth:
     points = data.get("points")
     if not isinstance(points, dict) or len(points) > MAX_POINTS:
         raise PeeringError(f"`points` is a mapping of at most {MAX_POINTS}")
-    return Birth(gateway, str(data.get("version", ""))[:40], [_point(*item) for item in points.items()])
+    return Birth(
+        gateway, _clean(str(data.get("version", ""))[:40]), [_point(*item) for item in points.items()]
+    )
 
 
 def _point(address: str, item: Any) -> Point:
@@ -140,7 +142,7 @@ def _point(address: str, item: Any) -> Point:
     if type(hops) is not int or not 0 <= hops <= MAX_HOPS:
         raise PeeringError(f"{address} has no number of hops")
     try:
-        labels = {_label_key(number): str(label) for number, label in item.get("labels", {}).items()}
+        labels = {_label_key(number): _clean(str(label)) for number, label in item.get("labels", {}).items()}
         return Point(
             device=device,
             name=name,
@@ -153,10 +155,10 @@ def _point(address: str, item: Any) -> Point:
             highest=_number(item.get("highest")),
             labels=labels,
             description=_text(item.get("description")) or "",
-            origin=origin,
+            origin=_clean(origin),
             hops=hops,
         )
-    except (KeyError, ValueError, TypeError, AttributeError):
+    except (KeyError, ValueError, TypeError, AttributeError, OverflowError):
         raise PeeringError(f"{address} is not described as a point is") from None
 
 
@@ -168,7 +170,12 @@ def _label_key(text: str) -> int | float:
 
 
 def _text(value: object) -> str | None:
-    return None if value is None else str(value)[:200]
+    return None if value is None else _clean(str(value)[:200])
+
+
+def _clean(text: str) -> str:
+    """Return a text without halves of characters, which JSON can name and UTF-8 has not."""
+    return text.encode(errors="replace").decode()
 
 
 def _number(value: object) -> float | None:

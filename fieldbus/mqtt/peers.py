@@ -36,7 +36,7 @@ from fieldbus.link import (
 )
 from fieldbus.model import NO_FLAWS, Batch, Flaw, Group, Point, Reason, Sample, Value
 from fieldbus.mqtt import peering
-from fieldbus.mqtt.records import RecordError, decode_row
+from fieldbus.mqtt.records import RecordError, decode_peer_row
 from fieldbus.sample_json import iso_time
 
 EXPIRY_S = 10.0
@@ -145,12 +145,12 @@ class Peers:
         others = self._looked_after.difference(self.remotes)
         return found + [peering.topic(gateway, "status") for gateway in others]
 
-    def look_after(self, peer: str) -> str | None:
+    def look_after(self, link: str, peer: str) -> str | None:
         """Return the topic that has to be heard so that `peer_is` is told, None if it is already."""
         if peer in self._looked_after or peer in self.remotes:
             is_online = self._online.get(peer)
             if is_online is not None and self.correspondent is not None:
-                self.correspondent.peer_is("", peer, is_online=is_online)
+                self.correspondent.peer_is(link, peer, is_online=is_online)
             return None
         self._looked_after.add(peer)
         return peering.topic(peer, "status")
@@ -263,7 +263,7 @@ class Peers:
 
     def _heard_live(self, link: str, peer: str, payload: bytes) -> None:
         try:
-            samples = [(str(item.head[0]), item.sample) for item in decode_row(payload) if item.head]
+            samples = [(item.head[0], item.sample) for item in decode_peer_row(payload)]
         except RecordError as error:
             self.fault(peer, f"what it sends live cannot be read: {error}")
             return

@@ -149,3 +149,43 @@ async def test_a_broker_that_takes_nothing_costs_the_oldest_messages_and_no_memo
         assert len(subject.waiting) == 100
         assert subject.counters["tx_dropped"] > 1000
         subject.close()
+
+
+async def test_a_broker_that_answers_but_acknowledges_one_message_never_is_lost_and_gets_it_again():
+    swallowed = 1
+
+    def answer(first, rest):
+        nonlocal swallowed
+        if first == 0xC0:
+            return b"\xd0\x00"
+        if first >> 4 != 3:
+            return b""
+        packet_id = rest[3:5]
+        if rest.endswith(b"first") and swallowed:
+            swallowed -= 1
+            return b""
+        return b"\x40\x02" + packet_id
+
+    async with FakeBroker(answer=answer) as fake:
+        subject = publisher(fake, keepalive_s=1)
+        subject.put("t", b"first")
+        await subject.connect()
+
+        async def go_on():
+            while True:
+                subject.put("t", b"more")
+                await asyncio.sleep(0.05)
+
+        others = asyncio.create_task(go_on())
+        try:
+            async with asyncio.timeout(4):
+                with pytest.raises(LinkDownError, match="does not acknowledge"):
+                    await subject.run()
+        finally:
+            others.cancel()
+        subject.close()
+        assert subject.waiting[0].payload == b"first"
+        await subject.connect()
+        await eventually(lambda: not subject.counters["queued"])
+        subject.close()
+    assert sum(rest.endswith(b"first") for _, rest in fake.packets) == 2

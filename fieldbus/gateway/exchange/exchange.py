@@ -259,6 +259,8 @@ class Exchange:
     def connected(self, link: str) -> None:
         """Say who we are and what we want."""
         self._said = {key: value for key, value in self._said.items() if key[0] != link}
+        # Who is there the broker says now, and to whoever is not nothing can be sent.
+        self._online = {key: value for key, value in self._online.items() if key[0] != link}
         self._say_birth(link)
         for name, peer in self._wanted:
             if name == link and not peering.is_visitor(peer):
@@ -270,11 +272,15 @@ class Exchange:
 
     def peer_is(self, link: str, peer: str, *, is_online: bool) -> None:
         """Learn that a peer is there, or is not."""
-        for name in [link] if link else list(self._links):
-            self._online[name, peer] = is_online
-        for (_, other), wanted in self._wanted.items():
-            if other == peer and wanted.durable is not None:
-                wanted.durable.pump.wake()
+        was_online = self._online.get((link, peer), False)
+        self._online[link, peer] = is_online
+        wanted = self._wanted.get((link, peer))
+        if wanted is None or wanted.durable is None:
+            return
+        if is_online and not was_online:
+            wanted.durable.pump.begin_again()
+        else:
+            wanted.durable.pump.wake()
 
     def instructed(self, link: str, instruction: Instruction) -> None:
         """Take a command."""
@@ -305,6 +311,9 @@ class Exchange:
             if not peering.is_visitor(peer):
                 self._links[link].look_after(peer)
             self._send_all(key)
+            durable = self._wanted[key].durable
+            if durable is not None:
+                durable.pump.begin_again()  # what was sent before it was there to hear it is lost
         self._wants_changed()
 
     def acknowledged(self, link: str, peer: str, payload: bytes) -> None:
@@ -338,7 +347,7 @@ class Exchange:
         if self.intake.take(peer, place, items, lambda time_ns: now_s - (now_ns - time_ns) / 1e9, committed):
             committed()
         elif not place.is_historical:
-            self._links[link].take_samples(peer, [(str(item.head[0]), item.sample) for item in items])
+            self._links[link].take_samples(peer, [(item.head[0], item.sample) for item in items])
 
     def _acknowledge(self, link: str, peer: str, source: str, boot: str, stream: str) -> None:
         seq = self.intake.committed(source, peer)

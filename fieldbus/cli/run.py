@@ -114,12 +114,6 @@ def load_again(plant: Plant, simulated: frozenset[str] = frozenset()) -> Plant:
         ConfigError: it has problems, or changes what needs a restart.
     """
     fresh = load(plant.file, previous=plant)
-    before, now = plant.settings, fresh.settings
-    if before is not None and now is not None:
-        for key in ("name", "data_dir", "spool"):
-            if getattr(before, key) != getattr(now, key):
-                text = f"`{key}` of the gateway cannot be changed while it runs"
-                raise ConfigError([Problem(str(plant.file), 0, 0, f"gateway.{key}", text, "restart it")])
     for name in sorted(simulated):
         if fresh.links.get(name) is not plant.links[name]:
             text = "it is simulated, and cannot be changed meanwhile"

@@ -218,6 +218,10 @@ class Gateway:
         """Ask the gateway to end; safe to call at any time."""
         self._stop.set()
 
+    async def until_stop(self) -> None:
+        """Wait until the gateway is asked to end."""
+        await self._stop.wait()
+
     async def run(self) -> None:
         """Work until `stop`."""
         self._listened.clear()

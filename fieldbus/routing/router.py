@@ -80,15 +80,24 @@ class Router:
         return self._heap[0][0] if self._heap else NEVER
 
     def adopt(self, other: Router) -> None:
-        """Go on with what another table knows of the groups and edges that are in both, after a reload."""
+        """Go on with what another table knows of the groups and edges that are in both, after a reload.
+
+        An edge that is new has missed what its source had before.
+        """
         for group, batch in other.latest.items():
             if group in self._exits:
                 self.latest[group] = batch
+        self._extra = [edge for edge in other._extra if edge.source in self._place]
+        for edge in self._extra:
+            self._edges_from.setdefault(edge.source, []).append(edge)
+        for device in {edge.source.device for edge in self._extra}:
+            self._plan_device(self._devices.get(device, []))
+        known = {edge for edges in other._edges_from.values() for edge in edges}
         for edges in self._edges_from.values():
             for edge in edges:
                 group, index = self._place[edge.source]
                 exits = other._exits.get(group)
-                if exits is not None and edge in exits.missed:
+                if exits is not None and (edge in exits.missed or edge not in known):
                     self._exits[group].missed[edge] = index
                 self._schedule(edge)
 

@@ -148,6 +148,7 @@ class _Loader:
             self._data_dir = self._folder / gateway.data_dir
             self._memory = self._data_dir / "learned"
             self._me = gateway.name
+            self._compare(gateway)
         links, types = self._links(_mapping(data.get("links")))
         self._link_settings = links
         devices, link_of, broken = self._devices(_mapping(data.get("devices")), types)
@@ -458,6 +459,14 @@ class _Loader:
         return edges, faults, points
 
     # --- what stays over a reload
+
+    def _compare(self, gateway: GatewaySettings) -> None:
+        """Refuse what cannot be changed while the gateway works."""
+        before = None if self._previous is None else self._previous.settings
+        for key in () if before is None else ("name", "data_dir", "spool"):
+            if getattr(before, key) != getattr(gateway, key):
+                text = f"`{key}` of the gateway cannot be changed while it runs"
+                self._say(("gateway", key), text, "restart it")
 
     def _kept(self, links: Mapping[str, LinkSettings], types: Mapping[str, str]) -> dict[str, Link]:
         """Return the links of the plant that is at work now that go on as they are."""

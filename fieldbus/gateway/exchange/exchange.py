@@ -227,6 +227,10 @@ class Exchange:
         if not was_watched:
             self._say_wants()
 
+    def ask_again(self) -> None:
+        """Say anew what we want of peers: they send the newest of it, which a new route has missed."""
+        self._said.clear()
+
     def look_round(self) -> None:
         """Once a second: tell peers that we are there; want no more what nobody watches any more."""
         for pump, _ in self._pumps.values():

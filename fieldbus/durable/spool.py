@@ -22,7 +22,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fieldbus.durable.committer import DEFAULT_GROUP_COMMIT_S, Committer
 from fieldbus.durable.spool_file import (
@@ -32,6 +32,7 @@ from fieldbus.durable.spool_file import (
     Encode,
     Entry,
     Mark,
+    Owner,
     Result,
     Row,
     SpoolFile,
@@ -85,7 +86,7 @@ class Stream:
         """Keep samples, in order. Never blocks, never raises."""
         if items:
             self.waiting += len(items)
-            self._spool.put(Append(self.name, self.encode, items))
+            self._spool.put(Append(self.name, self, items))
 
     def acknowledge(self, seq: int) -> None:
         """Learn that the other side has all samples up to a number."""
@@ -259,7 +260,7 @@ class Spool:
 
     def _drop_waiting(self, limit: int) -> None:
         kept: list[Entry] = []
-        gaps: dict[str, int] = {}
+        gaps: dict[Owner, int] = {}
         while self._waiting > limit:
             item = self.committer.take_oldest()
             if item is None:
@@ -267,26 +268,25 @@ class Spool:
             if not isinstance(item, Append):
                 kept.append(item)
                 continue
-            self._wait_less(item)
-            if item.stream in self.streams:
-                self.streams[item.stream].dropped += len(item.items)
-            gaps[item.stream] = gaps.get(item.stream, 0) + item.gap + len(item.items)
+            owner = self._wait_less(item)
+            owner.dropped += len(item.items)
+            gaps[owner] = gaps.get(owner, 0) + item.gap + len(item.items)
         # The next samples of each stream say how many are missing before them.
         while gaps:
             item = self.committer.take_oldest()
             if item is None:
                 break
-            if isinstance(item, Append) and item.stream in gaps:
-                item = item._replace(gap=item.gap + gaps.pop(item.stream))
+            if isinstance(item, Append) and item.owner in gaps:
+                item = item._replace(gap=item.gap + gaps.pop(item.owner))
             kept.append(item)
         for item in reversed(kept):
             self.committer.put_back_first(item)
 
-    def _wait_less(self, item: Append) -> None:
+    def _wait_less(self, item: Append) -> Stream:
+        owner = cast("Stream", item.owner)
         self._waiting -= len(item.items)
-        stream = self.streams.get(item.stream)
-        if stream is not None:
-            stream.waiting = max(0, stream.waiting - len(item.items))
+        owner.waiting -= len(item.items)
+        return owner
 
     async def read(self, name: str, seq: int, max_bytes: int) -> Sequence[Row]:
         """Return committed rows of a stream behind a number."""
@@ -302,10 +302,8 @@ class Spool:
         for item in items:
             if isinstance(item, Append):
                 self._wait_less(item)
-        for name, rows in found.rows.items():
-            stream = self.streams.get(name)
-            if stream is not None:
-                stream.wrote(rows)
+        for owner, rows in found.rows.items():
+            cast("Stream", owner).wrote(rows)
         for item in items:
             if isinstance(item, Mark):
                 self.marks[item.source] = max(item.seq, self.marks.get(item.source, 0))

@@ -26,7 +26,7 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 ROW_ITEMS = 500
 """Samples of a row, at most."""
@@ -69,11 +69,17 @@ class Row(NamedTuple):
         return self.first + self.samples - 1
 
 
+class Owner(Protocol):
+    """Whose samples they are: of two with one name, one was forgotten."""
+
+    encode: Encode
+
+
 class Append(NamedTuple):
     """Samples for a stream."""
 
     stream: str
-    encode: Encode
+    owner: Owner
     items: Sequence[Any]
     gap: int = 0
     """How many just before them were dropped."""
@@ -107,8 +113,8 @@ Entry = Append | Acknowledge | Mark | About
 class Result(NamedTuple):
     """What a transaction came to."""
 
-    rows: Mapping[str, Sequence[Row]]
-    """What was written, by stream."""
+    rows: Mapping[Owner, Sequence[Row]]
+    """What was written, by whose it is."""
     dropped: Mapping[str, tuple[int, int]]
     """Stream to how many samples were dropped, and its floor then."""
     loaded: Mapping[str, tuple[int, int]]
@@ -195,15 +201,15 @@ class SpoolFile:
     def apply(self, connection: sqlite3.Connection, items: Sequence[Entry]) -> Result:
         """Write items, then drop what is too much or too old."""
         self._before = dict(self._ids), dict(self._last), self.size
-        rows: dict[str, list[Row]] = {}
+        rows: dict[Owner, list[Row]] = {}
         size = self.size
         dropped: dict[str, tuple[int, int]] = {}
         if not self._ids:
             self._restore(connection, dropped)
-        appended: dict[str, list[Append]] = {}
+        appended: dict[Owner, list[Append]] = {}
         for item in items:
             if isinstance(item, Append):
-                appended.setdefault(item.stream, []).append(item)
+                appended.setdefault(item.owner, []).append(item)
             elif isinstance(item, About) and item.about is None:
                 # What is appended behind it is for who wants the stream again.
                 size += self._write(connection, appended, rows) - self._empty(connection, item.stream)
@@ -251,21 +257,22 @@ class SpoolFile:
     def _write(
         self,
         connection: sqlite3.Connection,
-        appended: dict[str, list[Append]],
-        rows: dict[str, list[Row]],
+        appended: dict[Owner, list[Append]],
+        rows: dict[Owner, list[Row]],
     ) -> int:
         """Write what was appended, and forget that it was; return its bytes."""
-        size = sum(self._write_one(connection, stream, found, rows) for stream, found in appended.items())
+        size = sum(self._write_one(connection, owner, found, rows) for owner, found in appended.items())
         appended.clear()
         return size
 
     def _write_one(
         self,
         connection: sqlite3.Connection,
-        stream: str,
+        owner: Owner,
         appended: Sequence[Append],
-        rows: dict[str, list[Row]],
+        rows: dict[Owner, list[Row]],
     ) -> int:
+        stream = appended[0].stream
         now_ns = self._wall_ns()
         number = self._id_of(connection, stream)
         last = self._last[stream]
@@ -276,7 +283,7 @@ class SpoolFile:
         def cut() -> None:
             nonlocal last, gap
             if pending:
-                made.append(Row(last + gap + 1, len(pending), gap, now_ns, appended[0].encode(pending)))
+                made.append(Row(last + gap + 1, len(pending), gap, now_ns, owner.encode(pending)))
                 last, gap = last + gap + len(pending), 0
                 pending.clear()
 
@@ -296,7 +303,7 @@ class SpoolFile:
         )
         connection.execute("UPDATE streams SET last_seq = ? WHERE id = ?", (last, number))
         self._last[stream] = last
-        rows.setdefault(stream, []).extend(made)
+        rows.setdefault(owner, []).extend(made)
         return sum(len(row.data) + _ROW_OVERHEAD for row in made)
 
     def _delete(self, connection: sqlite3.Connection, name: str, seq: int) -> int:

@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 import operator
 import re
+import sys
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -267,6 +268,8 @@ class Gate:
         sample = self._sample_of(point) if point.access.can_read else _UNKNOWN
         if sample.quality is not Quality.GOOD or sample.value is None or isinstance(sample.value, str):
             raise RefusedError("its present value is not known, so `max_change` cannot be kept")
+        if abs(sample.value) > sys.float_info.max:
+            raise RefusedError("its present value is beyond all numbers, so `max_change` cannot be kept")
         found: list[float] = [sample.value]
         state = self._state(point)
         if (

@@ -310,7 +310,7 @@ class MqttLink:
                 results.append(WriteResult(point, value, WriteOutcome.EXPIRED, "its turn came too late"))
                 continue
             if self._peers.has(point):
-                results.append(await self._peers.write(self, point, value))
+                results.append(await self._peers.write(self, point, value, until_s=until_s))
                 continue
             sample = Sample(value, Quality.GOOD, None, clock.wall_ns())
             try:

@@ -8,6 +8,8 @@ Rules:
 * A sample that is older than the one that was emitted last is not emitted: what was delayed on one way never
   takes the place of what came on another.
 * A command of ours carries its time and an id, is sent once, and is answered within its expiry or has failed.
+  One that somebody gave us does not live longer at the other gateway than it would here.
+* What is published below ``command/`` is an attempt to write, also if it names no point.
 * What is malformed is counted (`peer_faults`), and said once for each peer.
 
 Design: this file turns topics into calls of the gateway (`Correspondent`) and back; what a stream is, what
@@ -25,6 +27,7 @@ from typing import Protocol
 
 from fieldbus import clock
 from fieldbus.link import (
+    NEVER,
     Correspondent,
     DeviceHealth,
     Emit,
@@ -207,10 +210,10 @@ class Peers:
         elif self.correspondent is None:
             return
         elif about == self.me and kind == "command":
-            if len(rest) >= 3:
-                point = ".".join((rest[1], "/".join(rest[2:])))
-                instruction = Instruction(topic, rest[0], point, payload, signature, is_retained, reply)
-                self.correspondent.instructed(link, instruction)
+            actor, device, names = "".join(rest[:1]), "".join(rest[1:2]), rest[2:]
+            point = f"{device}.{'/'.join(names)}" if names else device
+            instruction = Instruction(topic, actor, point, payload, signature, is_retained, reply)
+            self.correspondent.instructed(link, instruction)
         elif about == self.me and peering.is_peer_name(peer := "/".join(rest)):
             if kind == "want":
                 self.correspondent.wanted(link, peer, payload)
@@ -329,16 +332,17 @@ class Peers:
         if self._report is not None:
             self._report(result)
 
-    async def write(self, wire: Wire, point: Point, value: Value) -> WriteResult:
-        """Give a command and wait for its answer."""
+    async def write(self, wire: Wire, point: Point, value: Value, *, until_s: float = NEVER) -> WriteResult:
+        """Give a command that nobody executes after `until_s` (monotonic), and wait for its answer."""
         remote, address = self._remote_of[point]
         if not self.is_online(remote.gateway):
             return WriteResult(point, value, WriteOutcome.FAILED, Reason.NOT_CONNECTED)
         device, _, name = address.partition(".")
         topic = peering.topic(remote.gateway, "command", self._actor, device, name)
         id_ = secrets.token_hex(8)
+        expires_s = round(max(0.001, min(EXPIRY_S, until_s - clock.monotonic_s())), 3)
         payload = json.dumps(
-            {"value": value, "id": id_, "time": iso_time(clock.wall_ns()), "expires": f"{EXPIRY_S:g}s"}
+            {"value": value, "id": id_, "time": iso_time(clock.wall_ns()), "expires": expires_s}
         ).encode()
         signature = None if remote.key is None else peering.sign(remote.key, topic, payload)
         answer: asyncio.Future[tuple[WriteOutcome, str | None]] = asyncio.get_running_loop().create_future()
@@ -346,7 +350,7 @@ class Peers:
         try:
             answer_to = peering.topic(self.me, "answer", remote.gateway)
             wire.tell(topic, payload, answer_to=answer_to, id_=id_, signature=signature)
-            async with asyncio.timeout(EXPIRY_S + _GRACE_S):
+            async with asyncio.timeout(expires_s + _GRACE_S):
                 outcome, reason = await answer
         except TimeoutError:
             outcome, reason = WriteOutcome.FAILED, "no answer: whether it was written is not known"

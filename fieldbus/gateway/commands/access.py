@@ -79,5 +79,10 @@ class Access:
             raise RefusedError(f"the signature is not that of '{actor}'")
 
 
+def is_match(pattern: str, point: str) -> bool:
+    """Return whether a pattern of `access` is one for a point."""
+    return re.fullmatch(_expression(pattern), point) is not None
+
+
 def _expression(pattern: str) -> str:
     return ".*".join(re.escape(part) for part in pattern.split("*"))

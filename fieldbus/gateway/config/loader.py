@@ -12,7 +12,6 @@ Rules:
 from __future__ import annotations
 
 import difflib
-import fnmatch
 import gc
 import hashlib
 import os
@@ -28,7 +27,7 @@ from fieldbus.canbus.database.loading import DatabaseError
 from fieldbus.canbus.database.loading import load as load_database
 from fieldbus.canbus.layout import Message
 from fieldbus.errors import ConfigError, Problem, RefusedError, closest
-from fieldbus.gateway.commands.access import Access, Actor
+from fieldbus.gateway.commands.access import Access, Actor, is_match
 from fieldbus.gateway.commands.command import fitting
 from fieldbus.gateway.commands.gate import Condition, Guard, parse_conditions
 from fieldbus.gateway.config.explain import problems_of
@@ -543,10 +542,7 @@ class _Loader:
                 continue
             for index, pattern in enumerate(settings.points):
                 where = (*path, index) if isinstance(item, list) else (*path, "points", index)
-                if (
-                    not any(fnmatch.fnmatchcase(address, pattern) for address in writable)
-                    and not self._unheard
-                ):
+                if not any(is_match(pattern, address) for address in writable) and not self._unheard:
                     text = f"'{pattern}' is no point that can be written"
                     hint = closest(pattern, writable) or "`access: readwrite` of a point makes it one"
                     self._problems.append(self._source.problem(where, text, hint, is_warning=True))
@@ -915,7 +911,7 @@ def _guard_faults(point: Point, settings: GuardSettings, *, is_routed: bool) -> 
         for key in ("step", "max_change")
         if getattr(settings, key) is not None and not point.kind.is_number
     ]
-    if settings.max_change is not None and not point.access.can_read:
+    if settings.max_change is not None and point.kind.is_number and not point.access.can_read:
         text = f"nobody can read {point.address}, so nobody knows its present value"
         found.append(("max_change", text))
     if settings.confirm and is_routed:

@@ -17,7 +17,7 @@ from fieldbus.cli.decode import end_quietly
 from fieldbus.errors import ConfigError, LinkDownError, Problem
 from fieldbus.gateway import log, loop
 from fieldbus.gateway.config.loader import load
-from fieldbus.gateway.control import ControlServer, running_pid
+from fieldbus.gateway.control import ControlServer, running_pid, sole_use
 from fieldbus.gateway.plant import Plant
 from fieldbus.gateway.runtime import Gateway
 from fieldbus.gateway.simulation import Simulation
@@ -61,17 +61,19 @@ def run(
         return
     if output is not None:
         raise typer.BadParameter("only a stepped replay has an output", param_hint="--output")
-    pid = running_pid(plant.data_dir)
-    if pid is not None:
-        text = f"a gateway runs with the data folder {plant.data_dir} already (process {pid})"
-        raise fail(f"{text}; stop it, or give this one a `data_dir` of its own")
-    log.set_up(log_level)
-    if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the gateway has its own handler
-    try:
-        loop.run(_run(plant, simulate))
-    except LinkDownError as error:
-        raise fail(str(error)) from None
+    with sole_use(plant.data_dir) as is_ours:
+        if not is_ours:
+            pid = running_pid(plant.data_dir)
+            who = "" if pid is None else f" (process {pid})"
+            text = f"a gateway runs with the data folder {plant.data_dir} already{who}"
+            raise fail(f"{text}; stop it, or give this one a `data_dir` of its own")
+        log.set_up(log_level)
+        if hasattr(signal, "SIGHUP"):
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the gateway has its own handler
+        try:
+            loop.run(_run(plant, simulate))
+        except LinkDownError as error:
+            raise fail(str(error)) from None
 
 
 def _run_stepped(plant: Plant, output: Path | None) -> None:

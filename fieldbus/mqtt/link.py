@@ -477,7 +477,7 @@ class MqttLink:
             answer_to = getattr(properties, "ResponseTopic", None)
             correlation = getattr(properties, "CorrelationData", None)
             client = self._client
-            if answer_to and is_topic(answer_to) and client is not None:
+            if answer_to and client is not None and self._may_answer_on(answer_to):
 
                 def reply(payload: bytes) -> None:
                     found = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
@@ -490,6 +490,15 @@ class MqttLink:
             self.name, str(message.topic), data,
             is_retained=bool(message.retain), signature=signature, reply=reply,
         )  # fmt: skip
+
+    def _may_answer_on(self, topic: str) -> bool:
+        """Return whether an answer may go to a topic; of ours, only to those that are there for answers.
+
+        Who gives a command names the topic, and it is published with our rights: nobody is to make us say
+        something of ourselves, or command others.
+        """
+        parts = topic.split("/")
+        return is_topic(topic) and (parts[0] != peering.ROOT or parts[2:] == ["answer", self._me])
 
     def _will(self) -> aiomqtt.Will | None:
         if not self._is_announced:

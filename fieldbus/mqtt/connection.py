@@ -62,6 +62,8 @@ class Owner(Protocol):
     qos: int
     is_retained: bool
     waiting: deque[Message]
+    sure: deque[Message]
+    """What waits beside: of both one goes after the other, so that neither holds the other up."""
     is_draining: bool
     """Whether somebody waits for acknowledgements."""
 
@@ -96,6 +98,7 @@ class Connection(asyncio.Protocol):
         self._window = 0
         self._is_full = False
         """Whether half of the window has to be acknowledged before anything is sent."""
+        self._is_sures_turn = False
         self._is_reading = True
         self._looker: asyncio.TimerHandle | None = None
         self._socket: socket.socket | None = None
@@ -147,7 +150,7 @@ class Connection(asyncio.Protocol):
         except packets.MalformedPacketError as error:
             self._end(f"the broker sends what is not MQTT 5: {error}")
             return
-        if self._owner.waiting:
+        if self._owner.waiting or self._owner.sure:
             self.fill()
         elif not self.under_way:
             self._owner.done()
@@ -168,20 +171,21 @@ class Connection(asyncio.Protocol):
             if _QUICKACK is not None and room < self._window / 2:
                 return
             self._is_full = False
-        waiting = self._owner.waiting
-        if not waiting or self._is_paused or self.lost.done():
+        waiting, sure = self._owner.waiting, self._owner.sure
+        if not (waiting or sure) or self._is_paused or self.lost.done():
             return
         out: list[bytes] = []
         size = 0
         first, under_way = self._first, self.under_way
-        while waiting:
+        while waiting or sure:
             if room <= 0:
                 self._is_full = True
                 break
             if size > _HIGH_WATER:
                 self.wake()
                 break
-            message = waiting.popleft()
+            self._is_sures_turn = bool(sure) and not (waiting and self._is_sures_turn)
+            message = (sure if self._is_sures_turn else waiting).popleft()
             packet_id = 0
             if first & 6:
                 packet_id = next(self._ids)
@@ -207,7 +211,7 @@ class Connection(asyncio.Protocol):
         if out:
             self.transport.write(b"".join(out))
             self.look()
-        if not under_way and not waiting:
+        if not under_way and not waiting and not sure:
             self._owner.done()
 
     def look(self) -> None:

@@ -189,3 +189,24 @@ async def test_a_broker_that_answers_but_acknowledges_one_message_never_is_lost_
         await eventually(lambda: not subject.counters["queued"])
         subject.close()
     assert sum(rest.endswith(b"first") for _, rest in fake.packets) == 2
+
+
+async def test_what_is_new_is_not_held_up_by_a_backlog_nor_pushed_out_by_it():
+    async with FakeBroker("2006 0000 03 210002", lambda first, rest: b"\x40\x02" + rest[3:5]) as fake:
+        subject = publisher(fake, max_queue=10)
+        done = []
+        for value in range(100):
+            subject.put_sure("t", b"old %d" % value, done.append)
+        for value in range(10):
+            subject.put("t", b"new %d" % value)
+        assert subject.counters["tx_dropped"] == 0
+        await subject.connect()
+        await eventually(lambda: len(done) == 100)
+        subject.close()
+    payloads = [rest[6:] for _, rest in fake.packets]
+    new = [payload for payload in payloads if payload.startswith(b"new")]
+    assert new == [b"new %d" % value for value in range(10)]
+    assert payloads.index(new[-1]) <= 20
+    assert [payload for payload in payloads if payload.startswith(b"old")] == [
+        b"old %d" % n for n in range(100)
+    ]

@@ -7,6 +7,7 @@ The longer versions: ``FIELDBUS_KILLS=200``, ``FIELDBUS_BACKLOG=3600000``.
 """
 
 import itertools
+import json
 import os
 import random
 import signal
@@ -20,10 +21,14 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
-from conftest import Broker, free_port
+from conftest import Broker, free_port, program
+
+from fieldbus.sample_json import parse_time
 
 KILLS = int(os.environ.get("FIELDBUS_KILLS", "8"))
 BACKLOG = int(os.environ.get("FIELDBUS_BACKLOG", "100000"))
+TOPICS_SHARE = 2
+"""Of the backlog only so much goes to topics: each sample is a message there."""
 POINTS = 10
 RATE = 1000
 _PUBACK = 4
@@ -56,7 +61,13 @@ routes:
 
 
 class HardBroker(Broker):
-    """A broker that may have any death."""
+    """A broker that may have any death, and drops nothing for a listener that is slow."""
+
+    def start(self):
+        text = self._config.read_text()
+        if "queued" not in text:
+            self._config.write_text(f"{text}max_queued_messages 0\n")
+        super().start()
 
     @property
     def pid(self):
@@ -107,7 +118,9 @@ class Proxy:
                 server = socket.create_connection(("127.0.0.1", self._target))
             except OSError:
                 return
-            self._sockets += [client, server]
+            for each in (client, server):
+                each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                self._sockets.append(each)
             for work, *ends in ((self._pass, client, server), (self._pass_packets, server, client)):
                 threading.Thread(target=work, args=ends, daemon=True).start()
 
@@ -234,12 +247,12 @@ class Pair:
             RECEIVER.format(port=receiver_port or sender_port, keepalive=keepalive, routes=receiver_routes)
         )
         self.ledger = folder / "ledger"
-        program = str(Path(__file__).with_name("counting_gateway.py"))
+        producer = str(Path(__file__).with_name("counting_gateway.py"))
         self.sender = Member(
             folder / "tx.log",
             *sender_in,
             sys.executable,
-            program,
+            producer,
             str(self._sender_config),
             str(self.ledger),
             str(rate),
@@ -286,7 +299,8 @@ class Pair:
     @property
     def now(self):
         """The last that the sender said of itself."""
-        for line in reversed(self.ledger.read_text().splitlines()):
+        lines = self.ledger.read_text().splitlines() if self.ledger.exists() else []
+        for line in reversed(lines):
             words = line.split()
             if words[0] == "kept":
                 return dict(zip(words[::2], map(int, words[1::2]), strict=True))
@@ -436,3 +450,169 @@ def test_acknowledgements_of_the_broker_that_are_swallowed_lose_nothing(tmp_path
     finally:
         pair.end()
         proxy.close()
+
+
+class Ear:
+    """mosquitto_sub, which writes down when what came."""
+
+    def __init__(self, folder, port, topic):
+        self.path = folder / "heard"
+        tool = program("mosquitto_sub", "mosquitto-clients")
+        self._command = [tool, "-p", str(port), "-V", "5", "-q", "1", "-t", topic, "-F", "%U %t %p"]
+        self._process = None
+        self.start()
+
+    def start(self):
+        self.end()
+        with self.path.open("ab") as out:
+            self._process = subprocess.Popen(self._command, stdout=out)
+
+    def end(self):
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def messages(self):
+        """Yield when a message came, its topic, and what it says."""
+        for line in self.path.read_bytes().splitlines():
+            came, topic, payload = line.split(b" ", 2)
+            yield float(came), topic.decode(), json.loads(payload)
+
+
+class MostRss:
+    """The most memory that a process has while this is entered."""
+
+    def __init__(self, member):
+        self._member = member
+        self.before_kib = self.most_kib = member.rss_kib
+
+    def __enter__(self):
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def _watch(self):
+        while not self._is_over.wait(0.1):
+            self.most_kib = max(self.most_kib, self._member.rss_kib)
+
+    def __exit__(self, *_):
+        self._is_over.set()
+        self._thread.join()
+
+    @property
+    def grown_mib(self):
+        return (self.most_kib - self.before_kib) / 1024
+
+
+def delays_of(messages, since_s, until_s):
+    """Return how late those were that are not historical and came in a time."""
+    return [
+        came - parse_time(data["time"]) / 1e9
+        for came, _, data in messages
+        if since_s <= came <= until_s and not data.get("historical")
+    ]
+
+
+def test_a_backlog_for_a_peer_is_kept_and_drains_while_what_is_new_is_not_held_up(tmp_path, broker):
+    routes = '  - {from: "line.press.c0", to: "broker:live/{point}", when: sample}'
+    pair = Pair(tmp_path, broker.port, receiver_routes=routes, spool=", spool: {max_size: 2GiB}")
+    ear = None
+    try:
+        pair.start()
+        broker.kill()
+        time.sleep(0.5)
+        given = pair.now["given"]
+        with MostRss(pair.sender) as rss:
+            pair.burst(BACKLOG)
+            timeout_s = 30 + BACKLOG / 10_000
+            until(lambda: pair.now["kept"] - given > BACKLOG / POINTS, timeout_s, lambda: f"{pair.now}")
+            backlog, stored = pair.now["backlog"], pair.stored
+            assert backlog >= BACKLOG
+            broker.start()
+            ear = Ear(tmp_path, broker.port, "live/#")
+            until(lambda: pair.stored > stored, 20, lambda: pair.said)
+            begun_s = time.time()
+            until(lambda: pair.now["backlog"] < RATE, timeout_s, lambda: f"{pair.now}")
+            drained_s = time.time() - begun_s
+        print(
+            f"{backlog} samples for a peer: drained in {drained_s:.1f} s, {backlog / drained_s:.0f} a second;"
+            f" sender grew by {rss.grown_mib:.1f} MiB"
+        )
+        pair.flows(20)
+        pair.settle()
+        pair.compare(pair.lives[:-1])
+        assert rss.grown_mib <= 64
+        assert backlog / drained_s >= 10 * RATE
+        # As of when the receiver's wish for them can have got to a broker that had just been started.
+        delays = delays_of(ear.messages(), begun_s + 1, begun_s + max(drained_s, 3))
+        print(f"{len(delays)} live ones meanwhile, the latest {max(delays):.2f} s late")
+        assert max(delays) <= 2
+    finally:
+        if ear is not None:
+            ear.end()
+        pair.end()
+
+
+def test_a_backlog_for_topics_is_kept_and_drains_while_what_is_new_is_not_held_up(tmp_path, broker):
+    routes = '[{from: "press.*", to: "broker:plant/{point}", durable: true, when: sample}]'
+    pair = Pair(tmp_path, broker.port, routes=routes, spool=", spool: {max_size: 2GiB}")
+    ear = Ear(tmp_path, broker.port, "plant/#")
+    backlog = BACKLOG // TOPICS_SHARE
+    try:
+        pair.sender.start()
+        until(lambda: pair.now["given"] > 50, 20, lambda: pair.said)
+        broker.kill()
+        time.sleep(0.5)
+        given = pair.now["given"]
+        with MostRss(pair.sender) as rss:
+            pair.burst(backlog)
+            timeout_s = 30 + backlog / 2_000
+            until(lambda: pair.now["kept"] - given > backlog / POINTS, timeout_s, lambda: f"{pair.now}")
+            backlog, heard = pair.now["backlog"], ear.path.stat().st_size
+            os.kill(pair.sender.pid, signal.SIGSTOP)  # so that the ear is there before it
+            broker.start()
+            ear.start()
+            time.sleep(0.5)
+            os.kill(pair.sender.pid, signal.SIGCONT)
+            until(lambda: ear.path.stat().st_size > heard, 30, lambda: pair.said)
+            begun_s = time.time()
+            until(lambda: pair.now["backlog"] < RATE, timeout_s, lambda: f"{pair.now}")
+            drained_s = time.time() - begun_s
+        pair.works()
+        pair.sender.stop()
+        print(
+            f"{backlog} samples for topics: drained in {drained_s:.1f} s, {backlog / drained_s:.0f} a second;"
+            f" sender grew by {rss.grown_mib:.1f} MiB"
+        )
+        last = pair.now["given"] - 1
+        pair.sender.start()  # it has the last moments in its spool
+        found, replayed, late = {}, {}, {}
+        until(
+            lambda: b'"value":%d,' % last in ear.path.read_bytes()[-200_000:],
+            20,
+            lambda: f"{last} is not among {ear.path.read_bytes()[-2000:]}",
+        )
+        for came, topic, data in ear.messages():
+            value = data["value"]
+            found.setdefault(topic, set()).add(value)
+            if data.get("historical"):
+                assert value > replayed.get(topic, -1), f"{topic}: {value} after {replayed[topic]}"
+                replayed[topic] = value
+            taken_s = parse_time(data["time"]) / 1e9
+            if begun_s < taken_s < begun_s + drained_s:
+                late.setdefault((topic, value), came - taken_s)  # as it came first
+        # What a broker that is killed had taken and not handed on is lost: there our promise to topics ends.
+        assert sorted(found) == [f"plant/c{n}" for n in range(POINTS)]
+        for topic, values in found.items():
+            missing = [n for n in range(given, last + 1) if n not in values]
+            assert not missing, f"{topic}: {len(missing)} lost, first {missing[:5]}"
+        assert rss.grown_mib <= 64
+        print(f"{len(late)} live ones meanwhile, the latest {max(late.values()):.2f} s late")
+        assert len(late) >= 0.5 * RATE * drained_s
+        assert max(late.values()) <= 2
+        assert backlog / drained_s >= 10 * RATE
+    finally:
+        ear.end()
+        pair.end()

@@ -135,6 +135,8 @@ class Stream:
         """Nothing up to here is kept any more."""
         self.dropped = 0
         """Samples that were dropped since the gateway started."""
+        self.gap = 0
+        """Samples that were dropped behind all that waits."""
         self._spool = spool
         self._fresh: deque[Row] = deque()
         self._fresh_bytes = 0
@@ -158,7 +160,8 @@ class Stream:
         """Keep samples, in order. Never blocks, never raises."""
         if items:
             self.waiting += len(items)
-            self._spool.put(_Append(self, items))
+            gap, self.gap = self.gap, 0
+            self._spool.put(_Append(self, items, gap))
 
     def acknowledge(self, seq: int) -> None:
         """Learn that the other side has all samples up to a number."""
@@ -352,6 +355,8 @@ class Spool:
             kept.append(item)
         for item in reversed(kept):
             self.committer.put_back_first(item)
+        for stream, count in gaps.items():
+            stream.gap += count  # nothing is behind them yet: what comes next says it
 
     async def read(self, name: str, seq: int, max_bytes: int) -> Sequence[Row]:
         """Return committed rows of a stream behind a number."""

@@ -63,6 +63,8 @@ class Stream:
         """Nothing up to here is kept any more."""
         self.dropped = 0
         """Samples that were dropped since the gateway started."""
+        self.gap = 0
+        """Samples that were dropped behind all that waits."""
         self._spool = spool
         self._fresh: deque[Row] = deque()
         self._fresh_bytes = 0
@@ -86,7 +88,8 @@ class Stream:
         """Keep samples, in order. Never blocks, never raises."""
         if items:
             self.waiting += len(items)
-            self._spool.put(Append(self.name, self, items))
+            gap, self.gap = self.gap, 0
+            self._spool.put(Append(self.name, self, items, gap))
 
     def acknowledge(self, seq: int) -> None:
         """Learn that the other side has all samples up to a number."""
@@ -281,6 +284,8 @@ class Spool:
             kept.append(item)
         for item in reversed(kept):
             self.committer.put_back_first(item)
+        for owner, count in gaps.items():
+            cast("Stream", owner).gap += count  # nothing is behind them yet: what comes next says it
 
     def _wait_less(self, item: Append) -> Stream:
         owner = cast("Stream", item.owner)

@@ -24,7 +24,7 @@ from paho.mqtt.properties import Properties
 
 from fieldbus.errors import LinkDownError
 from fieldbus.mqtt import peering
-from fieldbus.mqtt.link import reason_of
+from fieldbus.mqtt.link import reason_of, refusal_of
 from fieldbus.mqtt.tls import TlsFiles, context_of
 
 PASSWORD_VARIABLE = "FIELDBUS_PASSWORD"  # noqa: S105 - the variable's name
@@ -121,7 +121,8 @@ class Visitor:
         try:
             await self._client.__aenter__()
         except (aiomqtt.MqttError, OSError) as error:
-            raise LinkDownError(f"{self._url.place}: {reason_of(error)}") from error
+            reason = refusal_of(error, self._tls if url.is_secured else None)
+            raise LinkDownError(f"{self._url.place}: {reason}") from error
         return self
 
     async def __aexit__(

@@ -33,7 +33,7 @@ class TlsFiles:
 class _Socket(ssl.SSLSocket):
     """Is closed when the handshake fails: paho leaves it to the garbage collector, each time."""
 
-    def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002 - as its base has it
+    def do_handshake(self, block: bool = False) -> None:  # noqa: FBT002 - as its base has it
         """Shake hands."""
         try:
             super().do_handshake(block)

@@ -73,7 +73,8 @@ class Access:
             return
         if given is None:
             raise RefusedError(f"commands of '{actor}' are signed, and this one is not")
-        if not hmac.compare_digest(sign(known.key, topic, payload), given.lower()):
+        right = sign(known.key, topic, payload).encode()
+        if not hmac.compare_digest(right, given.lower().encode(errors="replace")):
             raise RefusedError(f"the signature is not that of '{actor}'")
 
 

@@ -64,6 +64,8 @@ def parse_url(text: str, environment: Mapping[str, str] = os.environ) -> BrokerU
         raise ValueError("it is not a URL such as mqtt://user@broker.example:1883/gateway")
     gateway = parts.path.strip("/")
     if gateway and not peering.is_gateway_name(gateway):
+        if "@" in gateway:  # the path begins inside of a password then
+            raise ValueError("a / in a user or password of a URL is written %2F")
         raise ValueError(f"'{gateway}' is not the name of a gateway")
     is_secured = parts.scheme == "mqtts"
     username = unquote(parts.username) if parts.username else None

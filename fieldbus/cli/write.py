@@ -31,7 +31,7 @@ from fieldbus.cli.common import (
 from fieldbus.cli.read import TimeoutOption, timeout_of
 from fieldbus.errors import LinkDownError, RefusedError
 from fieldbus.gateway import log, loop
-from fieldbus.gateway.commands.command import DEFAULT_EXPIRY_S
+from fieldbus.gateway.commands.command import DEFAULT_EXPIRY_S, LONGEST_EXPIRY_S
 from fieldbus.gateway.control import ask, running_config
 from fieldbus.gateway.oneshot import DEFAULT_TIMEOUT_S, parse_value
 from fieldbus.gateway.oneshot import write as write_points
@@ -41,6 +41,8 @@ from fieldbus.mqtt import peering
 from fieldbus.mqtt.visitor import Visitor
 from fieldbus.sample_json import iso_time
 
+_GRACE_S = 3.0
+"""So much longer than a command is good its answer may take: what is sent in time is answered later."""
 _FINE = (WriteOutcome.WRITTEN, WriteOutcome.VERIFIED, WriteOutcome.ARMED)
 
 
@@ -143,8 +145,11 @@ async def _write_by_gateway(
 ) -> list[dict[str, Any]]:
     found = []
     for point, value in values.items():
-        request = {"do": "write", "point": point.address, "value": value, "mode": mode}
-        answer = await ask(data_dir, request, timeout_s)
+        request = {
+            "do": "write", "point": point.address, "value": value, "mode": mode,
+            "expires_s": min(timeout_s, LONGEST_EXPIRY_S),
+        }  # fmt: skip
+        answer = await ask(data_dir, request, timeout_s + _GRACE_S)
         if answer is None:
             raise LinkDownError("the gateway has ended")
         found.append(answer)
@@ -161,7 +166,7 @@ async def _write_afar(
     timeout_s: float,
 ) -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
-    answers = peering.topic(visitor.name, "answer", gateway)
+    answers = peering.topic(visitor.user, "answer", gateway)
     waiting: dict[str, str] = {}
     async with visitor:
         await visitor.hear(answers)

@@ -98,6 +98,8 @@ class Gateway:
         """Points at their safe value, and since when their source was silent then."""
         self._listened: dict[Point, tuple[Point | None, float]] = {}
         """Points with a safe value: the source of each, and since when we listen to it."""
+        self._heard: dict[Point, float] = {}
+        """When the source of a point with a safe value was last good."""
         self._health = Health(plant.name, __version__, clock.wall_ns())
         self.audit: Audit | None = None
         if keeps:
@@ -170,6 +172,7 @@ class Gateway:
         self._dead_men = {point: guard for point, guard in plant.guards.items() if guard.fallback_after_s}
         self._fallen = {point: since_s for point, since_s in self._fallen.items() if point in self._dead_men}
         self._listen_from(clock.monotonic_s())
+        self._heard = {point: at_s for point, at_s in self._heard.items() if point in self._dead_men}
         self._machines = frozenset(
             edge.target.point
             for edge in plant.edges
@@ -230,8 +233,11 @@ class Gateway:
             try:
                 self.desk.restore(self.plant.points, self.plant.guards)
             except OSError as error:
-                _LOG.error("%s cannot be read (%s); commands are refused until it can",
+                _LOG.error("%s cannot be read (%s)",
                            self.audit.file, (error.strerror or str(error)).lower())  # fmt: skip
+            if not self.audit.is_ready():
+                _LOG.error("%s cannot be written (%s); commands are refused until it can",
+                           self.audit.file, self.audit.trouble)  # fmt: skip
         self._open_exchange(self.plant)
         if self.exchange is not None:
             self._take_plant(self.plant)
@@ -544,6 +550,8 @@ class Gateway:
 
     async def _write(self, point: Point, value: Value, until_s: float) -> WriteResult:
         """Have a point's link write it."""
+        if self.plant.points.get(point.address) is not point:
+            return WriteResult(point, value, WriteOutcome.FAILED, "the configuration changed meanwhile")
         link = self._links[self.plant.link_of[point.device]]
         try:
             [result] = await link.write({point: value}, until_s=until_s)
@@ -555,26 +563,38 @@ class Gateway:
         return result
 
     async def _watch_over_silence(self) -> None:
-        """Bring points to their safe value whose source is silent."""
-        while True:
-            if not self._dead_men:
-                await asyncio.sleep(STATUS_PERIOD_S)
-                continue
-            await asyncio.sleep(FALLBACK_PERIOD_S)
-            now_s = clock.monotonic_s()
-            silent = dict(self._silent(now_s))
-            for point in [point for point in self._fallen if point not in silent]:
-                del self._fallen[point]
-                _LOG.info("%s: its source is back", point.address)
-            for point, since_s in silent.items():
-                if self._fallen.get(point) == since_s:
-                    continue
-                outcome = await self.desk.fall_back(point, self._dead_men[point])
-                if outcome in (WriteOutcome.WRITTEN, WriteOutcome.VERIFIED):
-                    self._fallen[point] = since_s
-                    self.router.missed(point)  # the next good value is written, whatever it is
-                else:
-                    await asyncio.sleep(STATUS_PERIOD_S)  # and again
+        """Bring points to their safe value whose source is silent, none later because of another."""
+        under_way: dict[Point, asyncio.Task[None]] = {}
+        try:
+            while True:
+                await asyncio.sleep(FALLBACK_PERIOD_S if self._dead_men else STATUS_PERIOD_S)
+                now_s = clock.monotonic_s()
+                silent = dict(self._silent(now_s))
+                for point in [point for point in self._fallen if point not in silent]:
+                    del self._fallen[point]
+                    _LOG.info("%s: its source is back", point.address)
+                under_way = {point: task for point, task in under_way.items() if not task.done()}
+                for point, since_s in silent.items():
+                    is_done = self._fallen.get(point) == since_s
+                    if not is_done and point not in under_way and not self.desk.is_busy(point):
+                        under_way[point] = asyncio.create_task(
+                            self._fall_back(point, since_s), name=f"safe value of {point.address}"
+                        )
+        finally:
+            for task in under_way.values():
+                task.cancel()
+            await asyncio.gather(*under_way.values(), return_exceptions=True)
+
+    async def _fall_back(self, point: Point, since_s: float) -> None:
+        guard = self._dead_men.get(point)
+        if guard is None:
+            return
+        outcome = await self.desk.fall_back(point, guard)
+        if outcome in (WriteOutcome.WRITTEN, WriteOutcome.VERIFIED):
+            self._fallen[point] = since_s
+            self.router.missed(point)  # the next good value is written, whatever it is
+        else:
+            await asyncio.sleep(STATUS_PERIOD_S)  # and again
 
     def _silent(self, now_s: float) -> Iterator[tuple[Point, float]]:
         for point, guard in self._dead_men.items():
@@ -582,12 +602,12 @@ class Gateway:
 
     def _heard_s(self, point: Point) -> float | None:
         """Return when the source of a point was last good, or a command wrote it."""
-        moments = [self.desk.commanded_s(point)]
         edge = self.router.edge_to(point)
         if edge is not None:
             batch = self.router.batch_of(edge.source)
             if batch is not None and self.router.sample(edge.source).quality in _FRESH:
-                moments.append(batch.at_s)
+                self._heard[point] = batch.at_s
+        moments = (self.desk.commanded_s(point), self._heard.get(point))
         return max((moment for moment in moments if moment is not None), default=None)
 
     # --- what is told

@@ -162,7 +162,8 @@ class MqttLink:
         """
         return MqttLink(
             self.name, self._gateway, self.host, self.port, self.places,
-            client_id=client_id, is_announced=False, me=client_id, **self._options,
+            client_id=client_id, is_announced=False, me=f"{self._username or self._gateway}/{client_id}",
+            **self._options,
         )  # fmt: skip
 
     @property
@@ -309,7 +310,7 @@ class MqttLink:
                 results.append(WriteResult(point, value, WriteOutcome.EXPIRED, "its turn came too late"))
                 continue
             if self._peers.has(point):
-                results.append(await self._peers.write(self, point, value))
+                results.append(await self._peers.write(self, point, value, until_s=until_s))
                 continue
             sample = Sample(value, Quality.GOOD, None, clock.wall_ns())
             try:
@@ -413,7 +414,7 @@ class MqttLink:
 
     def look_after(self, peer: str) -> None:
         """Have `peer_is` told of a gateway that is no device of ours."""
-        topic = self._peers.look_after(peer)
+        topic = self._peers.look_after(self.name, peer)
         if topic is not None and self._client is not None:
             self._spawn(self._subscribe(self._client, topic))
 

@@ -8,6 +8,8 @@ Rules:
 * A sample that is older than the one that was emitted last is not emitted: what was delayed on one way never
   takes the place of what came on another.
 * A command of ours carries its time and an id, is sent once, and is answered within its expiry or has failed.
+  One that somebody gave us does not live longer at the other gateway than it would here.
+* What is published below ``command/`` is an attempt to write, also if it names no point.
 * What is malformed is counted (`peer_faults`), and said once for each peer.
 
 Design: this file turns topics into calls of the gateway (`Correspondent`) and back; what a stream is, what
@@ -25,6 +27,7 @@ from typing import Protocol
 
 from fieldbus import clock
 from fieldbus.link import (
+    NEVER,
     Correspondent,
     DeviceHealth,
     Emit,
@@ -36,7 +39,7 @@ from fieldbus.link import (
 )
 from fieldbus.model import NO_FLAWS, Batch, Flaw, Group, Point, Reason, Sample, Value
 from fieldbus.mqtt import peering
-from fieldbus.mqtt.records import RecordError, decode_row
+from fieldbus.mqtt.records import RecordError, decode_peer_row
 from fieldbus.sample_json import iso_time
 
 EXPIRY_S = 10.0
@@ -131,7 +134,7 @@ class Peers:
         me = self.me
         found = [
             peering.topic(me, "command", "+", "#"),
-            peering.topic(me, "want", "+"),
+            peering.topic(me, "want", "#"),
             peering.topic(me, "ack", "+"),
             peering.topic(me, "answer", "+"),
         ]
@@ -145,12 +148,12 @@ class Peers:
         others = self._looked_after.difference(self.remotes)
         return found + [peering.topic(gateway, "status") for gateway in others]
 
-    def look_after(self, peer: str) -> str | None:
+    def look_after(self, link: str, peer: str) -> str | None:
         """Return the topic that has to be heard so that `peer_is` is told, None if it is already."""
         if peer in self._looked_after or peer in self.remotes:
             is_online = self._online.get(peer)
             if is_online is not None and self.correspondent is not None:
-                self.correspondent.peer_is("", peer, is_online=is_online)
+                self.correspondent.peer_is(link, peer, is_online=is_online)
             return None
         self._looked_after.add(peer)
         return peering.topic(peer, "status")
@@ -207,15 +210,15 @@ class Peers:
         elif self.correspondent is None:
             return
         elif about == self.me and kind == "command":
-            if len(rest) >= 3:
-                point = ".".join((rest[1], "/".join(rest[2:])))
-                instruction = Instruction(topic, rest[0], point, payload, signature, is_retained, reply)
-                self.correspondent.instructed(link, instruction)
-        elif about == self.me and rest and peering.is_gateway_name(rest[0]):
+            actor, device, names = "".join(rest[:1]), "".join(rest[1:2]), rest[2:]
+            point = f"{device}.{'/'.join(names)}" if names else device
+            instruction = Instruction(topic, actor, point, payload, signature, is_retained, reply)
+            self.correspondent.instructed(link, instruction)
+        elif about == self.me and peering.is_peer_name(peer := "/".join(rest)):
             if kind == "want":
-                self.correspondent.wanted(link, rest[0], payload)
+                self.correspondent.wanted(link, peer, payload)
             elif kind == "ack":
-                self.correspondent.acknowledged(link, rest[0], payload)
+                self.correspondent.acknowledged(link, peer, payload)
         elif about in self.remotes:
             if kind == "birth":
                 self.correspondent.born(link, about, payload)
@@ -263,7 +266,7 @@ class Peers:
 
     def _heard_live(self, link: str, peer: str, payload: bytes) -> None:
         try:
-            samples = [(str(item.head[0]), item.sample) for item in decode_row(payload) if item.head]
+            samples = [(item.head[0], item.sample) for item in decode_peer_row(payload)]
         except RecordError as error:
             self.fault(peer, f"what it sends live cannot be read: {error}")
             return
@@ -329,16 +332,17 @@ class Peers:
         if self._report is not None:
             self._report(result)
 
-    async def write(self, wire: Wire, point: Point, value: Value) -> WriteResult:
-        """Give a command and wait for its answer."""
+    async def write(self, wire: Wire, point: Point, value: Value, *, until_s: float = NEVER) -> WriteResult:
+        """Give a command that nobody executes after `until_s` (monotonic), and wait for its answer."""
         remote, address = self._remote_of[point]
         if not self.is_online(remote.gateway):
             return WriteResult(point, value, WriteOutcome.FAILED, Reason.NOT_CONNECTED)
         device, _, name = address.partition(".")
         topic = peering.topic(remote.gateway, "command", self._actor, device, name)
         id_ = secrets.token_hex(8)
+        expires_s = round(max(0.001, min(EXPIRY_S, until_s - clock.monotonic_s())), 3)
         payload = json.dumps(
-            {"value": value, "id": id_, "time": iso_time(clock.wall_ns()), "expires": f"{EXPIRY_S:g}s"}
+            {"value": value, "id": id_, "time": iso_time(clock.wall_ns()), "expires": expires_s}
         ).encode()
         signature = None if remote.key is None else peering.sign(remote.key, topic, payload)
         answer: asyncio.Future[tuple[WriteOutcome, str | None]] = asyncio.get_running_loop().create_future()
@@ -346,7 +350,7 @@ class Peers:
         try:
             answer_to = peering.topic(self.me, "answer", remote.gateway)
             wire.tell(topic, payload, answer_to=answer_to, id_=id_, signature=signature)
-            async with asyncio.timeout(EXPIRY_S + _GRACE_S):
+            async with asyncio.timeout(expires_s + _GRACE_S):
                 outcome, reason = await answer
         except TimeoutError:
             outcome, reason = WriteOutcome.FAILED, "no answer: whether it was written is not known"

@@ -92,10 +92,12 @@ class Visitor:
     """A connection for as long as a ``with`` lasts."""
 
     def __init__(self, url: BrokerUrl, tls: TlsFiles | None = None) -> None:
-        self.name = f"visitor-{os.getpid()}-{secrets.token_hex(3)}"
-        """Under which others send to it; the broker's user where there is one."""
+        self.user = "visitor"
+        """Under which answers come; the broker's user where there is one."""
         if url.username is not None and peering.is_gateway_name(url.username):
-            self.name = url.username
+            self.user = url.username
+        self.name = f"{self.user}/{os.getpid()}-{secrets.token_hex(3)}"
+        """Under which samples come."""
         self._url = url
         self._tls = tls or TlsFiles()
         self._client: aiomqtt.Client
@@ -137,9 +139,7 @@ class Visitor:
         with suppress(aiomqtt.MqttError, TimeoutError):
             async with asyncio.timeout(2.0):
                 for gateway in self._wanted_of:
-                    await self._client.publish(
-                        peering.topic(gateway, "want", self.name), b"", qos=1, retain=True
-                    )
+                    await self._client.publish(peering.topic(gateway, "want", self.name), b"", qos=1)
                 await self._client.__aexit__(None, None, None)
 
     async def hear(self, *topics: str) -> None:

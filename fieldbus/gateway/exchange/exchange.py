@@ -130,6 +130,8 @@ class Exchange:
         self._fed: list[tuple[Edge, str, str]] = []
         self._extra_points: frozenset[Point] = frozenset()
         self._wanted: dict[tuple[str, str], _Wanted] = {}
+        self._visited_s: dict[tuple[str, str], float] = {}
+        """When a visitor last said what it wants."""
         self._topics: dict[str, TopicSink] = {}
         self._pumps: dict[str, tuple[Pump, asyncio.Task[None]]] = {}
         self._online: dict[tuple[str, str], bool] = {}
@@ -234,6 +236,12 @@ class Exchange:
         for pump, _ in self._pumps.values():
             pump.wake()
         now_s = clock.monotonic_s()
+        gone = [key for key, seen_s in self._visited_s.items() if now_s - seen_s > peering.VISIT_S]
+        for key in gone:
+            del self._visited_s[key]
+            self._forget(key)
+        if gone:
+            self._wants_changed()
         for (link, _), wanted in self._wanted.items():
             wanted.live.beat(now_s, self._links[link].beat_s)
         self._say_wants()
@@ -255,9 +263,11 @@ class Exchange:
     def connected(self, link: str) -> None:
         """Say who we are and what we want."""
         self._said = {key: value for key, value in self._said.items() if key[0] != link}
+        # Who is there the broker says now, and to whoever is not nothing can be sent.
+        self._online = {key: value for key, value in self._online.items() if key[0] != link}
         self._say_birth(link)
         for name, peer in self._wanted:
-            if name == link:
+            if name == link and not peering.is_visitor(peer):
                 self._links[link].look_after(peer)
         self._say_wants()
         self._around.births_changed()
@@ -266,11 +276,15 @@ class Exchange:
 
     def peer_is(self, link: str, peer: str, *, is_online: bool) -> None:
         """Learn that a peer is there, or is not."""
-        for name in [link] if link else list(self._links):
-            self._online[name, peer] = is_online
-        for (_, other), wanted in self._wanted.items():
-            if other == peer and wanted.durable is not None:
-                wanted.durable.pump.wake()
+        was_online = self._online.get((link, peer), False)
+        self._online[link, peer] = is_online
+        wanted = self._wanted.get((link, peer))
+        if wanted is None or wanted.durable is None:
+            return
+        if is_online and not was_online:
+            wanted.durable.pump.begin_again()
+        else:
+            wanted.durable.pump.wake()
 
     def instructed(self, link: str, instruction: Instruction) -> None:
         """Take a command."""
@@ -285,6 +299,12 @@ class Exchange:
             self._fault(link, peer, f"what it wants: {error}")
             return
         key = (link, peer)
+        if peering.is_visitor(peer):
+            want = Want(want.live)
+            self._visited_s[key] = clock.monotonic_s()
+            before = self._wanted.get(key)
+            if before is not None and before.want == want:
+                return
         if key not in self._wanted and len(self._wanted) >= MAX_PEERS:
             self._fault(link, peer, f"{MAX_PEERS} gateways want something already; it gets nothing")
             return
@@ -292,8 +312,12 @@ class Exchange:
             self._forget(key)
         else:
             self._take_want(key, want)
-            self._links[link].look_after(peer)
+            if not peering.is_visitor(peer):
+                self._links[link].look_after(peer)
             self._send_all(key)
+            durable = self._wanted[key].durable
+            if durable is not None:
+                durable.pump.begin_again()  # what was sent before it was there to hear it is lost
         self._wants_changed()
 
     def acknowledged(self, link: str, peer: str, payload: bytes) -> None:
@@ -327,7 +351,7 @@ class Exchange:
         if self.intake.take(peer, place, items, lambda time_ns: now_s - (now_ns - time_ns) / 1e9, committed):
             committed()
         elif not place.is_historical:
-            self._links[link].take_samples(peer, [(str(item.head[0]), item.sample) for item in items])
+            self._links[link].take_samples(peer, [(item.head[0], item.sample) for item in items])
 
     def _acknowledge(self, link: str, peer: str, source: str, boot: str, stream: str) -> None:
         seq = self.intake.committed(source, peer)
@@ -394,7 +418,7 @@ class Exchange:
         link, peer = key
         port = self._links[link]
         wanted = self._wanted.get(key)
-        if wanted is None or wanted.live._link is not port:  # noqa: SLF001 - the link was made anew
+        if wanted is None or wanted.live.link is not port:  # the link was made anew
             before = wanted
             wanted = self._wanted[key] = _Wanted(want, LiveSink(port, self.me, peer))
             if before is not None and before.durable is not None:
@@ -420,6 +444,7 @@ class Exchange:
     def _forget(self, key: tuple[str, str]) -> None:
         link, peer = key
         wanted = self._wanted.pop(key, None)
+        self._visited_s.pop(key, None)
         self.takers.pop(_live_name(link, peer), None)
         if wanted is None or wanted.durable is None:
             return
@@ -544,7 +569,7 @@ class Exchange:
 
     def _topic_sink(self, name: str) -> TopicSink:
         sink = self._topics.get(name)
-        if sink is None or sink._link is not self._links[name]:  # noqa: SLF001 - the link was made anew
+        if sink is None or sink.link is not self._links[name]:  # the link was made anew
             if sink is not None:
                 self._stop_pump(sink.pump)
             stream = self.spool.stream(_topics_name(name), encode_row)

@@ -168,7 +168,7 @@ class Intake:
             edges = way.edges.get(head[0])
             if edges is None:
                 continue
-            if len(head) > 2 and (str(head[1]).partition("/")[0] == self._me or head[2] >= MAX_HOPS):
+            if head[1].partition("/")[0] == self._me or head[2] >= MAX_HOPS:
                 self.looped += 1
                 continue
             at_s = to_s(sample.time_ns)

@@ -17,7 +17,8 @@ import math
 from collections.abc import Callable, Sequence
 
 from fieldbus import clock
-from fieldbus.durable.spool import Row, Stream
+from fieldbus.durable.spool import Stream
+from fieldbus.durable.spool_file import Row
 from fieldbus.gateway.exchange.pump import Pump
 from fieldbus.link import Delivery, Link, PeerLink
 from fieldbus.model import Kind, Point, Sample
@@ -43,7 +44,7 @@ class TopicSink:
             plain: the same, as what takes deliveries.
             stream: the one in the spool.
         """
-        self._link = link
+        self.link = link
         self._plain = plain
         self._stream = stream
         self.pump = Pump(stream, self)
@@ -51,7 +52,7 @@ class TopicSink:
     def send(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         """Keep samples for the broker."""
         self._stream.append([_topic_item(delivery) for delivery in deliveries])
-        if self.pump.is_behind and self._link.is_sending:
+        if self.pump.is_behind and self.link.is_sending:
             self._plain.send(deliveries)
         return ()
 
@@ -60,7 +61,7 @@ class TopicSink:
     @property
     def is_ready(self) -> bool:
         """Whether the broker is there."""
-        return self._link.is_sending
+        return self.link.is_sending
 
     def carry(self, row: Row, done: Callable[[bool], None], *, is_historical: bool) -> None:
         """Publish what a row has."""
@@ -79,7 +80,7 @@ class TopicSink:
                 done(not has_failed)
 
         for where, payload in messages:
-            self._link.publish(where, payload, one_done)
+            self.link.publish(where, payload, one_done)
 
 
 def _topic_item(delivery: Delivery) -> Item:
@@ -159,7 +160,7 @@ class LiveSink:
     def __init__(self, link: PeerLink, me: str, peer: str) -> None:
         self.conflated = 0
         """Samples that were replaced by newer ones because the broker did not keep up."""
-        self._link = link
+        self.link = link
         self._me = me
         self._peer = peer
         self._items: list[Item] = []
@@ -185,17 +186,17 @@ class LiveSink:
 
     def beat(self, now_s: float, period_s: float) -> None:
         """Send something if nothing was sent for so long: the peer must know that we are there."""
-        if now_s - self._sent_s >= period_s and self._link.is_sending and not self._is_scheduled:
+        if now_s - self._sent_s >= period_s and self.link.is_sending and not self._is_scheduled:
             self._publish([], now_s)
 
     def _publish(self, items: Sequence[Item], now_s: float) -> None:
         self._under_way += 1
         self._sent_s = now_s
-        self._link.publish(topic(self._me, "live", self._peer), encode_row(items), self._done)
+        self.link.publish(topic(self._me, "live", self._peer), encode_row(items), self._done)
 
     def _flush(self) -> None:
         self._is_scheduled = False
-        if not self._link.is_sending:
+        if not self.link.is_sending:
             self._items.clear()  # whoever comes back asks for everything
             self._newest.clear()
             return

@@ -209,7 +209,7 @@ class MqttLink:
         try:
             await client.__aenter__()
         except (aiomqtt.MqttError, ssl.SSLError) as error:
-            raise LinkDownError(reason_of(error)) from error
+            raise LinkDownError(refusal_of(error, self._tls)) from error
         self._client = client
         if self._publisher.is_wanted:
             await self._publisher.connect()
@@ -512,6 +512,20 @@ class MqttLink:
         if self._version:
             found["version"] = self._version
         return json.dumps(found).encode()
+
+
+def refusal_of(error: BaseException, tls: TlsFiles | None) -> str:
+    """Return why a broker could not be connected to, for people."""
+    reason = reason_of(error)
+    if reason != "operation timed out":
+        return reason
+    # Brokers hang up without a word on who speaks TLS or not as they do not, and on who has no certificate.
+    guess = ""
+    if tls is None:
+        guess = " (does the broker want TLS?)"
+    elif tls.certificate is None:
+        guess = " (does the broker want a certificate?)"
+    return f"no answer to the attempt to connect{guess}"
 
 
 def reason_of(error: BaseException) -> str:

@@ -24,7 +24,7 @@ from paho.mqtt.properties import Properties
 
 from fieldbus.errors import LinkDownError
 from fieldbus.mqtt import peering
-from fieldbus.mqtt.link import reason_of
+from fieldbus.mqtt.link import reason_of, refusal_of
 from fieldbus.mqtt.tls import TlsFiles, context_of
 
 PASSWORD_VARIABLE = "FIELDBUS_PASSWORD"  # noqa: S105 - the variable's name
@@ -64,6 +64,8 @@ def parse_url(text: str, environment: Mapping[str, str] = os.environ) -> BrokerU
         raise ValueError("it is not a URL such as mqtt://user@broker.example:1883/gateway")
     gateway = parts.path.strip("/")
     if gateway and not peering.is_gateway_name(gateway):
+        if "@" in gateway:  # the path begins inside of a password then
+            raise ValueError("a / in a user or password of a URL is written %2F")
         raise ValueError(f"'{gateway}' is not the name of a gateway")
     is_secured = parts.scheme == "mqtts"
     username = unquote(parts.username) if parts.username else None
@@ -123,7 +125,8 @@ class Visitor:
         try:
             await self._client.__aenter__()
         except (aiomqtt.MqttError, OSError) as error:
-            raise LinkDownError(f"{self._url.place}: {reason_of(error)}") from error
+            reason = refusal_of(error, self._tls if url.is_secured else None)
+            raise LinkDownError(f"{self._url.place}: {reason}") from error
         return self
 
     async def __aexit__(

@@ -32,7 +32,6 @@ from fieldbus.durable.spool_file import (
     Encode,
     Entry,
     Mark,
-    Owner,
     Result,
     Row,
     SpoolFile,
@@ -263,7 +262,7 @@ class Spool:
 
     def _drop_waiting(self, limit: int) -> None:
         kept: list[Entry] = []
-        gaps: dict[Owner, int] = {}
+        gaps: dict[Stream, int] = {}
         while self._waiting > limit:
             item = self.committer.take_oldest()
             if item is None:
@@ -271,9 +270,9 @@ class Spool:
             if not isinstance(item, Append):
                 kept.append(item)
                 continue
-            owner = self._wait_less(item)
-            owner.dropped += len(item.items)
-            gaps[owner] = gaps.get(owner, 0) + item.gap + len(item.items)
+            stream = self._wait_less(item)
+            stream.dropped += len(item.items)
+            gaps[stream] = gaps.get(stream, 0) + item.gap + len(item.items)
         # The next samples of each stream say how many are missing before them.
         while gaps:
             item = self.committer.take_oldest()
@@ -284,8 +283,8 @@ class Spool:
             kept.append(item)
         for item in reversed(kept):
             self.committer.put_back_first(item)
-        for owner, count in gaps.items():
-            cast("Stream", owner).gap += count  # nothing is behind them yet: what comes next says it
+        for stream, count in gaps.items():
+            stream.gap += count  # nothing is behind them yet: what comes next says it
 
     def _wait_less(self, item: Append) -> Stream:
         owner = cast("Stream", item.owner)

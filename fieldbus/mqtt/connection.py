@@ -39,6 +39,8 @@ LOOK_S = 0.25
 """How long acknowledgements may lie unread while nothing is sent."""
 _LOOKS = 3
 """After so many thirds of the keep-alive time a message without acknowledgement is lost."""
+_FINAL = (0x87, 0x90, 0x99)
+"""Not authorized, topic name invalid, payload format invalid: it will be no other the next time."""
 _HIGH_WATER = 256 * 1024
 _QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)
 
@@ -51,7 +53,8 @@ class Message(NamedTuple):
     is_retained: bool | None = None
     """None for what the owner usually does."""
     done: Callable[[bool], None] | None = None
-    """Called when the broker has it (True), or never got it (False): then its giver sends it again."""
+    """Called with True when nothing is left to do: the broker has it, or will never take it. Called with False
+    when the broker has not got it: then its giver sends it again."""
 
 
 class Owner(Protocol):
@@ -70,8 +73,8 @@ class Owner(Protocol):
     def published(self, message: Message) -> None:
         """Learn that the broker has a message."""
 
-    def refused(self, message: Message, reason: str) -> None:
-        """Learn that the broker does not take a message, and never will."""
+    def refused(self, message: Message, reason: str, *, is_final: bool) -> None:
+        """Learn that the broker does not take a message now, or, if that is final, never will."""
 
     def done(self) -> None:
         """Learn that nothing is under way, or that nothing will be acknowledged any more."""
@@ -199,7 +202,7 @@ class Connection(asyncio.Protocol):
             except ValueError:
                 packet = b""
             if not packet or len(packet) > self._max_bytes:
-                self._owner.refused(message, "its messages are longer than the broker accepts")
+                self._owner.refused(message, "its messages are longer than the broker accepts", is_final=True)
                 continue
             if packet_id:
                 under_way[packet_id] = message
@@ -271,7 +274,7 @@ class Connection(asyncio.Protocol):
         if message is None:
             return
         if code >= packets.FIRST_ERROR:
-            self._owner.refused(message, packets.reason(code, text))
+            self._owner.refused(message, packets.reason(code, text), is_final=code in _FINAL)
         elif first == packets.PUBREC:
             self.transport.write(packets.pubrel(packet_id))
             return

@@ -12,7 +12,8 @@ Topics, all below ``fieldbus/<gateway>/`` of the gateway whose points they are a
 ``ack/<peer>``                                      what the peer has committed of it (said by the peer)
 ``command/<actor>/<device>/<point>``                write a point (said by the actor)
 ``answer/<gateway>``                                the answers of a gateway to our commands (said by it)
-=======================================  =========  ============================================
+=======================================  =========  ===================================================
+
 So a broker's access list needs a few lines for all peers and actors, see ``configs/mosquitto``. A visitor (a
 person who watches) is ``<user>/<word>`` where a peer is ``<peer>``: several may come as one user. It wants
 live samples only, and says so again and again: what it does not say for `VISIT_S` it does not want any more.

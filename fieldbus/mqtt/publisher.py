@@ -9,7 +9,7 @@ Rules:
 * What the broker does not take (an acknowledgement with an error, a message longer than it accepts) is
   dropped, counted, and said once for each topic until one is taken again.
 * What is given to `put_sure` is its giver's to keep: it waits in a queue of its own, which its giver keeps
-  short, is never dropped from it, and told to be done, or, when the connection is lost, not done; then it
+  short, is never pushed out of it, and told to be done, or, when the connection is lost, not done; then it
   does not wait any more. Of both queues a message goes in turn: a backlog does not hold up what is new.
 * How much is under way at once, and when a silent broker is lost: see `connection`.
 
@@ -221,12 +221,12 @@ class Publisher:
             self._troubles.discard(topic)
             _LOG.info("%s: %s is taken by the broker again", self.name, topic)
 
-    def refused(self, message: Message, reason: str) -> None:
-        """Learn that the broker does not take a message, and never will."""
+    def refused(self, message: Message, reason: str, *, is_final: bool) -> None:
+        """Learn that the broker does not take a message now, or, if that is final, never will."""
         self._refused += 1
         topic = message.topic
         if message.done is not None:
-            message.done(False)
+            message.done(is_final)
         if topic not in self._troubles:
             self._troubles.add(topic)
             _LOG.warning("%s: the broker does not take %s (%s)", self.name, topic, reason)

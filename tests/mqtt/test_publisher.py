@@ -210,3 +210,19 @@ async def test_what_is_new_is_not_held_up_by_a_backlog_nor_pushed_out_by_it():
     assert [payload for payload in payloads if payload.startswith(b"old")] == [
         b"old %d" % n for n in range(100)
     ]
+
+
+@pytest.mark.parametrize(("code", "is_over"), [(0x87, True), (0x90, True), (0x97, False), (0x83, False)])
+async def test_what_the_broker_will_never_take_is_over_and_what_it_does_not_take_now_is_given_back(
+    code, is_over
+):
+    async with FakeBroker(answer=lambda first, rest: b"\x40\x03" + rest[3:5] + bytes([code])) as fake:
+        subject = publisher(fake)
+        done = []
+        subject.put_sure("t", b"x", done.append)
+        await subject.connect()
+        await eventually(lambda: done)
+        assert done == [is_over]
+        assert subject.counters["tx_refused"] == 1
+        subject.close()
+        assert done == [is_over]

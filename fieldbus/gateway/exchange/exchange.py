@@ -87,9 +87,10 @@ class _SpoolKeeper:
         return self._spool.trouble is None
 
     def take(self, deliveries: Sequence[Delivery], source: str, seq: int, done: Callable[[], None]) -> None:
-        """Keep samples, and the number of the last."""
-        self._sink.send(deliveries)
-        self._spool.mark(f"{source}>{self._name}", seq, done)
+        """Keep samples, and the number of the last, in one transaction."""
+        with self._spool.committer.held():
+            self._sink.send(deliveries)
+            self._spool.mark(f"{source}>{self._name}", seq, done)
 
 
 class Exchange:

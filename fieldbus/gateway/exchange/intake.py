@@ -34,7 +34,7 @@ class Keeper(Protocol):
 
     @property
     def place(self) -> object:
-        """What is the same as long as what was taken is kept or being written."""
+        """What is the same as long as what was taken is kept or being written; None if it takes nothing."""
         ...
 
     def mark_of(self, source: str) -> int:
@@ -91,7 +91,8 @@ class Intake:
             if way is None:
                 way = ways[name] = _Way(keepers[name])
                 old = before.get(peer, {}).get(name)
-                if old is not None and old.keeper.place is way.keeper.place:
+                place = way.keeper.place
+                if old is not None and place is not None and old.keeper.place is place:
                     way.taken = old.taken
             way.edges.setdefault(edge.source.name, []).append(edge)
 

@@ -13,6 +13,7 @@ To the routing table a sink is a link as any other: it takes deliveries. What it
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -24,12 +25,13 @@ from fieldbus.gateway.exchange.pump import Pump
 from fieldbus.link import Delivery, Link, PeerLink
 from fieldbus.model import Kind, Point, Sample
 from fieldbus.mqtt.peering import origin_of, topic
-from fieldbus.mqtt.records import Head, Item, Place, decode_row, encode_chunk, encode_row
+from fieldbus.mqtt.records import Head, Item, Place, RecordError, decode_row, encode_chunk, encode_row
 from fieldbus.sample_json import gathered_inside, gathered_message, sample_bytes
 
 _LIVE_UNDER_WAY = 64
 """Live messages that the broker has not acknowledged, at most."""
 _LIVE_SAMPLES = 2000
+_LOG = logging.getLogger("fieldbus")
 
 
 class Taker(Protocol):
@@ -74,7 +76,13 @@ class TopicSink:
 
     def carry(self, row: Row, done: Callable[[bool], None], *, is_historical: bool) -> None:
         """Publish what a row has."""
-        messages = topic_messages(decode_row(row.data), is_historical=is_historical)
+        try:
+            messages = topic_messages(decode_row(row.data), is_historical=is_historical)
+        except RecordError as error:
+            # It was damaged where it lay. Sent again it would be no better, and hold up all behind it.
+            _LOG.warning("stream %s: %d samples dropped (%s)", self._stream.name, row.samples, error)
+            self._stream.dropped += row.samples
+            messages = []
         if not messages:
             done(True)
             return

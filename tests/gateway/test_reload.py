@@ -395,7 +395,7 @@ async def test_a_safe_value_is_not_written_because_of_a_reload(bench, caplog):
     assert "its source is back" not in caplog.text
 
 
-@pytest.mark.parametrize("kind", ["csv", "yaml", "dbc", "routes"])
+@pytest.mark.parametrize("kind", ["csv", "yaml", "dbc", "routes", "secret"])
 async def test_a_file_that_changed_on_the_disk_is_noticed(bench, kind):
     files = {
         "csv": ("map.csv", "name,table,address\nflow,holding,0\n", "name,table,address\nflow,holding,1\n"),
@@ -406,6 +406,7 @@ async def test_a_file_that_changed_on_the_disk_is_noticed(bench, kind):
         "routes": ("routes.csv", "from,to\noven.temperature,panel.press\n",
                    "from,to\npress.temperature,panel.press\n"),
     }  # fmt: skip
+    files["secret"] = ("broker.password", "before", "after")
     name, before, after = files[kind]
     (bench.folder / name).write_text(before)
     if kind == "dbc":
@@ -413,6 +414,11 @@ async def test_a_file_that_changed_on_the_disk_is_noticed(bench, kind):
             ("links:\n", "links:\n  can0: {type: can, interface: virtual, channel: reload}\n"),
             ("devices:\n", "devices:\n  engine: {link: can0, database: bus.dbc}\n"),
         )
+    elif kind == "secret":
+        broker = (
+            f"{{type: mqtt, host: 127.0.0.1, port: {free_port()}, username: u, password: {{file: {name}}}}}"
+        )
+        bench.edit(("links:\n", f"links:\n  broker: {broker}\n"))
     elif kind == "routes":
         bench.configure(bench.text.partition("routes:\n")[0] + "routes: routes.csv\n")
     else:
@@ -427,7 +433,8 @@ async def test_a_file_that_changed_on_the_disk_is_noticed(bench, kind):
         await bench.connect_master()
         await bench.until_register(0, 72)
     else:
-        assert said.endswith("can0 opened anew" if kind == "dbc" else "net_a opened anew")
+        link = {"dbc": "can0", "secret": "broker"}.get(kind, "net_a")
+        assert said.endswith(f"{link} opened anew")
 
 
 BAD = [

@@ -32,7 +32,6 @@ from fieldbus.durable.spool_file import (
     Encode,
     Entry,
     Mark,
-    Owner,
     Result,
     Row,
     SpoolFile,
@@ -63,6 +62,8 @@ class Stream:
         """Nothing up to here is kept any more."""
         self.dropped = 0
         """Samples that were dropped since the gateway started."""
+        self.gap = 0
+        """Samples that were dropped behind all that waits."""
         self._spool = spool
         self._fresh: deque[Row] = deque()
         self._fresh_bytes = 0
@@ -86,7 +87,8 @@ class Stream:
         """Keep samples, in order. Never blocks, never raises."""
         if items:
             self.waiting += len(items)
-            self._spool.put(Append(self.name, self, items))
+            gap, self.gap = self.gap, 0
+            self._spool.put(Append(self.name, self, items, gap))
 
     def acknowledge(self, seq: int) -> None:
         """Learn that the other side has all samples up to a number."""
@@ -260,7 +262,7 @@ class Spool:
 
     def _drop_waiting(self, limit: int) -> None:
         kept: list[Entry] = []
-        gaps: dict[Owner, int] = {}
+        gaps: dict[Stream, int] = {}
         while self._waiting > limit:
             item = self.committer.take_oldest()
             if item is None:
@@ -268,9 +270,9 @@ class Spool:
             if not isinstance(item, Append):
                 kept.append(item)
                 continue
-            owner = self._wait_less(item)
-            owner.dropped += len(item.items)
-            gaps[owner] = gaps.get(owner, 0) + item.gap + len(item.items)
+            stream = self._wait_less(item)
+            stream.dropped += len(item.items)
+            gaps[stream] = gaps.get(stream, 0) + item.gap + len(item.items)
         # The next samples of each stream say how many are missing before them.
         while gaps:
             item = self.committer.take_oldest()
@@ -281,6 +283,8 @@ class Spool:
             kept.append(item)
         for item in reversed(kept):
             self.committer.put_back_first(item)
+        for stream, count in gaps.items():
+            stream.gap += count  # nothing is behind them yet: what comes next says it
 
     def _wait_less(self, item: Append) -> Stream:
         owner = cast("Stream", item.owner)

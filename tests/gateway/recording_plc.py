@@ -20,12 +20,22 @@ class Written(NamedTuple):
     value: int
 
 
+class Request(NamedTuple):
+    """One request that wrote something."""
+
+    at_s: float
+    table: str
+    address: int
+    words: tuple[int, ...]
+
+
 class RecordingPlc:
     """One unit, whatever its id."""
 
     def __init__(self) -> None:
         self.port = 0
         self.written: list[Written] = []
+        self.requests: list[Request] = []
         self.words: dict[tuple[str, int], int] = {}
         self.answers = asyncio.Event()
         """Cleared: requests are taken, and answered when it is set."""
@@ -94,6 +104,7 @@ class RecordingPlc:
         return pdu[:5]
 
     def _write(self, table: str, first: int, values: list[int] | tuple[int, ...]) -> None:
+        self.requests.append(Request(time.monotonic(), table, first, tuple(values)))
         for address, value in enumerate(values, first):
             self.words[table, address] = value
             self.written.append(Written(time.monotonic(), table, address, value))

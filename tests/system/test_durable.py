@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
 import socket
 import sqlite3
@@ -21,7 +22,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
-from conftest import Broker, free_port, program
+from conftest import Broker, free_port, missing, program
 
 from fieldbus.sample_json import parse_time
 
@@ -57,6 +58,11 @@ devices:
 routes:
   - {{from: "line.press.*", to: history, durable: true, when: sample}}
 {routes}
+"""
+_QUERY = """
+import json, sqlite3, sys
+connection = sqlite3.connect(f"file:{sys.argv[1]}?mode=ro", uri=True, timeout=10)
+print(json.dumps(connection.execute(sys.argv[2]).fetchall()))
 """
 
 
@@ -261,6 +267,7 @@ class Pair:
             folder / "rx.log", *receiver_in, sys.executable, "-m", "fieldbus", "run", str(receiver)
         )
         self.store = folder / "rx-data" / "history.db"
+        self.is_store_hidden = bool(receiver_in)
 
     def start(self):
         self.sender.start()
@@ -307,6 +314,12 @@ class Pair:
         return {"kept": 0, "given": 0, "dropped": 0, "backlog": 0}
 
     def query(self, question):
+        if self.is_store_hidden:
+            command = ("nsenter", "-m", "-t", str(self.receiver.pid), sys.executable, "-c", _QUERY)
+            out = subprocess.run(
+                [*command, str(self.store), question], check=False, capture_output=True, text=True
+            ).stdout
+            return json.loads(out) if out else []
         if not self.store.exists():
             return []
         with closing(sqlite3.connect(f"file:{self.store}?mode=ro", uri=True, timeout=10)) as connection:
@@ -613,6 +626,204 @@ def test_a_backlog_for_topics_is_kept_and_drains_while_what_is_new_is_not_held_u
         assert len(late) >= 0.5 * RATE * drained_s
         assert max(late.values()) <= 2
         assert backlog / drained_s >= 10 * RATE
+    finally:
+        ear.end()
+        pair.end()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Return what runs a program with a small disk of its own on a folder."""
+    unshare = program("unshare", "util-linux")
+    if os.geteuid() != 0 or subprocess.run([unshare, "-m", "true"], check=False).returncode:
+        missing("a small disk needs root and a mount namespace")
+
+    def within(folder, size):
+        (tmp_path / folder).mkdir()
+        work = f'mount -t tmpfs -o size={size} tmpfs "{tmp_path / folder}" && exec "$@"'
+        return (unshare, "-m", "--propagation", "private", "sh", "-c", work, "sh")
+
+    return within
+
+
+class Filler:
+    """What fills the disk that only a process sees."""
+
+    def __init__(self, member, folder):
+        self._file = Path(f"/proc/{member.pid}/root{folder}/filler")
+
+    def fill(self):
+        with self._file.open("ab", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(b"x" * 4096)
+
+    def free(self):
+        self._file.unlink()
+
+
+def test_a_full_disk_of_the_sender_stops_nothing_and_what_is_dropped_is_counted_to_the_sample(
+    tmp_path, broker, small_disk
+):
+    pair = Pair(tmp_path, broker.port, sender_in=small_disk("tx-data", "8m"))
+    try:
+        pair.start()
+        pair.receiver.stop()
+        filler = Filler(pair.sender, tmp_path / "tx-data")
+        filler.fill()
+        until(lambda: "cannot be written" in pair.sender.said, 20, lambda: pair.sender.said)
+        pair.burst(120_000)
+        until(lambda: pair.now["dropped"] > 20_000, 30, lambda: f"{pair.now} {pair.sender.said}")
+        time.sleep(0.5)
+        filler.free()
+        begun_s = time.monotonic()
+        pair.works()
+        until(lambda: pair.now["given"] - pair.now["kept"] < RATE / POINTS, 5, lambda: f"{pair.now}")
+        print(
+            f"normal {time.monotonic() - begun_s:.1f} s after there was space; {pair.now['dropped']} dropped"
+        )
+        pair.receiver.start()
+        given = pair.now["given"]
+        pair.flows(20)
+        dropped = pair.now["dropped"]
+        lost = 0
+        for number, name in pair.query("SELECT id, name FROM points"):
+            values = [value for (value,) in pair.query(
+                f"SELECT value FROM samples WHERE point = {number} AND value < {given} ORDER BY id")]  # fmt: skip
+            assert values == sorted(set(values)), name
+            lost += given - len(values)
+        assert lost == dropped
+        told = re.findall(r"(\d+) samples of its stream were dropped there", pair.receiver.said)
+        assert sum(map(int, told)) == dropped
+        assert pair.sender.said.count("cannot be written") == 1
+    finally:
+        pair.end()
+
+
+def test_a_full_disk_of_the_receiver_loses_nothing(tmp_path, broker, small_disk):
+    pair = Pair(tmp_path, broker.port, receiver_in=small_disk("rx-data", "8m"))
+    try:
+        pair.start()
+        filler = Filler(pair.receiver, tmp_path / "rx-data")
+        filler.fill()
+        until(lambda: "cannot be written" in pair.receiver.said, 20, lambda: pair.receiver.said)
+        until(lambda: pair.now["backlog"] > 3 * RATE, 20, lambda: f"{pair.now}")
+        filler.free()
+        print(f"normal {pair.flows(5):.1f} s after there was space")
+        pair.settle()
+        pair.compare(pair.lives[:-1])
+        assert pair.now["dropped"] == 0
+    finally:
+        pair.end()
+
+
+RING = """version: 1
+gateway: {{name: {me}, data_dir: {me}-data}}
+links:
+  plc: {{type: modbus-tcp, host: 127.0.0.1, port: 1}}
+  broker: {{type: mqtt, host: 127.0.0.1, port: {port}}}
+  history: {{type: store}}
+devices:
+  press:
+    link: plc
+    points:
+      c0: {{table: holding, address: 0, type: uint32}}
+      c1: {{table: holding, address: 2, type: uint32}}
+  before: {{link: broker, type: gateway, gateway: {before}}}
+routes:
+  - {{from: "before.*", to: history, durable: true, when: sample}}
+"""
+
+
+def test_in_a_ring_of_three_each_datum_comes_to_each_once_and_then_there_is_peace(tmp_path, broker):
+    names = ("a", "b", "c")
+    producer = str(Path(__file__).with_name("counting_gateway.py"))
+    members = {}
+    for index, me in enumerate(names):
+        config = tmp_path / f"{me}.yaml"
+        config.write_text(RING.format(me=me, before=names[index - 1], port=broker.port))
+        members[me] = Member(
+            tmp_path / f"{me}.log",
+            sys.executable,
+            producer,
+            str(config),
+            str(tmp_path / f"{me}.ledger"),
+            "100",
+        )
+
+    def query(me, question):
+        file = tmp_path / f"{me}-data" / "history.db"
+        if not file.exists():
+            return []
+        with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=10)) as connection:
+            try:
+                return connection.execute(question).fetchall()
+            except sqlite3.OperationalError:
+                return []
+
+    def count_of(me, name):
+        found = query(
+            me,
+            f"SELECT max(value), count(value) FROM samples JOIN points p ON p.id = point WHERE p.name = '{name}'",
+        )
+        return found[0] if found and found[0][0] is not None else (-1, 0)
+
+    ways = dict.fromkeys(names, ("before.press.c0", "before.before.press.c0"))
+    try:
+        for member in members.values():
+            member.start()
+        until(
+            lambda: all(count_of(me, name)[0] > 100 for me, both in ways.items() for name in both),
+            30,
+            lambda: "\n".join(member.said for member in members.values()),
+        )
+        reloads = {me: member.said.count("reloaded") for me, member in members.items()}
+        before = {me: member.cpu_s for me, member in members.items()}
+        time.sleep(4)
+        first = {me: member.cpu_s - before[me] for me, member in members.items()}
+        time.sleep(4)
+        second = {me: member.cpu_s - before[me] - first[me] for me, member in members.items()}
+        assert {me: member.said.count("reloaded") for me, member in members.items()} == reloads
+        print(f"reloads {reloads}, seconds of processor in 4 s {first}, then {second}")
+        assert all(second[me] < 1.3 * first[me] + 0.15 for me in names)
+        for member in members.values():
+            member.stop()
+        for me, both in ways.items():
+            for name in both:
+                values = [value for (value,) in query(me,
+                    "SELECT value FROM samples JOIN points p ON p.id = point "
+                    f"WHERE p.name = '{name}' AND value IS NOT NULL ORDER BY samples.id")]  # fmt: skip
+                assert values == list(range(values[0], values[-1] + 1)), f"{me} {name}"
+            own = [name for (name,) in query(me, "SELECT name FROM points") if "before.before.before" in name]
+            assert own == []
+    finally:
+        for member in members.values():
+            member.end()
+
+
+@pytest.mark.parametrize("how", ["killed", "frozen"])
+def test_when_the_sender_dies_its_points_are_bad_in_time(tmp_path, broker, how):
+    keepalive_s = 4
+    routes = '  - {from: "line.press.*", to: "broker:seen/{point}", on_bad: send}'
+    pair = Pair(tmp_path, broker.port, receiver_routes=routes, keepalive=f"{keepalive_s}s")
+    ear = Ear(tmp_path, broker.port, "seen/#")
+    try:
+        pair.start()
+        until(lambda: ear.path.stat().st_size > 0, 10, lambda: pair.said)
+        died_s = time.time()
+        if how == "killed":
+            pair.sender.kill()
+        else:
+            os.kill(pair.sender.pid, signal.SIGSTOP)
+
+        def bad():
+            return {topic: came - died_s for came, topic, data in ear.messages()
+                    if data["quality"] == "bad" and came > died_s}  # fmt: skip
+
+        until(lambda: len(bad()) == POINTS, 4 * keepalive_s, lambda: f"{bad()} {pair.said}")
+        took_s = max(bad().values())
+        print(f"{how}: all points are bad after {took_s:.2f} s, with a keep-alive time of {keepalive_s} s")
+        # A broker looks every now and then whether a client's time is over: mosquitto within five seconds.
+        assert took_s <= (1 if how == "killed" else 1.5 * keepalive_s + 5)
     finally:
         ear.end()
         pair.end()

@@ -29,7 +29,8 @@ from fieldbus.errors import ConfigError, LinkDownError
 from fieldbus.gateway.commands.audit import Audit
 from fieldbus.gateway.commands.desk import ROUTES_PERIOD_S, Desk, overdue
 from fieldbus.gateway.commands.gate import Gate
-from fieldbus.gateway.exchange.exchange import Exchange, Taker
+from fieldbus.gateway.exchange.exchange import Exchange
+from fieldbus.gateway.exchange.sinks import Taker
 from fieldbus.gateway.health import Health
 from fieldbus.gateway.plant import Plant
 from fieldbus.gateway.session import Session
@@ -665,7 +666,7 @@ class Gateway:
                 return f"link {name} has ended"
             if isinstance(link, PulsedLink) and link.stuck_s(now_s) > STUCK_S:
                 return f"link {name} has done nothing for {link.stuck_s(now_s):.0f} s"
-        if self.exchange is not None and self.exchange.stuck_s(now_s) > STUCK_S:
+        if self.exchange is not None and self.exchange.stuck_s() > STUCK_S:
             return "the spool's disk does not answer"
         return None
 

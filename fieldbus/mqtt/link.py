@@ -51,7 +51,6 @@ from fieldbus.mqtt.payload import TopicPoint, read
 from fieldbus.mqtt.peers import BEATS, Peers, RemoteGateway
 from fieldbus.mqtt.publisher import Publisher
 from fieldbus.mqtt.tls import TlsFiles, context_of
-from fieldbus.routing.table import is_topic
 from fieldbus.sample_json import gathered_bytes, iso_time, sample_bytes
 
 # What aiomqtt and paho would say is said better by the gateway, once.
@@ -477,7 +476,7 @@ class MqttLink:
             answer_to = getattr(properties, "ResponseTopic", None)
             correlation = getattr(properties, "CorrelationData", None)
             client = self._client
-            if answer_to and client is not None and self._may_answer_on(answer_to):
+            if answer_to and client is not None and peering.is_answer_topic(answer_to, self._gateway):
 
                 def reply(payload: bytes) -> None:
                     found = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
@@ -490,15 +489,6 @@ class MqttLink:
             self.name, str(message.topic), data,
             is_retained=bool(message.retain), signature=signature, reply=reply,
         )  # fmt: skip
-
-    def _may_answer_on(self, topic: str) -> bool:
-        """Return whether an answer may go to a topic; of ours, only to those that are there for answers.
-
-        Who gives a command names the topic, and it is published with our rights: nobody is to make us say
-        something of ourselves, or command others.
-        """
-        parts = topic.split("/")
-        return is_topic(topic) and (parts[0] != peering.ROOT or parts[2:] == ["answer", self._me])
 
     def _will(self) -> aiomqtt.Will | None:
         if not self._is_announced:

@@ -11,8 +11,8 @@ Topics, all below ``fieldbus/<gateway>/`` of the gateway whose points they are a
 ``data/<peer>``                                     chunks of a durable stream, for a peer
 ``ack/<peer>``                                      what the peer has committed of it (said by the peer)
 ``command/<actor>/<device>/<point>``                write a point (said by the actor)
-=======================================  =========  ===================================================
-
+``answer/<gateway>``                                the answers of a gateway to our commands (said by it)
+=======================================  =========  ============================================
 So a broker's access list needs a few lines for all peers and actors, see ``configs/mosquitto``. A visitor (a
 person who watches) is ``<user>/<word>`` where a peer is ``<peer>``: several may come as one user. It wants
 live samples only, and says so again and again: what it does not say for `VISIT_S` it does not want any more.
@@ -21,6 +21,8 @@ Layout of a want: ``{"live": {"sample": [address, …], "change": […]}, "durab
 
 Rules:
 
+* Answers go to ``fieldbus/<who asked>/answer/<we>`` and nowhere else: whoever may give us a command, or only
+  try to, must not have us publish on topics that are ours.
 * Each point carries where it first was (``origin``, ``gateway/address``) and how many gateways it has come
   through (``hops``). A point whose origin is here, or that has come through `MAX_HOPS`, is not taken.
 * What others say is checked whole before any of it is taken; what is wrong raises `PeeringError`.
@@ -58,6 +60,13 @@ class PeeringError(ValueError):
 def topic(gateway: str, *rest: str) -> str:
     """Return a topic of a gateway."""
     return "/".join((ROOT, gateway, *rest))
+
+
+def is_answer_topic(text: str, gateway: str) -> bool:
+    """Return whether a gateway may answer on a topic that somebody else has named."""
+    parts = text.split("/")
+    is_one = len(parts) == 4 and (parts[0], parts[2], parts[3]) == (ROOT, "answer", gateway)
+    return is_one and is_gateway_name(parts[1])
 
 
 def is_gateway_name(name: str) -> bool:

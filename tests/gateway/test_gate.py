@@ -278,6 +278,10 @@ def test_what_was_let_through_and_never_arrived_does_not_move_the_present_value(
     [
         Sample(None, Quality.BAD, "timeout", NOW_NS),
         Sample(100, Quality.UNCERTAIN, "out of range", NOW_NS),
+        good(math.nan),
+        good(math.inf),
+        good(10**400),
+        good("100"),
     ],
 )
 def test_without_a_good_present_value_nothing_is_changed(sample):

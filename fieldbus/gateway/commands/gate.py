@@ -23,7 +23,6 @@ from __future__ import annotations
 import math
 import operator
 import re
-import sys
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -266,17 +265,11 @@ class Gate:
     def _present(self, point: Point) -> list[float]:
         """Return the value that a point has, and the one that it may have got since that was read."""
         sample = self._sample_of(point) if point.access.can_read else _UNKNOWN
-        if sample.quality is not Quality.GOOD or sample.value is None or isinstance(sample.value, str):
+        if sample.quality is not Quality.GOOD or not _is_finite(sample.value):
             raise RefusedError("its present value is not known, so `max_change` cannot be kept")
-        if abs(sample.value) > sys.float_info.max:
-            raise RefusedError("its present value is beyond all numbers, so `max_change` cannot be kept")
-        found: list[float] = [sample.value]
+        found: list[Any] = [sample.value]
         state = self._state(point)
-        if (
-            state.written_ns >= sample.time_ns
-            and state.value is not None
-            and not isinstance(state.value, str)
-        ):
+        if state.written_ns >= sample.time_ns and _is_finite(state.value):
             found.append(state.value)
         return found
 
@@ -321,6 +314,13 @@ class ExpiredError(RefusedError):
     """The command came, or its turn came, when its time was over."""
 
     outcome = WriteOutcome.EXPIRED
+
+
+def _is_finite(value: Value | None) -> bool:
+    try:
+        return not isinstance(value, str) and value is not None and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _known(sample: Sample) -> str:

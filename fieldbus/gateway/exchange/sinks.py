@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from fieldbus import clock
 from fieldbus.durable.spool import Stream
@@ -29,6 +30,14 @@ from fieldbus.sample_json import gathered_inside, gathered_message, sample_bytes
 _LIVE_UNDER_WAY = 64
 """Live messages that the broker has not acknowledged, at most."""
 _LIVE_SAMPLES = 2000
+
+
+class Taker(Protocol):
+    """What takes deliveries: a link, or a sink."""
+
+    def send(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        """Take them."""
+        ...
 
 
 class TopicSink:

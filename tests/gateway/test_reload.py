@@ -19,6 +19,7 @@ from fieldbus.errors import ConfigError
 from fieldbus.gateway.commands.access import LOCAL
 from fieldbus.gateway.commands.command import Command
 from fieldbus.gateway.config.loader import load
+from fieldbus.gateway.control import ControlServer, stream
 from fieldbus.gateway.runtime import Gateway
 from fieldbus.model import Sample, Value
 
@@ -395,7 +396,7 @@ async def test_a_safe_value_is_not_written_because_of_a_reload(bench, caplog):
     assert "its source is back" not in caplog.text
 
 
-@pytest.mark.parametrize("kind", ["csv", "yaml", "dbc", "routes"])
+@pytest.mark.parametrize("kind", ["csv", "yaml", "dbc", "routes", "secret"])
 async def test_a_file_that_changed_on_the_disk_is_noticed(bench, kind):
     files = {
         "csv": ("map.csv", "name,table,address\nflow,holding,0\n", "name,table,address\nflow,holding,1\n"),
@@ -406,6 +407,7 @@ async def test_a_file_that_changed_on_the_disk_is_noticed(bench, kind):
         "routes": ("routes.csv", "from,to\noven.temperature,panel.press\n",
                    "from,to\npress.temperature,panel.press\n"),
     }  # fmt: skip
+    files["secret"] = ("broker.password", "before", "after")
     name, before, after = files[kind]
     (bench.folder / name).write_text(before)
     if kind == "dbc":
@@ -413,6 +415,11 @@ async def test_a_file_that_changed_on_the_disk_is_noticed(bench, kind):
             ("links:\n", "links:\n  can0: {type: can, interface: virtual, channel: reload}\n"),
             ("devices:\n", "devices:\n  engine: {link: can0, database: bus.dbc}\n"),
         )
+    elif kind == "secret":
+        broker = (
+            f"{{type: mqtt, host: 127.0.0.1, port: {free_port()}, username: u, password: {{file: {name}}}}}"
+        )
+        bench.edit(("links:\n", f"links:\n  broker: {broker}\n"))
     elif kind == "routes":
         bench.configure(bench.text.partition("routes:\n")[0] + "routes: routes.csv\n")
     else:
@@ -427,7 +434,8 @@ async def test_a_file_that_changed_on_the_disk_is_noticed(bench, kind):
         await bench.connect_master()
         await bench.until_register(0, 72)
     else:
-        assert said.endswith("can0 opened anew" if kind == "dbc" else "net_a opened anew")
+        link = {"dbc": "can0", "secret": "broker"}.get(kind, "net_a")
+        assert said.endswith(f"{link} opened anew")
 
 
 BAD = [
@@ -605,5 +613,106 @@ async def test_a_broker_is_not_left_because_a_plc_changes(bench, tmp_path):
         assert link._client is client
         assert link._publisher._session is session
         assert link._publisher.is_connected
+    finally:
+        broker.stop()
+
+
+async def test_who_watches_sees_what_came_by_a_reload(bench):
+    await bench.up()
+    door = asyncio.create_task(ControlServer(bench.gateway).run())
+    file = bench.gateway.plant.data_dir / "gateway.json"
+    await eventually(file.exists)
+    lines = stream(bench.gateway.plant.data_dir, str(bench.file.resolve()))
+    try:
+        first = await anext(lines)
+        assert "oven.temperature" in {item["point"] for item in first["points"]}
+        bench.edit(
+            ("      mirror:", "      extra: {table: holding, address: 1}\n      mirror:"),
+        )
+        bench.oven.registers[1] = 17
+        await bench.gateway.load_again()
+        async with asyncio.timeout(5):
+            async for line in lines:
+                if ("oven.extra", 17) in {(item["point"], item["value"]) for item in line["points"]}:
+                    break
+    finally:
+        await lines.aclose()
+        await eventually(
+            lambda: (
+                not any(
+                    "ControlServer._serve" in repr(task) for task in asyncio.all_tasks() if task is not door
+                )
+            )
+        )
+        door.cancel()
+        await asyncio.gather(door, return_exceptions=True)
+
+
+async def test_commands_under_way_are_answered_although_a_reload_closes_their_link(bench):
+    await bench.up()
+    for number in range(5):
+        bench.edit((f"mirror: {{table: holding, address: {30 + number}",
+                    f"mirror: {{table: holding, address: {31 + number}"))  # fmt: skip
+        commands = [asyncio.create_task(bench.command("oven.setpoint", 100 + item)) for item in range(8)]
+        reloading = asyncio.create_task(bench.gateway.load_again())
+        async with asyncio.timeout(10):
+            outcomes = {outcome for outcome, _ in await asyncio.gather(*commands)}
+            await reloading
+        assert outcomes <= {"written", "verified", "failed", "expired"}
+        await eventually(lambda place=31 + number: (place, 72) in bench.oven.written)
+
+
+PEER = """\
+version: 1
+gateway: {name: hq, data_dir: kept-too}
+links:
+  broker: {type: mqtt, host: 127.0.0.1, port: BROKER}
+  panel: {type: modbus-server, host: 127.0.0.1, port: PORT_PANEL}
+devices:
+  press_line: {type: gateway, link: broker, gateway: press-line}
+  display:
+    link: panel
+    points: {oven: {table: holding, address: 0}, press: {table: holding, address: 1}}
+routes:
+  - {from: press_line.press.temperature, to: display.press}
+"""
+
+
+async def test_a_new_route_from_another_gateway_gets_what_that_has(bench, tmp_path):
+    broker = Broker(tmp_path)
+    try:
+        await bench.up(
+            ("links:\n", f"links:\n  broker: {{type: mqtt, host: 127.0.0.1, port: {broker.port}}}\n")
+        )
+        panel = free_port()
+        file = tmp_path / "hq.yaml"
+        file.write_text(PEER.replace("BROKER", str(broker.port)).replace("PORT_PANEL", str(panel)))
+        other = Gateway(load(file), load=load_again)
+        running = asyncio.create_task(other.run())
+        await bench.leave_master()
+        try:
+            await eventually(lambda: "press_line.oven.temperature" in other.points, 10)
+            bench.hmi = panel
+            await asyncio.sleep(0.2)
+            await bench.connect_master()
+            await bench.until_register(1, 72)
+            assert await bench.register(0) is None
+            file.write_text(file.read_text() + "  - {from: press_line.oven.temperature, to: display.oven}\n")
+            assert await other.load_again() == "2 links go on as they are"
+            await bench.until_register(0, 180)
+            # and one whose value we had all the time
+            text = file.read_text().replace(
+                "press: {table: holding, address: 1}", "press: {table: holding, address: 2}"
+            )
+            file.write_text(text)
+            assert await other.load_again() == "1 links go on as they are, panel opened anew"
+            await asyncio.sleep(0.2)
+            await bench.connect_master()
+            await bench.until_register(2, 72)
+            await bench.until_register(0, 180)
+        finally:
+            other.stop()
+            async with asyncio.timeout(10):
+                await running
     finally:
         broker.stop()

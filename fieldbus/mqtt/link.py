@@ -475,7 +475,12 @@ class MqttLink:
             answer_to = getattr(properties, "ResponseTopic", None)
             correlation = getattr(properties, "CorrelationData", None)
             client = self._client
-            if answer_to and is_topic(answer_to) and client is not None:
+            may_answer = (
+                answer_to is not None
+                and is_topic(answer_to)
+                and peering.is_answer_topic(answer_to, self._gateway)
+            )
+            if answer_to is not None and may_answer and client is not None:
 
                 def reply(payload: bytes) -> None:
                     found = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]

@@ -13,6 +13,7 @@ access
 ``data/<peer>``                                     chunks of a durable stream, for a peer
 ``ack/<peer>``                                      what the peer has committed of it (said by the peer)
 ``command/<actor>/<device>/<point>``                write a point (said by the actor)
+``answer/<gateway>``                                the answers of a gateway to our commands (said by it)
 =======================================  =========
 ============================================================
 
@@ -22,6 +23,8 @@ Layout of a want: ``{"live": {"sample": [address, …], "change": […]}, "durab
 
 Rules:
 
+* Answers go to ``fieldbus/<who asked>/answer/<we>`` and nowhere else: whoever may give us a command, or only
+  try to, must not have us publish on topics that are ours.
 * Each point carries where it first was (``origin``, ``gateway/address``) and how many gateways it has come
   through (``hops``). A point whose origin is here, or that has come through `MAX_HOPS`, is not taken.
 * What others say is checked whole before any of it is taken; what is wrong raises `PeeringError`.
@@ -56,6 +59,12 @@ class PeeringError(ValueError):
 def topic(gateway: str, *rest: str) -> str:
     """Return a topic of a gateway."""
     return "/".join((ROOT, gateway, *rest))
+
+
+def is_answer_topic(text: str, gateway: str) -> bool:
+    """Return whether a gateway may answer on a topic that somebody else has named."""
+    parts = text.split("/")
+    return len(parts) == 4 and (parts[0], parts[2], parts[3]) == (ROOT, "answer", gateway)
 
 
 def is_gateway_name(name: str) -> bool:

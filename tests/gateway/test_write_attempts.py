@@ -18,7 +18,7 @@ import aiomqtt
 import pytest
 from conftest import eventually
 from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
+from paho.mqtt.properties import MQTTException, Properties
 from recording_plc import RecordingPlc
 
 from fieldbus.cli.run import load_again
@@ -572,3 +572,52 @@ async def test_what_arrives_is_what_was_allowed_and_every_attempt_is_recorded(tm
         assert verify(tmp_path / "panel" / "audit").records == machine.panel_tried
     print(f"\n{machine.books.tried.total()} attempts, {len(plc.requests)} writes at the PLC, {dict(outcomes)}, "
           f"{len(machine.books.fallbacks)} safe values, {time.monotonic() - begun_s:.0f} s")  # fmt: skip
+
+
+@pytest.mark.system
+@pytest.mark.parametrize(
+    "topic",
+    [
+        "plant/wanted", "fieldbus/gw/status", "fieldbus/gw/command/operator/press/a", "fieldbus/panel/answer/other",
+        "fieldbus/panel/answer/gw/x", "fieldbus/answer/gw", "other/panel/answer/gw", "", "#", "fieldbus/+/answer/gw",
+    ],
+)  # fmt: skip
+async def test_nobody_has_a_gateway_publish_where_he_may_not_himself(tmp_path, broker, monkeypatch, topic):
+    """The answer holds the value that was asked for: on a topic of the plant it would be a command."""
+    monkeypatch.setenv("FIELDBUS_TEST_KEY", KEY)
+    async with RecordingPlc() as plc:
+        machine = Machine(tmp_path, broker, plc)
+        await machine.begin("gw")
+        try:
+            await eventually(lambda: machine.gateway.plant.links["broker"]._is_running)
+            await machine.come()
+            await machine.client.subscribe("#", qos=1)
+            heard = []
+            machine.hearing.cancel()
+            machine.hearing = asyncio.create_task(listen(machine.client, heard))
+            for actor, answer_to in (
+                ("mallory", topic),
+                ("operator", topic),
+                ("mallory", "fieldbus/x/answer/gw"),
+            ):
+                properties = Properties(PacketTypes.PUBLISH)
+                with contextlib.suppress(MQTTException):  # our own library knows that it is no topic
+                    properties.ResponseTopic = answer_to
+                data = {"value": 995, "id": f"{actor} {answer_to}", "time": time.time()}
+                await machine.client.publish(
+                    f"fieldbus/gw/command/{actor}/press/a", json.dumps(data), qos=1, properties=properties
+                )
+            await eventually(lambda: "fieldbus/x/answer/gw" in heard)
+        finally:
+            await machine.end_all()
+    assert [place for place in heard if "/command/" not in place and "/answer/gw" in place] == [
+        "fieldbus/x/answer/gw"
+    ]
+    assert topic not in [place for place in heard if place != "fieldbus/gw/status"] or "/command/" in topic
+    assert heard.count("fieldbus/gw/command/operator/press/a") == 1
+    assert heard.count("fieldbus/gw/status") == 1
+
+
+async def listen(client, heard):
+    async for message in client.messages:
+        heard.append(str(message.topic))

@@ -112,7 +112,10 @@ def _parsed(assignments: Sequence[str]) -> dict[str, str]:
 
 
 def _write_here(config: Path, typed: Mapping[str, str], mode: str, timeout_s: float) -> list[dict[str, Any]]:
-    plant = load_or_exit(config, shows_warnings=False)
+    plant = load_or_exit(config, needs_secrets=False, shows_warnings=False)
+    is_running = running_config(plant.data_dir) == str(plant.file.resolve())
+    if not is_running:
+        plant = load_or_exit(config, shows_warnings=False)  # then we need what it needs
     values: dict[Point, Value] = {}
     refused: dict[Point, WriteResult] = {}
     for name, text in typed.items():
@@ -127,7 +130,7 @@ def _write_here(config: Path, typed: Mapping[str, str], mode: str, timeout_s: fl
         held = "not tried: another value was refused"
         results += [WriteResult(point, value, WriteOutcome.REFUSED, held) for point, value in values.items()]
         return [_object(result) for result in results]
-    if running_config(plant.data_dir) == str(plant.file.resolve()):
+    if is_running:
         try:
             return loop.run(_write_by_gateway(plant.data_dir, values, mode, timeout_s))
         except LinkDownError as error:
@@ -163,7 +166,7 @@ async def _write_afar(
     timeout_s: float,
 ) -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
-    answers = peering.topic(visitor.name, "answer", gateway)
+    answers = peering.topic(visitor.user, "answer", gateway)
     waiting: dict[str, str] = {}
     async with visitor:
         await visitor.hear(answers)

@@ -4,13 +4,14 @@ Rules:
 
 * What is `put` is in one transaction with all that was put within `group_commit_s` of it, and is durable
   (WAL, ``synchronous=FULL``) before `committed` is called for it. Order is kept.
-* A transaction that fails (disk full, I/O error) is rolled back whole, kept, and tried again every
-  `RETRY_S`; that, and when it works again, is said once. Nobody waits for it: the gateway goes on.
+* A transaction that fails (disk full, I/O error, a mistake of the keeper's) is rolled back whole, kept, and
+  tried again every `RETRY_S`; that, and when it works again, is said once. Nobody waits for it: the gateway
+  goes on.
 * A file that is damaged is set aside as ``NAME.damaged-<time>``, which is said, and a new one begun. What was
   waiting goes into the new one.
 * Questions (`ask`) are answered by the same thread, before the next commit.
 * What waits is bounded by its owner: `take_oldest` takes back what has waited longest, unless it is being
-  committed just now.
+  committed just now. While it is `held`, what was being committed does not come back in front of it.
 
 Design: one thread, because SQLite writes one transaction at a time anyway, and because an fsync takes as
 long as it likes: the event loop never waits for a disk. ``synchronous=NORMAL`` would be quicker and lose
@@ -26,6 +27,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -111,6 +113,15 @@ class Committer(Generic[ItemT]):
                 self._due_s = time.monotonic() + self._group_commit_s
                 self._condition.notify()
 
+    def held(self) -> AbstractContextManager[object]:
+        """Return what keeps the thread away from what waits, for as long as it is entered: not for long."""
+        return self._condition
+
+    def hangs_s(self) -> float:
+        """Return for how long the thread has had no turn though something waits."""
+        with self._condition:
+            return time.monotonic() - self.turned_s if self._waiting and self.is_open else 0.0
+
     def take_oldest(self) -> ItemT | None:
         """Take back what has waited longest; None if nothing waits that is not being committed."""
         with self._condition:
@@ -188,7 +199,7 @@ class Committer(Generic[ItemT]):
             connection.execute("BEGIN IMMEDIATE")
             result = self._keeper.apply(connection, items)
             connection.execute("COMMIT")
-        except (sqlite3.Error, OSError) as error:
+        except Exception as error:  # also what nobody thought of must not end the thread
             self._failed(error)
             self._keeper.settled(is_committed=False)
             with self._condition:
@@ -208,6 +219,8 @@ class Committer(Generic[ItemT]):
             answer = question(self._connection or self._connect())
         except (sqlite3.Error, OSError) as error:
             self._failed(error)
+            self._tell(_settle, future, None, error)
+        except Exception as error:
             self._tell(_settle, future, None, error)
         else:
             self._tell(_settle, future, answer, None)
@@ -267,7 +280,8 @@ class Committer(Generic[ItemT]):
             self._connection = None
             with contextlib.suppress(sqlite3.Error):
                 connection.close()
-        text = str(error)
+        is_known = isinstance(error, sqlite3.Error | OSError)
+        text = str(error) if is_known else f"internal error, {type(error).__name__}: {error}"
         if self.trouble != text:
             self.trouble = text
             self._tell(

@@ -31,7 +31,8 @@ import math
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ from fieldbus.sample_json import sample_object
 PERIOD_S = 0.25
 MAX_CLIENTS = 16
 FILE_NAME = "gateway.json"
+LOCK_NAME = "gateway.lock"
 _MAX_REQUEST = 16 * 1024
 _MAX_LINE = 64 * 1024 * 1024
 _LOG = logging.getLogger("fieldbus")
@@ -235,6 +237,32 @@ async def ask(data_dir: Path, request: Mapping[str, Any], timeout_s: float = 30.
     finally:
         writer.close()
     return answer
+
+
+@contextmanager
+def sole_use(data_dir: Path) -> Iterator[bool]:
+    """Have a data folder for one gateway alone; yields whether it is to be had.
+
+    The end of the process frees it. A folder that cannot be written, or a system without such locks, keeps
+    nobody from working.
+    """
+    try:
+        import fcntl  # noqa: PLC0415 - not on Windows
+
+        data_dir.mkdir(parents=True, exist_ok=True)
+        file = (data_dir / LOCK_NAME).open("a")
+    except (ImportError, OSError):
+        yield True
+        return
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        except OSError:
+            yield True
+        else:
+            yield True
 
 
 def running_pid(data_dir: Path) -> int | None:

@@ -11,7 +11,7 @@ from fieldbus.errors import LinkDownError
 from fieldbus.model import Point, Quality, Reason, Sample
 from fieldbus.mqtt import peering
 from fieldbus.mqtt.peering import PeeringError, Want, topic
-from fieldbus.mqtt.records import RecordError, decode_row
+from fieldbus.mqtt.records import RecordError, decode_peer_row
 from fieldbus.mqtt.visitor import Visitor
 from fieldbus.sample_json import sample_object
 
@@ -34,7 +34,7 @@ async def afar(visitor: Visitor, gateway: str) -> AsyncIterator[dict[str, Any]]:
         messages = visitor.messages()
         following: asyncio.Future[Any] = asyncio.ensure_future(anext(messages))
         loop = asyncio.get_running_loop()
-        due_s = loop.time() + BIRTH_TIMEOUT_S
+        due_s, renew_s = loop.time() + BIRTH_TIMEOUT_S, loop.time() + peering.RENEW_S
         try:
             while True:
                 await asyncio.wait({following}, timeout=max(0.0, due_s - loop.time()))
@@ -44,6 +44,9 @@ async def afar(visitor: Visitor, gateway: str) -> AsyncIterator[dict[str, Any]]:
                     due_s = loop.time() + PERIOD_S
                     yield {"gateway": gateway, "points": list(fresh.values())}
                     fresh.clear()
+                    if loop.time() >= renew_s:
+                        renew_s = loop.time() + peering.RENEW_S
+                        await visitor.want(gateway, Want(dict.fromkeys(points, False)))
                 if not following.done():
                     continue
                 heard = following.result()
@@ -74,12 +77,12 @@ def _birth(payload: bytes, gateway: str) -> list[Point]:
 
 def _samples(payload: bytes, points: dict[str, Point]) -> dict[str, dict[str, Any]]:
     try:
-        items = decode_row(payload)
+        items = decode_peer_row(payload)
     except RecordError:
         return {}
     found = {}
     for item in items:
-        point = points.get(str(item.head[0])) if item.head else None
+        point = points.get(item.head[0])
         if point is not None:
             found[point.address] = _shown(point, item.sample)
     return found

@@ -6,7 +6,8 @@ Rules:
 * While the socket takes no more, nothing is taken from the queue.
 * A message that the broker does not take is told to the owner, and the connection goes on.
 * A broker from which nothing is heard for the keep-alive time, though it was asked, is lost; so is one
-  that sends what is not MQTT 5.
+  that sends what is not MQTT 5, and one that does not acknowledge a message for the keep-alive time though it
+  answers: on one connection nothing may be sent twice, so the place of that message would never be free.
 
 Design: brokers acknowledge message by message, and each acknowledgement that is read at once wakes this
 process for a few bytes. So nothing is read while a few messages are under way, less than half of the window:
@@ -36,6 +37,10 @@ MAX_INCOMING = 65536
 """Longest packet that a broker may send us."""
 LOOK_S = 0.25
 """How long acknowledgements may lie unread while nothing is sent."""
+_LOOKS = 3
+"""After so many thirds of the keep-alive time a message without acknowledgement is lost."""
+_FINAL = (0x87, 0x90, 0x99)
+"""Not authorized, topic name invalid, payload format invalid: it will be no other the next time."""
 _HIGH_WATER = 256 * 1024
 _QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)
 
@@ -48,7 +53,8 @@ class Message(NamedTuple):
     is_retained: bool | None = None
     """None for what the owner usually does."""
     done: Callable[[bool], None] | None = None
-    """Called when the broker has it (True), or never got it (False): then its giver sends it again."""
+    """Called with True when nothing is left to do: the broker has it, or will never take it. Called with
+    False when the broker has not got it: then its giver sends it again."""
 
 
 class Owner(Protocol):
@@ -59,14 +65,16 @@ class Owner(Protocol):
     qos: int
     is_retained: bool
     waiting: deque[Message]
+    sure: deque[Message]
+    """What waits beside: of both one goes after the other, so that neither holds the other up."""
     is_draining: bool
     """Whether somebody waits for acknowledgements."""
 
     def published(self, message: Message) -> None:
         """Learn that the broker has a message."""
 
-    def refused(self, message: Message, reason: str) -> None:
-        """Learn that the broker does not take a message, and never will."""
+    def refused(self, message: Message, reason: str, *, is_final: bool) -> None:
+        """Learn that the broker does not take a message now, or, if that is final, never will."""
 
     def done(self) -> None:
         """Learn that nothing is under way, or that nothing will be acknowledged any more."""
@@ -93,6 +101,7 @@ class Connection(asyncio.Protocol):
         self._window = 0
         self._is_full = False
         """Whether half of the window has to be acknowledged before anything is sent."""
+        self._is_sures_turn = False
         self._is_reading = True
         self._looker: asyncio.TimerHandle | None = None
         self._socket: socket.socket | None = None
@@ -106,6 +115,10 @@ class Connection(asyncio.Protocol):
         self._tick_s = owner.keepalive_s / 3
         self._is_heard = True
         self._is_asked = False
+        self._oldest: Message | None = None
+        """What was under way for longest when that was last looked at."""
+        self._looks = 0
+        """How often in a row it was that."""
 
     # --- what the transport calls
 
@@ -140,7 +153,7 @@ class Connection(asyncio.Protocol):
         except packets.MalformedPacketError as error:
             self._end(f"the broker sends what is not MQTT 5: {error}")
             return
-        if self._owner.waiting:
+        if self._owner.waiting or self._owner.sure:
             self.fill()
         elif not self.under_way:
             self._owner.done()
@@ -161,20 +174,21 @@ class Connection(asyncio.Protocol):
             if _QUICKACK is not None and room < self._window / 2:
                 return
             self._is_full = False
-        waiting = self._owner.waiting
-        if not waiting or self._is_paused or self.lost.done():
+        waiting, sure = self._owner.waiting, self._owner.sure
+        if not (waiting or sure) or self._is_paused or self.lost.done():
             return
         out: list[bytes] = []
         size = 0
         first, under_way = self._first, self.under_way
-        while waiting:
+        while waiting or sure:
             if room <= 0:
                 self._is_full = True
                 break
             if size > _HIGH_WATER:
                 self.wake()
                 break
-            message = waiting.popleft()
+            self._is_sures_turn = bool(sure) and not (waiting and self._is_sures_turn)
+            message = (sure if self._is_sures_turn else waiting).popleft()
             packet_id = 0
             if first & 6:
                 packet_id = next(self._ids)
@@ -188,7 +202,7 @@ class Connection(asyncio.Protocol):
             except ValueError:
                 packet = b""
             if not packet or len(packet) > self._max_bytes:
-                self._owner.refused(message, "its messages are longer than the broker accepts")
+                self._owner.refused(message, "its messages are longer than the broker accepts", is_final=True)
                 continue
             if packet_id:
                 under_way[packet_id] = message
@@ -200,7 +214,7 @@ class Connection(asyncio.Protocol):
         if out:
             self.transport.write(b"".join(out))
             self.look()
-        if not under_way and not waiting:
+        if not under_way and not waiting and not sure:
             self._owner.done()
 
     def look(self) -> None:
@@ -260,7 +274,7 @@ class Connection(asyncio.Protocol):
         if message is None:
             return
         if code >= packets.FIRST_ERROR:
-            self._owner.refused(message, packets.reason(code, text))
+            self._owner.refused(message, packets.reason(code, text), is_final=code in _FINAL)
         elif first == packets.PUBREC:
             self.transport.write(packets.pubrel(packet_id))
             return
@@ -288,6 +302,12 @@ class Connection(asyncio.Protocol):
 
     def _keep(self) -> None:
         """Ask the broker for a sign of life if there was none for a third of the keep-alive time."""
+        oldest = next(iter(self.under_way.values()), None)
+        self._looks = self._looks + 1 if oldest is not None and oldest is self._oldest else 0
+        self._oldest = oldest
+        if self._looks >= _LOOKS:
+            self._end("the broker does not acknowledge what it gets")
+            return
         if self._is_heard:
             self._is_heard = self._is_asked = False
         elif self._is_asked:

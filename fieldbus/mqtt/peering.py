@@ -2,11 +2,9 @@
 
 Topics, all below ``fieldbus/<gateway>/`` of the gateway whose points they are about:
 
-=======================================  =========
-============================================================
+=======================================  =========  ===================================================
 ``status``                               retained   ``online``, ``offline`` with reason; also the last will
-``birth``                                retained   who it is, and each point with kind, unit, range and
-access
+``birth``                                retained   each point with kind, unit, range and access
 ``health``                               retained   links, devices, since when, backlog, drops, audit
 ``want/<peer>``                          retained   which points a peer wants, how (said by the peer)
 ``live/<peer>``                                     samples as they come, for a peer
@@ -14,10 +12,11 @@ access
 ``ack/<peer>``                                      what the peer has committed of it (said by the peer)
 ``command/<actor>/<device>/<point>``                write a point (said by the actor)
 ``answer/<gateway>``                                the answers of a gateway to our commands (said by it)
-=======================================  =========
-============================================================
+=======================================  =========  ===================================================
 
-So a broker's access list needs three lines for each peer and actor, see ``configs/mosquitto``.
+So a broker's access list needs a few lines for all peers and actors, see ``configs/mosquitto``. A visitor (a
+person who watches) is ``<user>/<word>`` where a peer is ``<peer>``: several may come as one user. It wants
+live samples only, and says so again and again: what it does not say for `VISIT_S` it does not want any more.
 
 Layout of a want: ``{"live": {"sample": [address, …], "change": […]}, "durable": {…}}``.
 
@@ -45,6 +44,9 @@ from fieldbus.model import Access, Kind, Point
 from fieldbus.sample_json import iso_time
 
 MAX_HOPS = 8
+VISIT_S = 30.0
+RENEW_S = 10.0
+"""How often a visitor says what it wants."""
 MAX_POINTS = 100_000
 ROOT = "fieldbus"
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -64,7 +66,8 @@ def topic(gateway: str, *rest: str) -> str:
 def is_answer_topic(text: str, gateway: str) -> bool:
     """Return whether a gateway may answer on a topic that somebody else has named."""
     parts = text.split("/")
-    return len(parts) == 4 and (parts[0], parts[2], parts[3]) == (ROOT, "answer", gateway)
+    is_one = len(parts) == 4 and (parts[0], parts[2], parts[3]) == (ROOT, "answer", gateway)
+    return is_one and is_gateway_name(parts[1])
 
 
 def is_gateway_name(name: str) -> bool:
@@ -75,6 +78,17 @@ def is_gateway_name(name: str) -> bool:
 def sign(key: bytes, topic: str, payload: bytes) -> str:
     """Return the signature of a command: HMAC-SHA256 over topic, line feed and payload, as 64 digits."""
     return hmac.new(key, topic.encode() + b"\n" + payload, hashlib.sha256).hexdigest()
+
+
+def is_visitor(peer: str) -> bool:
+    """Return whether a peer is a person who watches, and no gateway."""
+    return "/" in peer
+
+
+def is_peer_name(name: str) -> bool:
+    """Return whether a gateway or a visitor can have a name."""
+    first, slash, second = name.partition("/")
+    return is_gateway_name(first) and (not slash or is_gateway_name(second))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +135,9 @@ def decode_birth(payload: bytes, gateway: str) -> Birth:
     points = data.get("points")
     if not isinstance(points, dict) or len(points) > MAX_POINTS:
         raise PeeringError(f"`points` is a mapping of at most {MAX_POINTS}")
-    return Birth(gateway, str(data.get("version", ""))[:40], [_point(*item) for item in points.items()])
+    return Birth(
+        gateway, _clean(str(data.get("version", ""))[:40]), [_point(*item) for item in points.items()]
+    )
 
 
 def _point(address: str, item: Any) -> Point:
@@ -136,7 +152,7 @@ def _point(address: str, item: Any) -> Point:
     if type(hops) is not int or not 0 <= hops <= MAX_HOPS:
         raise PeeringError(f"{address} has no number of hops")
     try:
-        labels = {_label_key(number): str(label) for number, label in item.get("labels", {}).items()}
+        labels = {_label_key(number): _clean(str(label)) for number, label in item.get("labels", {}).items()}
         return Point(
             device=device,
             name=name,
@@ -149,10 +165,10 @@ def _point(address: str, item: Any) -> Point:
             highest=_number(item.get("highest")),
             labels=labels,
             description=_text(item.get("description")) or "",
-            origin=origin,
+            origin=_clean(origin),
             hops=hops,
         )
-    except (KeyError, ValueError, TypeError, AttributeError):
+    except (KeyError, ValueError, TypeError, AttributeError, OverflowError):
         raise PeeringError(f"{address} is not described as a point is") from None
 
 
@@ -164,7 +180,12 @@ def _label_key(text: str) -> int | float:
 
 
 def _text(value: object) -> str | None:
-    return None if value is None else str(value)[:200]
+    return None if value is None else _clean(str(value)[:200])
+
+
+def _clean(text: str) -> str:
+    """Return a text without halves of characters, which JSON can name and UTF-8 has not."""
+    return text.encode(errors="replace").decode()
 
 
 def _number(value: object) -> float | None:

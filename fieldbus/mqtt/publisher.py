@@ -8,8 +8,9 @@ Rules:
   What was under way when the connection broke is sent again, first and in order.
 * What the broker does not take (an acknowledgement with an error, a message longer than it accepts) is
   dropped, counted, and said once for each topic until one is taken again.
-* What is given to `put_sure` is its giver's to keep: it is never dropped from the queue, which its giver
-  keeps short, and told to be done, or, when the connection is lost, not done; then it does not wait any more.
+* What is given to `put_sure` is its giver's to keep: it waits in a queue of its own, which its giver keeps
+  short, is never pushed out of it, and told to be done, or, when the connection is lost, not done; then it
+  does not wait any more. Of both queues a message goes in turn: a backlog does not hold up what is new.
 * How much is under way at once, and when a silent broker is lost: see `connection`.
 
 Design: aiomqtt serves subscriptions and the rare writes; a message costs it about 80 µs, since paho writes
@@ -69,6 +70,7 @@ class Publisher:
         self.is_retained = is_retained
         self.keepalive_s = min(65535, max(1, round(keepalive_s)))
         self.waiting: deque[Message] = deque()
+        self.sure: deque[Message] = deque()
         self._max_queue = max_queue
         self._hello = packets.connect(
             client_id,
@@ -95,7 +97,7 @@ class Publisher:
             "published": self._published,
             "tx_dropped": self._dropped,
             "tx_refused": self._refused,
-            "queued": len(self.waiting) + under_way,
+            "queued": len(self.waiting) + len(self.sure) + under_way,
         }
 
     @property
@@ -111,20 +113,13 @@ class Publisher:
     def put(self, topic: str, payload: bytes) -> None:
         """Queue a message. Never blocks, never raises."""
         if len(self.waiting) >= self._max_queue:
-            self._drop_oldest()
+            self.waiting.popleft()
+            self._dropped += 1
         self.waiting.append(Message(topic, payload))
         if self._session is not None:
             self._session.wake()
         elif not self._is_filled.is_set():
             self._is_filled.set()
-
-    def _drop_oldest(self) -> None:
-        """Make room: what somebody else keeps for us is not ours to drop."""
-        for index, message in enumerate(self.waiting):
-            if message.done is None:
-                del self.waiting[index]
-                self._dropped += 1
-                return
 
     def put_sure(
         self, topic: str, payload: bytes, done: Callable[[bool], None] | None, *, is_retained: bool = False
@@ -137,7 +132,7 @@ class Publisher:
             done: called with whether the broker has it. If None, it is dropped when the connection is lost.
             is_retained: whether the broker keeps it.
         """
-        self.waiting.append(Message(topic, payload, is_retained, done or _nobody))
+        self.sure.append(Message(topic, payload, is_retained, done or _nobody))
         if self._session is not None:
             self._session.wake()
         self._is_filled.set()
@@ -202,17 +197,17 @@ class Publisher:
     def close(self) -> None:
         """Close the connection; what was under way waits again, first and in order, or is given back."""
         self._end_session()
-        given_back = [message.done for message in self.waiting if message.done is not None]
-        if given_back:
-            self.waiting = deque(message for message in self.waiting if message.done is None)
-            for done in given_back:
-                done(False)
+        given_back, self.sure = self.sure, deque()
+        for message in given_back:
+            if message.done is not None:
+                message.done(False)
 
     def _end_session(self) -> None:
         session, self._session = self._session, None
         if session is None:
             return
-        self.waiting.extendleft(reversed(session.under_way.values()))
+        for message in reversed(session.under_way.values()):
+            (self.waiting if message.done is None else self.sure).appendleft(message)
         session.under_way = {}
         session.say_goodbye()
 
@@ -226,12 +221,12 @@ class Publisher:
             self._troubles.discard(topic)
             _LOG.info("%s: %s is taken by the broker again", self.name, topic)
 
-    def refused(self, message: Message, reason: str) -> None:
-        """Learn that the broker does not take a message, and never will."""
+    def refused(self, message: Message, reason: str, *, is_final: bool) -> None:
+        """Learn that the broker does not take a message now, or, if that is final, never will."""
         self._refused += 1
         topic = message.topic
         if message.done is not None:
-            message.done(False)
+            message.done(is_final)
         if topic not in self._troubles:
             self._troubles.add(topic)
             _LOG.warning("%s: the broker does not take %s (%s)", self.name, topic, reason)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
@@ -28,6 +29,8 @@ Head = tuple[Any, ...]
 MAX_SAMPLES = 20_000
 """Of a row that others send, at most."""
 _NAME_LENGTH = 128
+_END_OF_TIME = 1 << 63
+_LARGEST = sys.float_info.max
 _QUALITIES = {str(quality): quality for quality in Quality}
 
 
@@ -86,9 +89,9 @@ def encode_row(items: Sequence[Item]) -> bytes:
             samples.append(
                 [place, value, time_ns, str(quality), None if reason is None else str(reason), label]
             )
-    return json.dumps(
-        {"heads": list(places), "samples": samples}, ensure_ascii=False, separators=(",", ":")
-    ).encode()
+    found = {"heads": list(places), "samples": samples}
+    # Half a character of UTF-16, which JSON can name, is none in UTF-8: it becomes a question mark.
+    return json.dumps(found, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
 
 
 def decode_row(data: bytes) -> list[Item]:
@@ -110,18 +113,54 @@ def decode_row(data: bytes) -> list[Item]:
         raise RecordError(f"not a row of samples ({type(error).__name__})") from None
 
 
+def decode_peer_row(data: bytes) -> list[Item]:
+    """Return the samples of a row whose heads are those of a gateway's points.
+
+    Raises:
+        RecordError: it is none.
+    """
+    items = decode_row(data)
+    for head in {id(item.head): item.head for item in items}.values():
+        if len(head) != 3 or type(head[2]) is not int or head[2] < 0:
+            raise RecordError("a head is an address, an origin and a number of hops")
+        if not isinstance(head[0], str) or not isinstance(head[1], str):
+            raise RecordError("a head is an address, an origin and a number of hops")
+        _check_text(head[0])
+        _check_text(head[1])
+    return items
+
+
+def _check_text(text: str) -> None:
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise RecordError("a text has half a character") from None
+
+
 def _item(heads: Sequence[Head], row: Sequence[Any]) -> Item:
     place, value, time_ns = row[0], row[1], row[2]
     if type(place) is not int or type(time_ns) is not int or place < 0:
         raise RecordError("a sample has a place and a time that are whole numbers")
+    if not 0 <= time_ns < _END_OF_TIME:
+        raise RecordError("the time of a sample is between 1970 and 2262")
     quality, reason, label = Quality.GOOD, None, None
     if len(row) > 3:
         quality, reason = _QUALITIES[row[3]], row[4]
         label = row[5] if len(row) > 5 else None
+        if not isinstance(label, str | None):
+            raise RecordError("a label is a text")
+        for text in (reason, label):
+            if isinstance(text, str):
+                _check_text(text)
     if (value is None) != (quality is Quality.BAD) or not isinstance(value, Value | None):
         raise RecordError("a sample is bad exactly when it has no value")
     if (reason is None) != (quality is Quality.GOOD) or not isinstance(reason, str | None):
         raise RecordError("a sample has a reason exactly when it is not good")
+    if isinstance(value, str):
+        _check_text(value)
+    elif isinstance(value, int | float) and not -_LARGEST <= value <= _LARGEST:
+        raise RecordError("a value is finite")
     return Item(heads[place], Sample(value, quality, reason, time_ns), label)
 
 
@@ -158,7 +197,9 @@ def decode_chunk(payload: bytes) -> tuple[Place, list[Item]]:
         raise RecordError("a chunk names its gateway, boot and stream")
     if not all(type(number) is int and 0 <= number < 1 << 62 for number in numbers) or numbers[0] < 1:
         raise RecordError("a chunk has a first number, a count, a gap and a floor")
-    items = decode_row(row)
+    if numbers[2] >= numbers[0]:
+        raise RecordError("more samples are missing before a chunk than there can be")
+    items = decode_peer_row(row)
     if len(items) != numbers[1] or not items:
         raise RecordError(f"{len(items)} samples in a chunk of {numbers[1]}")
     first, count, gap, floor = numbers

@@ -154,7 +154,9 @@ class Edge:
             self._pending = None
             self._schedule(at_s, now_s)
             return None
-        if now_s < self._sent_at_s + policy.min_interval_s:  # the same sum as in `_schedule`
+        # The same sum as in `_schedule`. Where `now_s` comes from the wall clock of a source (samples of a
+        # stream of another gateway) it may be earlier than before: that is no interval to be waited for.
+        if self._sent_at_s <= now_s < self._sent_at_s + policy.min_interval_s:
             self._pending = outgoing
             self._schedule(at_s, now_s)
             return None

@@ -89,7 +89,7 @@ class Writer:
                     time_ns,
                     _stored(value),
                     None if is_good else str(quality),
-                    None if is_good else reason,
+                    None if is_good else _stored(reason),
                 )
             )
         connection.executemany(
@@ -143,7 +143,12 @@ class Writer:
 
 
 def _stored(value: Value | None) -> Value | None:
-    """Return a value as SQLite can hold it: whole numbers beyond 64 bits become floating-point numbers."""
+    """Return a value as SQLite can hold it.
+
+    Whole numbers beyond 64 bits become floating-point numbers, half a character a question mark.
+    """
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
     if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
         return float(value)
     return value

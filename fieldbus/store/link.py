@@ -98,16 +98,25 @@ class StoreLink:
     def send(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         """Have routed samples stored."""
         self._put(_Work([entry_of(delivery) for delivery in deliveries]))
+        if self._waiting > self._max_waiting and self._committer is not None:
+            with self._committer.held():
+                self._drop_oldest(self._committer)
+        return ()
+
+    def _drop_oldest(self, committer: Committer[_Work]) -> None:
+        """Make room of what routes sent first; what comes out of streams, also before it, stays."""
+        kept: list[_Work] = []
         while self._waiting > self._max_waiting:
-            oldest = None if self._committer is None else self._committer.take_oldest()
+            oldest = committer.take_oldest()
             if oldest is None:
                 break
-            if oldest.source is not None and self._committer is not None:
-                self._committer.put_back_first(oldest)
-                break
+            if oldest.source is not None:
+                kept.append(oldest)
+                continue
             self._waiting -= len(oldest.entries)
             self._counters["tx_dropped"] += len(oldest.entries)
-        return ()
+        for work in reversed(kept):
+            committer.put_back_first(work)
 
     @property
     def place(self) -> object:

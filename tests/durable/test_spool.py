@@ -9,7 +9,8 @@ from conftest import eventually
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fieldbus.durable.spool import ROW_ITEMS, Spool
+from fieldbus.durable.spool import Spool
+from fieldbus.durable.spool_file import ROW_ITEMS
 
 
 def encode(items):
@@ -144,7 +145,7 @@ async def test_what_is_too_old_goes(bench):
     stream.append([1, 2])
     await bench.settle(stream)
     now_ns += 61 * 10**9
-    bench.spool._looked_s = 0.0
+    bench.spool._file._looked_s = 0.0
     stream.append([3])
     await eventually(lambda: stream.dropped == 2)
     assert await bench.content(stream, 0) == {3: 3}
@@ -331,3 +332,51 @@ def test_whatever_happens_what_is_kept_is_what_was_not_acknowledged(tmp_path_fac
         bench.spool.close()
 
     asyncio.run(work())
+
+
+async def test_while_a_commit_is_under_way_the_oldest_go_all_the_same_and_each_keeps_its_number(
+    bench, monkeypatch
+):
+    """What fails comes back in front of what was appended meanwhile: then it is the oldest."""
+    bench.open(max_waiting=1000)
+    stream = bench.stream()
+    stream.append([1])
+    await bench.settle(stream)
+    await limit_pages(bench, 20)
+    sent = 1
+    for _ in range(400):
+        stream.append([f"{sent + n:0400d}" for n in range(1, 26)])
+        sent += 25
+        await asyncio.sleep(0.002)
+        assert stream.waiting <= 1000 + 25 or bench.spool.trouble is None
+    assert bench.spool.trouble is not None
+    await limit_pages(bench, 1_000_000)
+    await bench.settle(stream)
+    kept = await bench.content(stream, 0)
+    assert len(kept) + stream.dropped == sent
+    assert all(number == int(value) for number, value in kept.items())
+    assert max(kept) == sent
+    stream.append([str(sent + 1)])
+    await bench.settle(stream)
+    bench.spool.close()
+    bench.open()
+    again = bench.stream()
+    assert max(await bench.content(again, 0)) == again.committed == sent + 1
+
+
+async def test_what_was_dropped_at_the_very_end_is_counted_before_what_comes_next(bench):
+    bench.open(max_waiting=10)
+    stream = bench.stream()
+    stream.append(["1"])
+    await bench.settle(stream)
+    await limit_pages(bench, 9)
+    stream.append(["x" * 4000] * 30)
+    await eventually(lambda: bench.spool.trouble is not None)
+    stream.append(["y" * 4000] * 30)  # too many even alone
+    assert stream.waiting <= 10 + 30
+    await limit_pages(bench, 1_000_000)
+    stream.append(["last"])
+    await bench.settle(stream)
+    kept = await bench.content(stream, 0)
+    assert kept[62] == "last"
+    assert len(kept) + stream.dropped == 62

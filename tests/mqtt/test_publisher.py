@@ -149,3 +149,80 @@ async def test_a_broker_that_takes_nothing_costs_the_oldest_messages_and_no_memo
         assert len(subject.waiting) == 100
         assert subject.counters["tx_dropped"] > 1000
         subject.close()
+
+
+async def test_a_broker_that_answers_but_acknowledges_one_message_never_is_lost_and_gets_it_again():
+    swallowed = 1
+
+    def answer(first, rest):
+        nonlocal swallowed
+        if first == 0xC0:
+            return b"\xd0\x00"
+        if first >> 4 != 3:
+            return b""
+        packet_id = rest[3:5]
+        if rest.endswith(b"first") and swallowed:
+            swallowed -= 1
+            return b""
+        return b"\x40\x02" + packet_id
+
+    async with FakeBroker(answer=answer) as fake:
+        subject = publisher(fake, keepalive_s=1)
+        subject.put("t", b"first")
+        await subject.connect()
+
+        async def go_on():
+            while True:
+                subject.put("t", b"more")
+                await asyncio.sleep(0.05)
+
+        others = asyncio.create_task(go_on())
+        try:
+            async with asyncio.timeout(4):
+                with pytest.raises(LinkDownError, match="does not acknowledge"):
+                    await subject.run()
+        finally:
+            others.cancel()
+        subject.close()
+        assert subject.waiting[0].payload == b"first"
+        await subject.connect()
+        await eventually(lambda: not subject.counters["queued"])
+        subject.close()
+    assert sum(rest.endswith(b"first") for _, rest in fake.packets) == 2
+
+
+async def test_what_is_new_is_not_held_up_by_a_backlog_nor_pushed_out_by_it():
+    async with FakeBroker("2006 0000 03 210002", lambda first, rest: b"\x40\x02" + rest[3:5]) as fake:
+        subject = publisher(fake, max_queue=10)
+        done = []
+        for value in range(100):
+            subject.put_sure("t", b"old %d" % value, done.append)
+        for value in range(10):
+            subject.put("t", b"new %d" % value)
+        assert subject.counters["tx_dropped"] == 0
+        await subject.connect()
+        await eventually(lambda: len(done) == 100)
+        subject.close()
+    payloads = [rest[6:] for _, rest in fake.packets]
+    new = [payload for payload in payloads if payload.startswith(b"new")]
+    assert new == [b"new %d" % value for value in range(10)]
+    assert payloads.index(new[-1]) <= 20
+    assert [payload for payload in payloads if payload.startswith(b"old")] == [
+        b"old %d" % n for n in range(100)
+    ]
+
+
+@pytest.mark.parametrize(("code", "is_over"), [(0x87, True), (0x90, True), (0x97, False), (0x83, False)])
+async def test_what_the_broker_will_never_take_is_over_and_what_it_does_not_take_now_is_given_back(
+    code, is_over
+):
+    async with FakeBroker(answer=lambda first, rest: b"\x40\x03" + rest[3:5] + bytes([code])) as fake:
+        subject = publisher(fake)
+        done = []
+        subject.put_sure("t", b"x", done.append)
+        await subject.connect()
+        await eventually(lambda: done)
+        assert done == [is_over]
+        assert subject.counters["tx_refused"] == 1
+        subject.close()
+        assert done == [is_over]

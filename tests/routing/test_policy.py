@@ -141,3 +141,13 @@ def test_a_value_that_is_confirmed_in_time_does_not_grow_stale():
 def test_a_float_that_overflows_under_scale_is_bad_not_infinite():
     subject = edge(SERVED, linear=Linear(10.0))
     assert subject.offer(good(1e308), 0, 0) == Sample(None, Quality.BAD, "conversion", 1)
+
+
+def test_a_source_whose_clock_goes_back_loses_no_sample():
+    """What comes out of another gateway's stream is offered at the time of its source."""
+    subject = edge(when=When.SAMPLE)
+    times = (10.0, 10.001, 10.0009, 10.002, 5.0, 5.1)
+    assert [subject.offer(good(float(at)), at, at).value for at in times] == list(times)
+    thinned = edge(when=When.SAMPLE, min_interval_s=1)
+    sent = [thinned.offer(good(float(at)), at, at) for at in (10.0, 10.5, 5.0, 5.5, 6.0)]
+    assert values(sent) == [10.0, None, 5.0, None, 6.0]

@@ -3,7 +3,8 @@
 Layout: JSON lines, UTF-8. Each has a number ``n`` that goes up by one, what happened, ``prev``, the
 ``hash`` of the line before (64 zeros before the first), and last ``hash``: SHA-256 over ``prev`` and the
 line's text without ``hash``, that is up to and without ``,"hash":"…"}``. A file of more than `MAX_BYTES` is
-closed and named ``audit-<first n>.jsonl``; the chain goes on in the next.
+closed and named ``audit-<first n>.jsonl``; the chain goes on in the next. When all have more than is allowed,
+the oldest go.
 
 Rules:
 
@@ -40,6 +41,7 @@ if sys.platform != "win32":
 
 FILE_NAME = "audit.jsonl"
 MAX_BYTES = 64 * 1024 * 1024
+MAX_TOTAL = 2 * 1024 * 1024 * 1024
 START = "0" * 64
 _HASH_FIELD = ',"hash":"'
 _TAIL_BYTES = 256 * 1024
@@ -75,12 +77,13 @@ class Verdict(NamedTuple):
 class Audit:
     """The log, open for appending."""
 
-    def __init__(self, folder: Path, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, folder: Path, max_bytes: int = MAX_BYTES, max_total: int = MAX_TOTAL) -> None:
         """Take where the files are; nothing is opened.
 
         Args:
             folder: of all files.
             max_bytes: how long a file may become.
+            max_total: what all files may have together; the oldest is removed first.
         """
         self.folder = folder
         self.file = folder / FILE_NAME
@@ -91,6 +94,7 @@ class Audit:
         """Records that could not be written."""
         self.trouble: str | None = None
         self._max_bytes = max_bytes
+        self._max_total = max_total
         self._fd: int | None = None
         self._size = 0
         self._is_dirty = False
@@ -129,9 +133,14 @@ class Audit:
 
     def sync(self) -> None:
         """Have what was written on the disk. May take as long as the disk likes."""
-        if self._fd is not None and self._is_dirty:
-            self._is_dirty = False
-            os.fdatasync(self._fd)
+        if self._fd is None or not self._is_dirty:
+            return
+        self._is_dirty = False
+        fd = os.dup(self._fd)  # the file may be turned over meanwhile
+        try:
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
 
     def close(self) -> None:
         """Close the file."""
@@ -143,13 +152,23 @@ class Audit:
                 pass  # there is nobody left to tell
             os.close(fd)
 
-    def recent(self, since_ns: int) -> Iterator[dict[str, Any]]:
-        """Yield the records since a moment, oldest first, of the last two files."""
+    def recent(self, since_ns: int) -> list[dict[str, Any]]:
+        """Return the records since a moment, oldest first, of the last two files."""
         since = iso_time(since_ns)
-        for path in [*_closed(self.folder)[-1:], self.file]:
-            for _, record in _records(path):
-                if record is not None and record["time"] >= since:
-                    yield record
+        found: list[dict[str, Any]] = []
+        for path in (self.file, *reversed(_closed(self.folder)[-1:])):
+            is_whole = True
+            for raw in _lines_backwards(path):
+                record = _parsed(raw)
+                if record is None:
+                    continue
+                if record["time"] < since:
+                    is_whole = False
+                    break
+                found.append(record)
+            if not is_whole:
+                break
+        return found[::-1]
 
     def _begin(self) -> int:
         """Open and lock the file, and go on from what is there by now."""
@@ -203,6 +222,11 @@ class Audit:
             name = f"audit-{first:012d}_{number}"
         self.file.rename(self.folder / f"{name}.jsonl")
         self.close()
+        closed = _closed(self.folder)
+        sizes = [path.stat().st_size for path in closed]
+        while closed and sum(sizes) > self._max_total - self._max_bytes:
+            closed.pop(0).unlink()
+            sizes.pop(0)
 
 
 def _lock(fd: int) -> None:
@@ -319,6 +343,22 @@ def _last_record(path: Path) -> dict[str, Any] | None:
         if record is not None:
             return record
     return None
+
+
+def _lines_backwards(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a file, the last one first."""
+    try:
+        with path.open("rb") as file:
+            position, rest = file.seek(0, os.SEEK_END), b""
+            while position:
+                start = max(0, position - _TAIL_BYTES)
+                file.seek(start)
+                lines = (file.read(position - start) + rest).split(b"\n")
+                position, rest = start, lines[0]
+                yield from reversed(lines[1:])
+            yield rest
+    except FileNotFoundError:
+        return
 
 
 def _ends_whole(path: Path) -> bool:

@@ -34,7 +34,7 @@ class Keeper(Protocol):
 
     @property
     def place(self) -> object:
-        """What is the same as long as what was taken is kept or being written."""
+        """What is the same as long as what was taken is kept or being written; None if it takes nothing."""
         ...
 
     def mark_of(self, source: str) -> int:
@@ -91,7 +91,8 @@ class Intake:
             if way is None:
                 way = ways[name] = _Way(keepers[name])
                 old = before.get(peer, {}).get(name)
-                if old is not None and old.keeper.place is way.keeper.place:
+                place = way.keeper.place
+                if old is not None and place is not None and old.keeper.place is place:
                     way.taken = old.taken
             way.edges.setdefault(edge.source.name, []).append(edge)
 
@@ -168,7 +169,7 @@ class Intake:
             edges = way.edges.get(head[0])
             if edges is None:
                 continue
-            if len(head) > 2 and (str(head[1]).partition("/")[0] == self._me or head[2] >= MAX_HOPS):
+            if head[1].partition("/")[0] == self._me or head[2] >= MAX_HOPS:
                 self.looped += 1
                 continue
             at_s = to_s(sample.time_ns)

@@ -5,8 +5,10 @@ Rules:
 * Rows go in the order of their numbers; at most `WINDOW` rows or `WINDOW_BYTES` are under way.
 * A row is deleted when it is acknowledged: by the broker if it goes to topics, by the peer gateway, when it
   has committed it, if it goes to one.
-* What is not acknowledged when the connection is lost, or for `RESEND_S`, is sent again from the first that
-  is missing, in order.
+* What was given back (the connection is lost, the broker refuses it), what a peer has not acknowledged for
+  `RESEND_S`, and what it cannot have got because it comes anew (`begin_again`), is sent again from the first
+  that is missing, in order; but not before the broker has taken or given back all that was sent before, so
+  that no more than a window waits anywhere.
 * What waited for longer than `HISTORICAL_S` is sent as historical.
 * A backlog does not push other messages aside: it goes out in pieces, between which others have their turn.
 
@@ -23,11 +25,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple, Protocol
 
-from fieldbus.durable.spool import Row, Stream
+from fieldbus.durable.spool import Stream
+from fieldbus.durable.spool_file import Row
 
 WINDOW = 32
 WINDOW_BYTES = 1 << 20
 RESEND_S = 5.0
+PAUSE_S = 0.5
+"""How long it waits when something was given back."""
 HISTORICAL_S = 1.0
 _IDLE_S = 30.0
 
@@ -67,11 +72,21 @@ class Pump:
         self._size = 0
         self._session = 0
         self._has_failed = False
+        self._is_to_begin = False
+        self._given = 0
+        """Rows that the carrier has neither brought to the broker nor given back."""
+        self._progressed_s = 0.0
+        """When the first of those under way was sent, or the one before it acknowledged."""
         self._news = stream.changed
         """One event for all that there is to look at."""
 
     def wake(self) -> None:
         """Have a look: the carrier may be ready now, or not any more."""
+        self._news.set()
+
+    def begin_again(self) -> None:
+        """Learn that the other side comes anew: what it has not acknowledged it may never have got."""
+        self._is_to_begin = True
         self._news.set()
 
     def acknowledged(self, seq: int) -> None:
@@ -91,17 +106,21 @@ class Pump:
                 await self._send_all()
             except sqlite3.Error:
                 await asyncio.sleep(1.0)  # the spool says what is wrong, and opens the file anew
+            if self._has_failed:
+                await asyncio.sleep(PAUSE_S)
 
     async def _send_all(self) -> None:
         """Send from the first row that is missing until something goes wrong."""
         self._session += 1
-        self._has_failed = False
+        self._has_failed = self._is_to_begin = False
         self._sent.clear()
         self._size = 0
+        while self._given and self._carrier.is_ready:
+            await self._wait(_IDLE_S)
         position = self.stream.floor
         while self._can_go_on():
             self._news.clear()
-            if len(self._sent) >= WINDOW or self._size >= WINDOW_BYTES:
+            if self._is_full():
                 if not await self._wait_for_progress():
                     return
                 continue
@@ -113,32 +132,48 @@ class Pump:
                 elif not await self._wait_for_progress():
                     return
                 continue
+            if self._sent and self._is_overdue():
+                return
             for row in rows:
                 if not self._can_go_on():
                     return
                 self._send(row)
                 position = row.last
-                if len(self._sent) >= WINDOW or self._size >= WINDOW_BYTES:
+                if self._is_full():
                     break
             await asyncio.sleep(0)
 
+    def _is_full(self) -> bool:
+        return len(self._sent) >= WINDOW or self._size >= WINDOW_BYTES
+
+    def _is_overdue(self) -> bool:
+        return not self._given and time.monotonic() - self._progressed_s >= RESEND_S
+
     def _can_go_on(self) -> bool:
-        return self._carrier.is_ready and not self._has_failed
+        return self._carrier.is_ready and not self._has_failed and not self._is_to_begin
 
     def _send(self, row: Row) -> None:
         session = self._session
         self.is_behind = is_historical = self._wall_ns() - row.time_ns > HISTORICAL_S * 1e9
+        if not self._sent:
+            self._progressed_s = time.monotonic()
         self._sent.append(_Sent(row.last, len(row.data)))
         self._size += len(row.data)
+        self._given += 1
+        is_over = False
 
         def done(is_done: bool) -> None:
+            nonlocal is_over
+            if not is_over:
+                is_over = True
+                self._given -= 1
+            self._news.set()
             if session != self._session:
                 return
             if not is_done:
                 self._has_failed = True
             elif not self._carrier.is_acknowledged_by_peer:
                 self._has(row.last)
-            self._news.set()
 
         self._carrier.carry(row, done, is_historical=is_historical)
 
@@ -154,24 +189,20 @@ class Pump:
             self._size -= -sent.size - 1
             acknowledged = sent.last
         if acknowledged:
+            self._progressed_s = time.monotonic()
             self.stream.acknowledge(acknowledged)
 
     def _forget_sent(self) -> None:
         while self._sent and self._sent[0].last <= self.stream.floor:
             self._size -= self._sent.popleft().size
+            self._progressed_s = time.monotonic()
 
     async def _wait_for_progress(self) -> bool:
-        """Wait for an acknowledgement; return False if there was none for too long."""
-        before = self._sent[0] if self._sent else None
-        deadline_s = time.monotonic() + RESEND_S
-        while self._sent and self._sent[0] == before and self._can_go_on():
-            left_s = deadline_s - time.monotonic()
-            if left_s <= 0:
-                return False
-            await self._wait(left_s)
-            if len(self._sent) < WINDOW and self._size < WINDOW_BYTES:
-                return True
-            self._news.clear()
+        """Wait for news; return False if what was sent has to be sent again."""
+        if self._is_overdue():
+            return False
+        left_s = self._progressed_s + RESEND_S - time.monotonic()
+        await self._wait(max(left_s, 0.0) if not self._given else _IDLE_S)
         return True
 
     async def _wait(self, seconds: float) -> None:

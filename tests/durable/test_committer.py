@@ -1,0 +1,211 @@
+"""The committer's thread: what fails is kept whole and in order, and nothing ends it."""
+
+import asyncio
+import sqlite3
+
+import pytest
+from conftest import eventually
+
+from fieldbus.durable import committer as committer_module
+from fieldbus.durable.committer import Committer
+from fieldbus.durable.spool import Spool
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(committer_module, "RETRY_S", 0.02)
+
+
+class Numbers:
+    """Keeps whole numbers in a table."""
+
+    def __init__(self):
+        self.trouble = None
+        self.committed_items = []
+        self.texts = []
+        self.opens = 0
+
+    def opened(self, connection):
+        self.opens += 1
+        connection.execute("CREATE TABLE IF NOT EXISTS numbers(id INTEGER PRIMARY KEY, n INTEGER)")
+
+    def apply(self, connection, items):
+        for item in items:
+            connection.execute("INSERT INTO numbers(n) VALUES(?)", (item,))
+            if self.trouble is not None:
+                raise self.trouble
+
+    def settled(self, *, is_committed):
+        pass
+
+    def committed(self, items, result):
+        self.committed_items += items
+
+    def said(self, text, *, is_bad):
+        self.texts.append((text, is_bad))
+
+
+@pytest.fixture
+async def bench(tmp_path):
+    keeper = Numbers()
+    subject = Committer(tmp_path / "numbers.db", keeper, 0.005)
+    subject.open()
+    yield keeper, subject
+    subject.close()
+
+
+def numbers_in(path):
+    with sqlite3.connect(path) as connection:
+        found = [n for (n,) in connection.execute("SELECT n FROM numbers ORDER BY id")]
+    connection.close()
+    return found
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        sqlite3.OperationalError("database or disk is full"),
+        sqlite3.OperationalError("disk I/O error"),
+        sqlite3.OperationalError("attempt to write a readonly database"),
+        sqlite3.OperationalError("unable to open database file"),
+        sqlite3.IntegrityError("UNIQUE constraint failed"),
+        OSError(5, "Input/output error"),
+        OverflowError("Python int too large to convert to SQLite INTEGER"),
+        UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed"),
+        KeyError("a mistake of ours"),
+    ],
+    ids=lambda error: type(error).__name__ + " " + str(error)[:20],
+)
+async def test_whatever_goes_wrong_while_it_is_written_it_is_kept_said_once_and_written_later(bench, trouble):
+    keeper, subject = bench
+    keeper.trouble = trouble
+    for n in range(5):
+        subject.put(n)
+    await eventually(lambda: keeper.texts)
+    for n in range(5, 10):
+        subject.put(n)
+    await asyncio.sleep(0.1)
+    assert subject.is_open
+    assert keeper.committed_items == []
+    keeper.trouble = None
+    await eventually(lambda: len(keeper.committed_items) == 10)
+    assert keeper.committed_items == list(range(10))
+    assert numbers_in(subject.path) == list(range(10))
+    assert [is_bad for _, is_bad in keeper.texts] == [True, False]
+
+
+async def test_a_question_that_fails_ends_nothing(bench):
+    keeper, subject = bench
+
+    def ask_wrongly(connection):
+        raise KeyError("a mistake of ours")
+
+    with pytest.raises(Exception, match="mistake"):
+        await subject.ask(ask_wrongly)
+    subject.put(1)
+    await eventually(lambda: keeper.committed_items == [1])
+
+
+async def test_what_is_held_nobody_commits_meanwhile(bench):
+    _, subject = bench
+    with subject.held():
+        subject.put(1)
+        subject.hurry()
+        await asyncio.sleep(0.05)
+        assert subject.take_oldest() == 1
+
+
+async def test_a_transaction_that_cannot_even_begin_changes_no_number(tmp_path):
+    """Another program has the file locked."""
+    spool = Spool(tmp_path / "spool.db", group_commit_s=0.005)
+    committer_module_busy = committer_module._BUSY_S
+    committer_module._BUSY_S = 0.05
+    try:
+        spool.open()
+        stream = spool.stream("s", lambda items: repr(list(items)).encode())
+        stream.append([1, 2, 3])
+        await eventually(lambda: stream.committed == 3)
+        other = sqlite3.connect(spool.committer.path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        stream.append([4])
+        await eventually(lambda: spool.trouble is not None)
+        assert spool._file._last == {"s": 3}
+        assert "s" in spool._file._ids
+        other.execute("ROLLBACK")
+        other.close()
+        await eventually(lambda: stream.committed == 4)
+        assert [row.first for row in await stream.rows_after(0)] == [1, 4]
+    finally:
+        committer_module._BUSY_S = committer_module_busy
+        spool.close()
+
+
+async def test_a_file_that_is_lost_just_after_a_transaction_could_not_begin_costs_no_number(tmp_path):
+    spool = Spool(tmp_path / "spool.db", group_commit_s=0.005)
+    spool.open()
+    stream = spool.stream("s", lambda items: repr(list(items)).encode())
+    stream.append([1, 2, 3])
+    await eventually(lambda: stream.committed == 3)
+    connection = spool.committer._connection
+
+    def spoil(_):
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        connection.close()  # the next transaction cannot begin
+        with spool.committer.path.open("r+b") as file:
+            file.write(b"\xa5" * 8192)
+        return True
+
+    assert await spool.committer.ask(spoil)
+    stream.append([4])
+    await eventually(lambda: stream.committed == 4, what=f"{spool.trouble}")
+    assert stream.dropped == 3
+    spool.close()
+
+
+async def test_a_stream_that_is_wanted_again_goes_on_though_the_one_before_was_not_on_disk_yet(tmp_path):
+    spool = Spool(tmp_path / "spool.db", group_commit_s=0.02)
+    spool.open()
+
+    def encode(items):
+        return repr(list(items)).encode()
+
+    stream = spool.stream("s", encode)
+    stream.append([1, 2])
+    await eventually(lambda: stream.committed == 2)
+    stream.append([3, 4, 5])
+    stream.forget()
+    again = spool.stream("s", encode)
+    again.append([6])
+    await eventually(lambda: again.committed == 6)
+    [row] = await again.rows_after(again.floor)
+    # Whoever gets it must not wait for what was thrown away.
+    assert row.first - 1 - row.gap <= again.floor
+    assert again.backlog == 1
+    spool.close()
+
+
+async def test_while_a_disk_hangs_without_a_word_memory_is_bounded_too(tmp_path, monkeypatch):
+    from fieldbus.durable import spool as spool_module
+
+    monkeypatch.setattr(spool_module, "HANGS_S", 0.05)
+    spool = Spool(tmp_path / "spool.db", group_commit_s=0.005, max_waiting=100)
+    spool.open()
+    stream = spool.stream("s", lambda items: repr(list(items)).encode())
+    hangs = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    release = asyncio.run_coroutine_threadsafe
+
+    def hang(_):
+        release(hangs.wait(), loop).result()
+
+    question = asyncio.create_task(spool.committer.ask(hang))
+    await asyncio.sleep(0.1)
+    for _ in range(100):
+        stream.append([0] * 10)
+    assert stream.waiting <= 110
+    assert stream.dropped == 1000 - stream.waiting
+    hangs.set()
+    await question
+    await eventually(lambda: stream.waiting == 0)
+    assert stream.committed == 1000
+    spool.close()

@@ -1,0 +1,246 @@
+"""The store: what it keeps, for how long, and what bad disks and bad files do to it."""
+
+import asyncio
+import sqlite3
+
+import pytest
+from conftest import eventually
+
+from fieldbus.errors import LinkDownError
+from fieldbus.link import Delivery, Target
+from fieldbus.model import Kind, Point, Quality, Sample
+from fieldbus.store import history
+from fieldbus.store.history import Entry, Writer
+from fieldbus.store.link import StoreLink
+
+POINT = Point("press", "count", Kind.INT, unit="pcs")
+FLAG = Point("press", "flag", Kind.BOOL)
+TARGET = Target("history", None)
+NOW_NS = 10**18
+
+
+def good(value, time_ns=NOW_NS, point=POINT):
+    return Delivery(TARGET, point, Sample(value, Quality.GOOD, None, time_ns))
+
+
+class Bench:
+    def __init__(self, folder):
+        self.path = folder / "history.db"
+        self.link = None
+        self.said = []
+        self.task = None
+
+    async def open(self, **options):
+        options = {"max_bytes": 1 << 30, "max_age_s": 1e9, "group_commit_s": 0.005, **options}
+        self.link = StoreLink("history", self.path, **options)
+        await self.link.connect()
+        self.task = asyncio.create_task(self.link.run(lambda batch: None, self.said.append))
+        await asyncio.sleep(0)
+        return self.link
+
+    async def close(self):
+        if self.task is not None:
+            self.task.cancel()
+            await asyncio.gather(self.task, return_exceptions=True)
+            self.task = None
+            await self.link.close()
+
+    async def settle(self):
+        await eventually(lambda: not self.link.counters["queued"], what="all is on disk")
+
+    def content(self, *names, **when):
+        return [kept.sample.value for kept in history.read(self.path, names or ("press.count",), **when)]
+
+    async def limit_pages(self, pages):
+        await self.link._committer.ask(
+            lambda connection: connection.execute(f"PRAGMA max_page_count={pages}").fetchone()
+        )
+
+
+@pytest.fixture
+async def bench(tmp_path):
+    subject = Bench(tmp_path)
+    yield subject
+    await subject.close()
+
+
+async def test_what_was_stored_is_read_as_it_was_also_while_the_gateway_runs(bench):
+    link = await bench.open()
+    uncertain = Sample(7, Quality.UNCERTAIN, "out of range", NOW_NS + 2)
+    bad = Sample(None, Quality.BAD, "timeout", NOW_NS + 3)
+    link.send([good(5), good(True, NOW_NS + 1, FLAG), Delivery(TARGET, POINT, uncertain)])
+    link.send([Delivery(TARGET, POINT, bad)])
+    await bench.settle()
+    kept = list(history.read(bench.path, ["press.count", "press.flag"]))
+    assert [item.sample for item in kept] == [
+        good(5).sample, Sample(True, Quality.GOOD, None, NOW_NS + 1), uncertain, bad,
+    ]  # fmt: skip
+    assert {(item.name, item.unit) for item in kept} == {("press.count", "pcs"), ("press.flag", None)}
+    assert history.names(bench.path) == ["press.count", "press.flag"]
+    assert bench.content(since_ns=NOW_NS + 2, until_ns=NOW_NS + 3) == [7]
+
+
+async def test_samples_and_mark_of_a_stream_are_on_disk_together_or_not_at_all(bench):
+    link = await bench.open()
+    done = []
+    link.take([good(1), good(2)], "tx/boot/s", 2, lambda: done.append(bench.content()))
+    assert link.mark_of("tx/boot/s") == 0
+    await bench.settle()
+    assert done == [[1, 2]]
+    assert link.mark_of("tx/boot/s") == 2
+    await bench.close()
+    link = await bench.open()
+    assert link.mark_of("tx/boot/s") == 2
+
+
+async def test_values_that_sqlite_has_not_are_kept_as_near_as_can_be(bench):
+    link = await bench.open()
+    link.send([good(1 << 63), good(-(1 << 64)), good((1 << 63) - 1), good("a\ud800b"), good("x\0y")])
+    await bench.settle()
+    assert bench.content() == [float(1 << 63), float(-(1 << 64)), (1 << 63) - 1, "a?b", "x\0y"]
+
+
+async def test_the_oldest_go_when_there_is_too_much(bench):
+    link = await bench.open(max_bytes=400_000)
+    for first in range(0, 60_000, 1000):
+        link.send([good(n, NOW_NS + n) for n in range(first, first + 1000)])
+        link._trimmed_s = -1e9
+        await bench.settle()
+    kept = bench.content()
+    assert kept == list(range(60_000 - len(kept), 60_000))
+    assert 1000 < len(kept) < 40_000
+    assert link.counters["expired"] == 60_000 - len(kept)
+    assert bench.path.stat().st_size < 1_500_000
+
+
+async def test_what_is_too_old_goes_and_what_is_not_stays():
+    with sqlite3.connect(":memory:") as connection:
+        writer = Writer(1 << 30, 60.0)
+        writer.opened(connection)
+        times = [n * 10**9 for n in range(100)]
+        writer.write(
+            connection, [Entry("p", Kind.INT, None, Sample(n, Quality.GOOD, None, n)) for n in times]
+        )
+        assert writer.trim(connection, 100 * 10**9) == 40
+        assert connection.execute("SELECT min(time_ns) FROM samples").fetchone() == (40 * 10**9,)
+        assert writer.trim(connection, 100 * 10**9) == 0
+        assert writer.trim(connection, 1000 * 10**9) == 60
+    connection.close()
+
+
+async def test_a_sample_that_came_late_keeps_no_old_one_alive_for_ever():
+    with sqlite3.connect(":memory:") as connection:
+        writer = Writer(1 << 30, 60.0)
+        writer.opened(connection)
+        times = [90, 1, 2, 3, 95]  # a backlog came after what is new
+        writer.write(
+            connection, [Entry("p", Kind.INT, None, Sample(n, Quality.GOOD, None, n * 10**9)) for n in times]
+        )
+        writer.trim(connection, 100 * 10**9)
+        writer.trim(connection, 151 * 10**9)
+        left = [value for (value,) in connection.execute("SELECT value FROM samples ORDER BY id")]
+        assert left == [95]
+    connection.close()
+
+
+async def test_a_full_disk_stops_nothing_and_what_routes_lose_is_counted_exactly(bench):
+    link = await bench.open(max_waiting=100)
+    link.send([good(0)])
+    await bench.settle()
+    await bench.limit_pages(1)
+    sent = 1
+    for _ in range(200):
+        link.send([good(sent), good(sent + 1)])
+        sent += 2
+        await asyncio.sleep(0.0005)
+    await eventually(lambda: bench.said)
+    assert link.counters["queued"] <= 102
+    await bench.limit_pages(1_000_000)
+    await bench.settle()
+    kept = bench.content()
+    assert kept == sorted(set(kept))
+    assert len(kept) + link.counters["tx_dropped"] == sent
+    assert link.counters["tx_dropped"] > 0
+    assert link.counters["stored"] == len(kept)
+
+
+async def test_on_a_full_disk_a_stream_in_front_does_not_keep_routes_from_losing_their_oldest(bench):
+    link = await bench.open(max_waiting=100)
+    link.send([good("0")])
+    await bench.settle()
+    await bench.limit_pages(1)
+    done = []
+    long = "x" * 1000
+    link.take([good(f"{n:03} {long}") for n in range(1, 51)], "tx/boot/s", 50, lambda: done.append(1))
+    await eventually(lambda: bench.said)
+    for n in range(100, 400):
+        link.send([good(f"{n} {long}")])
+        if n % 50 == 0:
+            await asyncio.sleep(0.01)
+        assert link.counters["queued"] <= 151
+    assert not link.has_room(10)
+    await bench.limit_pages(1_000_000)
+    link.send([good("400")])
+    await bench.settle()
+    kept = [int(value[:3]) for value in bench.content()]
+    assert kept[:51] == list(range(51))
+    assert kept == sorted(set(kept))
+    assert len(kept) + link.counters["tx_dropped"] == 352
+    assert kept[-1] == 400
+    assert done == [1]
+
+
+async def test_a_damaged_file_is_set_aside_and_a_new_one_begun(bench):
+    bench.path.write_bytes(b"this is no database" * 1000)
+    link = await bench.open()
+    link.send([good(1)])
+    await bench.settle()
+    assert bench.content() == [1]
+    assert len(list(bench.path.parent.glob("history.db.damaged-*"))) == 1
+
+
+async def test_a_file_that_is_damaged_while_it_is_used_costs_what_was_in_it(bench):
+    link = await bench.open()
+    link.take([good(n) for n in range(5000)], "tx/boot/s", 5000, lambda: None)
+    await bench.settle()
+
+    def spoil(connection):
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        with bench.path.open("r+b") as file:
+            file.write(b"\xa5" * 65536)
+        raise sqlite3.DatabaseError("database disk image is malformed")
+
+    with pytest.raises(sqlite3.DatabaseError):
+        await link._committer.ask(spoil)
+    link.take([good(9999)], "tx/boot/s", 5001, lambda: None)
+    await bench.settle()
+    assert bench.content() == [9999]
+    # What was lost with the file its sender does not have any more: it is not asked for.
+    assert link.mark_of("tx/boot/s") == 5001
+    assert any("damaged" in notice.text for notice in bench.said)
+
+
+async def test_a_store_that_cannot_be_opened_is_a_link_that_is_down(bench):
+    bench.path.mkdir()
+    with pytest.raises(LinkDownError):
+        await bench.open()
+    bench.path.rmdir()
+    link = await bench.open()
+    link.send([good(1)])
+    await bench.settle()
+    assert bench.content() == [1]
+
+
+async def test_what_comes_while_it_is_closed_is_counted_as_dropped(bench):
+    link = StoreLink("history", bench.path, max_bytes=1 << 30, max_age_s=1e9)
+    link.send([good(1), good(2)])
+    assert link.counters["tx_dropped"] == 2
+    assert not link.has_room(1)
+
+
+async def test_reading_a_file_that_is_none_says_so(tmp_path):
+    with pytest.raises(sqlite3.Error):
+        history.names(tmp_path / "nothing.db")
+    (tmp_path / "text.db").write_text("no database" * 100)
+    with pytest.raises(sqlite3.Error):
+        list(history.read(tmp_path / "text.db", ["a"]))

@@ -615,6 +615,7 @@ async def test_nobody_has_a_gateway_publish_where_he_may_not_himself(tmp_path, b
     ]
     assert topic not in [place for place in heard if place != "fieldbus/gw/status"] or "/command/" in topic
     assert heard.count("fieldbus/gw/command/operator/press/a") == 1
+    assert heard.count("fieldbus/gw/status") == 1
 
 
 async def listen(client, heard):

@@ -316,8 +316,10 @@ class PeerLink(Protocol):
     def look_after(self, peer: str) -> None:
         """Have `peer_is` told of a gateway that is no device of ours."""
 
-    def spoil_peer(self, peer: str, reason: str) -> None:
-        """Say that no point of a peer has a value, and why."""
+    @property
+    def beat_s(self) -> float:
+        """How often something has to be sent to peers, so that they know that we are there."""
+        ...
 
     def take_samples(self, peer: str, samples: Sequence[tuple[str, Sample]]) -> None:
         """Emit samples of a peer, by their addresses there; none that is older than what was emitted."""

@@ -77,11 +77,17 @@ async def eventually(condition: Callable[[], object], timeout_s: float = 5.0, wh
 class Process:
     """A program under test or beside it, ended by its pid whatever happens."""
 
-    def __init__(self, *command: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> None:
+    def __init__(
+        self,
+        *command: str,
+        env: dict[str, str] | None = None,
+        cwd: Path | None = None,
+        start_new_session: bool = False,
+    ) -> None:
         self.command = command
         self.popen = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env={**os.environ, **(env or {})}, cwd=cwd,
+            env={**os.environ, **(env or {})}, cwd=cwd, start_new_session=start_new_session,
         )  # fmt: skip
 
     def stop(self, timeout_s: float = 10.0) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fieldbus.canbus.bus import Bus, Options
-from fieldbus.canbus.kernel.socketcan import RECEIVE_BUFFER, open_socketcan
+from fieldbus.canbus.kernel.socketcan import LATENCY_S, RECEIVE_BUFFER, open_socketcan
 from fieldbus.canbus.python_can import open_python_can
 from fieldbus.canbus.replay import open_replay
 
@@ -24,9 +24,14 @@ async def open_bus(options: Options) -> Bus:
             str(options.get("channel", "")),
             fd=bool(options.get("fd")),
             receive_buffer=_number(options.get("receive_buffer"), RECEIVE_BUFFER),
+            latency_s=_seconds(options.get("latency"), LATENCY_S),
         )
     return await open_python_can(options)
 
 
 def _number(value: object, default: int) -> int:
     return value if isinstance(value, int) else default
+
+
+def _seconds(value: object, default: float) -> float:
+    return float(value) if isinstance(value, int | float) else default

@@ -372,7 +372,7 @@ class CanLink:
                 handler = self._find(can_id)
                 if handler is None:
                     continue
-            if flags & OWN and can_id in own_ids and self._sender.is_repeated(can_id, data):
+            if own_ids and flags & OWN and can_id in own_ids and self._sender.is_repeated(can_id, data):
                 self._counters["tx_frames"] += 1
                 continue
             at_s = time_ns * 1e-9 + ahead_s

@@ -16,7 +16,7 @@ from fieldbus.canbus.j1939.node import NodeSettings
 from fieldbus.canbus.protection_settings import ProtectedSettings
 from fieldbus.canbus.replay import ReplaySettings
 from fieldbus.errors import closest
-from fieldbus.settings import DeviceSettings, Duration, LinkSettings, Settings, problem
+from fieldbus.settings import DeviceSettings, Duration, LinkSettings, Settings, parse_duration, problem
 
 _PERCENT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
 _SOCKETCAN_KEYS = ("receive_buffer",)
@@ -37,6 +37,27 @@ Percent = Annotated[
     BeforeValidator(_percent),
     WithJsonSchema({"type": "string", "pattern": r"^\d+(\.\d+)? ?%$", "examples": ["30%"]}),
 ]
+SHORTEST_LATENCY_S, LONGEST_LATENCY_S = 0.001, 0.1
+
+
+def _latency(data: object) -> float:
+    if data == 0 and not isinstance(data, bool):
+        return 0.0
+    seconds = parse_duration(data)
+    if not SHORTEST_LATENCY_S <= seconds <= LONGEST_LATENCY_S:
+        raise problem(f"{data} is neither 0 nor between 1ms and 100ms")
+    return seconds
+
+
+Latency = Annotated[
+    float,
+    BeforeValidator(_latency),
+    WithJsonSchema(
+        {"anyOf": [{"const": 0}, {"type": "string", "pattern": r"^(\d+(\.\d*)?|\.\d+) ?(us|ms|s)$"}],
+         "examples": ["2ms"]}
+    ),
+]  # fmt: skip
+"""Seconds, written with a unit, or 0."""
 Address = Annotated[int, Field(ge=0, le=j1939.LAST_ADDRESS)]
 
 
@@ -76,6 +97,11 @@ class CanLinkSettings(LinkSettings):
     max_tx_load: Percent | None = Field(
         None, description="How much of the bus we may take; needs `bitrate`. Without it: no limit."
     )
+    latency: Latency | None = Field(
+        None,
+        description="Of `socketcan`: how long frames that come fast may wait to be taken together; 2ms by "
+        "default, 0 for not at all. Their stamps are the kernel's all the same.",
+    )
     j1939: NodeLinkSettings = NodeLinkSettings()
 
     @model_validator(mode="after")
@@ -94,6 +120,8 @@ class CanLinkSettings(LinkSettings):
             raise problem(f"`channel` is missing: {what}")
         if self.interface == "socketcan":
             self._check_socketcan(further)
+        elif self.latency is not None:
+            raise problem("`latency` is a matter of socketcan: nothing else waits")
         if self.interface == "replay":
             try:
                 ReplaySettings.of(self.options())
@@ -126,6 +154,8 @@ class CanLinkSettings(LinkSettings):
             found["bitrate"] = self.bitrate
         if self.fd:
             found["fd"] = True
+        if self.latency is not None:
+            found["latency"] = self.latency
         return found
 
     def node(self, gateway: str, link: str) -> NodeSettings:

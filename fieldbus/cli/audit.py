@@ -41,7 +41,7 @@ def verify(
 ) -> None:
     """Check that no record was changed, taken out or put in."""
     folder = _folder(where)
-    if not (folder / FILE_NAME).exists():
+    if not any(folder.glob("audit*.jsonl")):
         raise fail(f"{folder}: there is no {FILE_NAME}; nothing was ever written")
     try:
         found = verify_files(folder)
@@ -56,7 +56,8 @@ def verify(
         typer.echo(f"{folder}: record {expect} is not in it: the end was cut off, or all was made anew")
     if found.faults or is_missing:
         raise typer.Exit(1)
-    typer.echo(f"{folder}: {found.records} records, the chain is whole; last hash {found.last_hash}")
+    missing = "" if found.first == 1 else f" from record {found.first} on, older files are not here"
+    typer.echo(f"{folder}: {found.records} records{missing}, the chain is whole; last hash {found.last_hash}")
 
 
 def _has(folder: Path, expect: str) -> bool:
@@ -67,7 +68,7 @@ def _has(folder: Path, expect: str) -> bool:
 @app.command()
 def show(
     where: WhereArgument,
-    last: Annotated[int, typer.Option("--last", metavar="N", help="So many, the newest.")] = 50,
+    last: Annotated[int, typer.Option("--last", metavar="N", min=0, help="So many, the newest.")] = 50,
     only: Annotated[str, typer.Option("--only", help="Only records that contain this text.")] = "",
     as_json: JsonOption = False,
 ) -> None:

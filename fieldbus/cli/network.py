@@ -50,13 +50,16 @@ async def _look(visitor: Visitor) -> dict[str, dict[str, Any]]:
     async with visitor:
         await visitor.hear(f"{ROOT}/+/status", f"{ROOT}/+/health")
         messages = visitor.messages()
-        ends_s = asyncio.get_running_loop().time() + _LONGEST_S
+        now_s = asyncio.get_running_loop().time
+        ends_s, quiet_s = now_s() + _LONGEST_S, now_s() + _QUIET_S
         following: asyncio.Future[Any] = asyncio.ensure_future(anext(messages))
-        while asyncio.get_running_loop().time() < ends_s:
-            done, _ = await asyncio.wait({following}, timeout=_QUIET_S)
+        while now_s() < ends_s:
+            done, _ = await asyncio.wait({following}, timeout=max(0.0, quiet_s - now_s()))
             if not done:
                 break
             heard = following.result()
+            if heard.is_retained:  # what they say meanwhile does not end
+                quiet_s = now_s() + _QUIET_S
             following = asyncio.ensure_future(anext(messages))
             _, gateway, kind = heard.topic.split("/", 2)
             try:

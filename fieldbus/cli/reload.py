@@ -18,7 +18,8 @@ def reload(config: ConfigArgument) -> None:
     except LinkDownError as error:
         raise fail(str(error)) from None
     if answer is None:
-        raise fail(f"no gateway is running with the data folder {plant.data_dir}")
+        text = f"no gateway is running with the data folder {plant.data_dir}"
+        raise fail(f"{text} (a change of `data_dir` needs a restart)")
     for problem in answer.get("problems", ()):
         typer.echo(problem)
     typer.echo(answer.get("text", ""))

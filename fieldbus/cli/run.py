@@ -17,7 +17,7 @@ from fieldbus.cli.decode import end_quietly
 from fieldbus.errors import ConfigError, LinkDownError, Problem
 from fieldbus.gateway import log, loop
 from fieldbus.gateway.config.loader import load
-from fieldbus.gateway.control import ControlServer, running_pid
+from fieldbus.gateway.control import ControlServer, running_pid, sole_use
 from fieldbus.gateway.plant import Plant
 from fieldbus.gateway.runtime import Gateway
 from fieldbus.gateway.simulation import Simulation
@@ -61,17 +61,19 @@ def run(
         return
     if output is not None:
         raise typer.BadParameter("only a stepped replay has an output", param_hint="--output")
-    pid = running_pid(plant.data_dir)
-    if pid is not None:
-        text = f"a gateway runs with the data folder {plant.data_dir} already (process {pid})"
-        raise fail(f"{text}; stop it, or give this one a `data_dir` of its own")
-    log.set_up(log_level)
-    if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the gateway has its own handler
-    try:
-        loop.run(_run(plant, simulate))
-    except LinkDownError as error:
-        raise fail(str(error)) from None
+    with sole_use(plant.data_dir) as is_ours:
+        if not is_ours:
+            pid = running_pid(plant.data_dir)
+            who = "" if pid is None else f" (process {pid})"
+            text = f"a gateway runs with the data folder {plant.data_dir} already{who}"
+            raise fail(f"{text}; stop it, or give this one a `data_dir` of its own")
+        log.set_up(log_level)
+        if hasattr(signal, "SIGHUP"):
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the gateway has its own handler
+        try:
+            loop.run(_run(plant, simulate))
+        except LinkDownError as error:
+            raise fail(str(error)) from None
 
 
 def _run_stepped(plant: Plant, output: Path | None) -> None:
@@ -114,12 +116,6 @@ def load_again(plant: Plant, simulated: frozenset[str] = frozenset()) -> Plant:
         ConfigError: it has problems, or changes what needs a restart.
     """
     fresh = load(plant.file, previous=plant)
-    before, now = plant.settings, fresh.settings
-    if before is not None and now is not None:
-        for key in ("name", "data_dir", "spool"):
-            if getattr(before, key) != getattr(now, key):
-                text = f"`{key}` of the gateway cannot be changed while it runs"
-                raise ConfigError([Problem(str(plant.file), 0, 0, f"gateway.{key}", text, "restart it")])
     for name in sorted(simulated):
         if fresh.links.get(name) is not plant.links[name]:
             text = "it is simulated, and cannot be changed meanwhile"
@@ -153,10 +149,13 @@ async def work(gateway: Gateway, simulation: Simulation | None, *, reloads: bool
             for problem in error.problems:
                 _LOG.error("%s", problem)
             _LOG.error("%s: not reloaded, nothing was changed", gateway.plant.name)
+        except Exception:
+            _LOG.exception("%s: internal error; not reloaded", gateway.plant.name)
 
     beside = [
         asyncio.create_task(ControlServer(gateway, reload if reloads else None).run(), name="local door"),
         asyncio.create_task(_watch_over(gateway, service), name="watchdog"),
+        asyncio.create_task(_say_that_it_ends(gateway, service), name="farewell"),
     ]
     if simulation is not None:
         beside.append(asyncio.create_task(simulation.run(), name="simulation"))
@@ -165,10 +164,14 @@ async def work(gateway: Gateway, simulation: Simulation | None, *, reloads: bool
     try:
         await gateway.run()
     finally:
-        service.stopping()
         for task in beside:
             task.cancel()
         await asyncio.gather(*beside, return_exceptions=True)
+
+
+async def _say_that_it_ends(gateway: Gateway, service: Systemd) -> None:
+    await gateway.until_stop()
+    service.stopping()
 
 
 async def _watch_over(gateway: Gateway, service: Systemd) -> None:
@@ -182,7 +185,8 @@ async def _watch_over(gateway: Gateway, service: Systemd) -> None:
         stuck = gateway.stuck()
         if stuck is None:
             service.alive()
-        elif stuck != said:
-            _LOG.error("watchdog: %s", stuck)
+        else:
+            if said is None:
+                _LOG.error("watchdog: %s", stuck)
             service.status(stuck)
         said = stuck

@@ -31,7 +31,7 @@ from fieldbus.cli.common import (
 from fieldbus.cli.read import TimeoutOption, timeout_of
 from fieldbus.errors import LinkDownError, RefusedError
 from fieldbus.gateway import log, loop
-from fieldbus.gateway.commands.command import DEFAULT_EXPIRY_S
+from fieldbus.gateway.commands.command import DEFAULT_EXPIRY_S, LONGEST_EXPIRY_S
 from fieldbus.gateway.control import ask, running_config
 from fieldbus.gateway.oneshot import DEFAULT_TIMEOUT_S, parse_value
 from fieldbus.gateway.oneshot import write as write_points
@@ -41,6 +41,8 @@ from fieldbus.mqtt import peering
 from fieldbus.mqtt.visitor import Visitor
 from fieldbus.sample_json import iso_time
 
+_GRACE_S = 3.0
+"""So much longer than a command is good its answer may take: what is sent in time is answered later."""
 _FINE = (WriteOutcome.WRITTEN, WriteOutcome.VERIFIED, WriteOutcome.ARMED)
 
 
@@ -110,7 +112,10 @@ def _parsed(assignments: Sequence[str]) -> dict[str, str]:
 
 
 def _write_here(config: Path, typed: Mapping[str, str], mode: str, timeout_s: float) -> list[dict[str, Any]]:
-    plant = load_or_exit(config, shows_warnings=False)
+    plant = load_or_exit(config, needs_secrets=False, shows_warnings=False)
+    is_running = running_config(plant.data_dir) == str(plant.file.resolve())
+    if not is_running:
+        plant = load_or_exit(config, shows_warnings=False)  # then we need what it needs
     values: dict[Point, Value] = {}
     refused: dict[Point, WriteResult] = {}
     for name, text in typed.items():
@@ -125,7 +130,7 @@ def _write_here(config: Path, typed: Mapping[str, str], mode: str, timeout_s: fl
         held = "not tried: another value was refused"
         results += [WriteResult(point, value, WriteOutcome.REFUSED, held) for point, value in values.items()]
         return [_object(result) for result in results]
-    if running_config(plant.data_dir) == str(plant.file.resolve()):
+    if is_running:
         try:
             return loop.run(_write_by_gateway(plant.data_dir, values, mode, timeout_s))
         except LinkDownError as error:
@@ -140,8 +145,11 @@ async def _write_by_gateway(
 ) -> list[dict[str, Any]]:
     found = []
     for point, value in values.items():
-        request = {"do": "write", "point": point.address, "value": value, "mode": mode}
-        answer = await ask(data_dir, request, timeout_s)
+        request = {
+            "do": "write", "point": point.address, "value": value, "mode": mode,
+            "expires_s": min(timeout_s, LONGEST_EXPIRY_S),
+        }  # fmt: skip
+        answer = await ask(data_dir, request, timeout_s + _GRACE_S)
         if answer is None:
             raise LinkDownError("the gateway has ended")
         found.append(answer)
@@ -158,7 +166,7 @@ async def _write_afar(
     timeout_s: float,
 ) -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
-    answers = peering.topic(visitor.name, "answer", gateway)
+    answers = peering.topic(visitor.user, "answer", gateway)
     waiting: dict[str, str] = {}
     async with visitor:
         await visitor.hear(answers)

@@ -10,10 +10,12 @@ the first with all points, then every `PERIOD_S` those that were acquired since.
 object behind the token, on the same line, asks for something, and gets one line:
 
 =======================================================  ===================================================
-``{"do": "write", "point": …, "value": …, "mode": …}``   an answer, ``{"point", "value", "outcome", …}``
+``{"do": "write", "point": …, "value": …, …}``           an answer, ``{"point", "value", "outcome", …}``
 ``{"do": "reload"}``                                     ``{"ok": …, "text": …, "problems": […]}``
 ``{"do": "health"}``                                     what `health` describes
 =======================================================  ===================================================
+
+To write there are also ``mode`` (write, arm, execute) and ``expires_s``, after which it is not done any more.
 
 Rules: who can read the token is the actor ``local``; what it may write, `access` says. A client that does not
 know the token, or does not read, is dropped.
@@ -25,16 +27,20 @@ import asyncio
 import hmac
 import json
 import logging
+import math
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fieldbus import clock
 from fieldbus.errors import ConfigError, LinkDownError
 from fieldbus.gateway.commands.access import LOCAL
-from fieldbus.gateway.commands.command import Command
+from fieldbus.gateway.commands.command import DEFAULT_EXPIRY_S, LONGEST_EXPIRY_S, MODES, Command
+from fieldbus.gateway.commands.desk import LONGEST_ADDRESS
 from fieldbus.gateway.runtime import Gateway
 from fieldbus.model import Batch, Group, Point, Quality, Reason, Sample
 from fieldbus.sample_json import sample_object
@@ -42,6 +48,7 @@ from fieldbus.sample_json import sample_object
 PERIOD_S = 0.25
 MAX_CLIENTS = 16
 FILE_NAME = "gateway.json"
+LOCK_NAME = "gateway.lock"
 _MAX_REQUEST = 16 * 1024
 _MAX_LINE = 64 * 1024 * 1024
 _LOG = logging.getLogger("fieldbus")
@@ -122,18 +129,7 @@ class ControlServer:
         """Do what a client asks for."""
         what = request.get("do") if isinstance(request, dict) else None
         if what == "write":
-            value = request.get("value")
-            if not isinstance(value, bool | int | float | str):
-                value = str(value)
-            command = Command(
-                "local",
-                "this machine",
-                LOCAL,
-                str(request.get("point")),
-                value,
-                mode=str(request.get("mode", "write")),
-            )
-            return (await self._gateway.desk.execute(command)).object()
+            return await self._write(request)
         if what == "health":
             return self._gateway.health()
         if what == "reload" and self._reload is not None:
@@ -146,6 +142,30 @@ class ControlServer:
                     "problems": [str(problem) for problem in error.problems],
                 }
         return {"ok": False, "text": f"it cannot do {str(what)[:40]!r}", "problems": []}
+
+    async def _write(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        mode, expires_s = request.get("mode", "write"), request.get("expires_s", DEFAULT_EXPIRY_S)
+        is_number = isinstance(expires_s, int | float) and not isinstance(expires_s, bool)
+        if mode not in MODES or not is_number or not 0 < expires_s <= LONGEST_EXPIRY_S:
+            text = f"`mode` is {', '.join(MODES)}; `expires_s` at most {LONGEST_EXPIRY_S:.0f}"
+            return {"ok": False, "text": text, "problems": []}
+        value = request.get("value")
+        if not isinstance(value, bool | int | float | str) or (
+            isinstance(value, float) and not math.isfinite(value)
+        ):
+            value = str(value)
+        now_ns = clock.wall_ns()
+        command = Command(
+            "local",
+            "this machine",
+            LOCAL,
+            str(request.get("point"))[:LONGEST_ADDRESS],
+            value,
+            given_ns=now_ns,
+            expires_ns=now_ns + round(expires_s * 1e9),
+            mode=mode,
+        )
+        return (await self._gateway.desk.execute(command)).object()
 
     async def _stream(self, writer: asyncio.StreamWriter) -> None:
         told: Told = {}
@@ -217,6 +237,32 @@ async def ask(data_dir: Path, request: Mapping[str, Any], timeout_s: float = 30.
     finally:
         writer.close()
     return answer
+
+
+@contextmanager
+def sole_use(data_dir: Path) -> Iterator[bool]:
+    """Have a data folder for one gateway alone; yields whether it is to be had.
+
+    The end of the process frees it. A folder that cannot be written, or a system without such locks, keeps
+    nobody from working.
+    """
+    try:
+        import fcntl  # noqa: PLC0415 - not on Windows
+
+        data_dir.mkdir(parents=True, exist_ok=True)
+        file = (data_dir / LOCK_NAME).open("a")
+    except (ImportError, OSError):
+        yield True
+        return
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        except OSError:
+            yield True
+        else:
+            yield True
 
 
 def running_pid(data_dir: Path) -> int | None:

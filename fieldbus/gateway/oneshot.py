@@ -120,9 +120,12 @@ async def write(plant: Plant, values: Mapping[Point, Value], timeout_s: float) -
     unknown = Sample(None, Quality.BAD, Reason.WAITING, 0)
     gate = Gate(plant.points, plant.guards, plant.access.may_write, lambda point: samples.get(point, unknown))
     audit = Audit(plant.data_dir / "audit")
+    is_recorded = audit.is_ready()
     for point, value in values.items():
         refusal = None
         try:
+            if not is_recorded:
+                raise RefusedError(f"the audit log cannot be written ({audit.trouble})")
             gate.decide(Command("local", "one-shot", LOCAL, point.address, value), 0.0, time.time_ns())
         except RefusedError as error:
             refusal = str(error)

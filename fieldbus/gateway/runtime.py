@@ -10,7 +10,8 @@ Rules:
   route and every protocol alike: a target that carries quality is told that the value is bad, another gets
   nothing, and it is said once. Commands pass the same gate by way of the `desk`.
 * `reload` takes a plant that was loaded whole: links that are the same in both go on untouched, with their
-  connections and all that they know; the others are closed, and opened anew.
+  connections and all that they know; the others are closed, and opened anew. A target that goes on shows
+  nothing of a source that it has no more, and a route that is new gets the next sample of its source.
 * On `stop` every link is closed, within eight seconds; what a broker still has to get is sent first.
 """
 
@@ -19,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fieldbus import __version__, clock
@@ -28,7 +29,8 @@ from fieldbus.errors import ConfigError, LinkDownError
 from fieldbus.gateway.commands.audit import Audit
 from fieldbus.gateway.commands.desk import ROUTES_PERIOD_S, Desk, overdue
 from fieldbus.gateway.commands.gate import Gate
-from fieldbus.gateway.exchange.exchange import Exchange, Taker
+from fieldbus.gateway.exchange.exchange import Exchange
+from fieldbus.gateway.exchange.sinks import Taker
 from fieldbus.gateway.health import Health
 from fieldbus.gateway.plant import Plant
 from fieldbus.gateway.session import Session
@@ -46,7 +48,7 @@ from fieldbus.link import (
     WriteResult,
 )
 from fieldbus.model import Batch, Point, Quality, Reason, Sample, Value
-from fieldbus.routing.policy import NEVER
+from fieldbus.routing.policy import NEVER, Edge
 from fieldbus.routing.router import Deliveries, Router
 
 SHUTDOWN_S = 8.0
@@ -90,13 +92,20 @@ class Gateway:
         self._sessions: dict[str, tuple[Link, asyncio.Task[None]]] = {}
         self._group: asyncio.TaskGroup | None = None
         self._reloading = asyncio.Lock()
+        self._loading = asyncio.Lock()
         self._reload_timer: asyncio.TimerHandle | None = None
         self._reload_tasks: set[asyncio.Task[None]] = set()
         self._fallen: dict[Point, float] = {}
         """Points at their safe value, and since when their source was silent then."""
-        self._begun_s = clock.monotonic_s()
+        self._listened: dict[Point, tuple[Point | None, float]] = {}
+        """Points with a safe value: the source of each, and since when we listen to it."""
+        self._heard: dict[Point, float] = {}
+        """When the source of a point with a safe value was last good."""
         self._health = Health(plant.name, __version__, clock.wall_ns())
-        self.audit = Audit(plant.data_dir / "audit") if keeps else None
+        self.audit: Audit | None = None
+        if keeps:
+            audit = {} if plant.settings is None else {"max_total": plant.settings.audit.max_size}
+            self.audit = Audit(plant.data_dir / "audit", **audit)
         self._spool: Spool | None = None
         self.exchange: Exchange | None = None
         """There while the gateway runs, if there are brokers."""
@@ -134,13 +143,14 @@ class Gateway:
         if self.exchange is not None:
             kept = self.exchange.set_plant(plant.links, plant.edges, self._needed(plant), plant.shares)
             self.router = Router(kept, plant.groups)
+            self.router.adopt(before)
             self.exchange.rewire()
             self._takers = self.exchange.takers
             self._takers.update(self._links)
         else:
             self.router = Router(plant.edges, plant.groups)
+            self.router.adopt(before)
             self._takers = dict(self._links)
-        self.router.adopt(before)
         gate = Gate(plant.points, plant.guards, plant.access.may_write, self.router.sample)
         settings = plant.settings.audit if plant.settings is not None else None
         desk = Desk(
@@ -161,12 +171,29 @@ class Gateway:
         }
         """Of points that routes write."""
         self._dead_men = {point: guard for point, guard in plant.guards.items() if guard.fallback_after_s}
+        self._fallen = {point: since_s for point, since_s in self._fallen.items() if point in self._dead_men}
+        self._listen_from(clock.monotonic_s())
+        self._heard = {point: at_s for point, at_s in self._heard.items() if point in self._dead_men}
         self._machines = frozenset(
             edge.target.point
             for edge in plant.edges
             if edge.target.point is not None and not self._links[edge.target.link].is_listener
         )
         """What of the points that routes write is a machine's: attempts are recorded."""
+        self._careful = self._machines.union(self._guards)
+        """What is not simply given what fits."""
+
+    def _listen_from(self, now_s: float) -> None:
+        """Listen from now on to the sources that were not listened to yet."""
+        before, self._listened = self._listened, {}
+        for point in self._dead_men:
+            edge = self.router.edge_to(point)
+            source = None if edge is None else edge.source
+            known = before.get(point)
+            if known is not None and (known[0] is source or point in self._fallen):
+                self._listened[point] = source, known[1]
+            else:
+                self._listened[point] = source, now_s
 
     @staticmethod
     def _needed(plant: Plant) -> list[Point]:
@@ -195,15 +222,23 @@ class Gateway:
         """Ask the gateway to end; safe to call at any time."""
         self._stop.set()
 
+    async def until_stop(self) -> None:
+        """Wait until the gateway is asked to end."""
+        await self._stop.wait()
+
     async def run(self) -> None:
         """Work until `stop`."""
-        self._begun_s = clock.monotonic_s()
+        self._listened.clear()
+        self._listen_from(clock.monotonic_s())
         if self.audit is not None:
             try:
                 self.desk.restore(self.plant.points, self.plant.guards)
             except OSError as error:
-                _LOG.error("%s cannot be read (%s); commands are refused until it can",
+                _LOG.error("%s cannot be read (%s)",
                            self.audit.file, (error.strerror or str(error)).lower())  # fmt: skip
+            if not self.audit.is_ready():
+                _LOG.error("%s cannot be written (%s); commands are refused until it can",
+                           self.audit.file, self.audit.trouble)  # fmt: skip
         self._open_exchange(self.plant)
         if self.exchange is not None:
             self._take_plant(self.plant)
@@ -298,24 +333,26 @@ class Gateway:
         async with self._reloading:
             if not self._is_working():
                 return "the gateway is about to end"
-            before = dict(self._links)
+            self._open_exchange(plant)
+            before, edges = dict(self._links), list(self.plant.edges)
             gone = [name for name, link in before.items() if plant.links.get(name) is not link]
             ending = [self._sessions.pop(name)[1] for name in gone if name in self._sessions]
             await self._end(set(ending))
             if not self._is_working():
                 return "the gateway is about to end"
-            self._open_exchange(plant)
             self._take_plant(plant)
             fresh = [name for name, link in self._links.items() if before.get(name) is not link]
             for name in fresh:
                 self._begin(name)
                 for group in self._links[name].groups:
                     self.router.latest.pop(group, None)
+            self._follow_up(edges, before)
             for status in (*plant.link_status.values(), *plant.device_status.values()):
-                self._tell(status)
+                self._emit(status.batch() or status.repeated())
             if self.exchange is not None:
                 self.exchange.start()
                 self.exchange.say_births()
+                self.exchange.ask_again()
                 self.exchange.look_round()
             self._arm()
             kept = len(self._links) - len(fresh)
@@ -326,6 +363,28 @@ class Gateway:
             if removed:
                 text += f", {', '.join(removed)} no more"
             return text
+
+    def _follow_up(self, before: Sequence[Edge], links_before: Mapping[str, Link]) -> None:
+        """Have targets that go on know nothing that is not so any more, and nothing twice."""
+        points = set(self.plant.points.values())
+        self._refused = {point: text for point, text in self._refused.items() if point in points}
+        gone: dict[str, list[Delivery]] = {}
+        now_ns = clock.wall_ns()
+        for edge in before:
+            target = edge.target.point
+            link = edge.target.link
+            if target is None or target not in points or self._links.get(link) is not links_before[link]:
+                continue
+            fresh = self.router.edge_to(target)
+            if fresh is edge or (fresh is not None and fresh.source is edge.source):
+                continue  # the value that it has is its source's still
+            if target.carries_quality:
+                waiting = Sample(None, Quality.BAD, Reason.WAITING, now_ns)
+                gone.setdefault(link, []).append(Delivery(edge.target, edge.source, waiting))
+            elif fresh is not None and fresh.source.address == edge.source.address:
+                fresh.sent = edge.sent
+        self._deliver(gone)
+        self.delivered = {point: sample for point, sample in self.delivered.items() if point in points}
 
     def _is_working(self) -> bool:
         return self._group is not None
@@ -364,8 +423,9 @@ class Gateway:
         load = self._load
         if load is None:
             return "there is nothing to load"
-        plant = await asyncio.get_running_loop().run_in_executor(None, load, self.plant)
-        text = await self.reload(plant)
+        async with self._loading:  # what is loaded is compared with what works then
+            plant = await asyncio.get_running_loop().run_in_executor(None, load, self.plant)
+            text = await self.reload(plant)
         _LOG.info("%s: reloaded, %s", plant.name, text)
         self.on_reloaded(text)
         return text
@@ -378,12 +438,14 @@ class Gateway:
 
     def _emit(self, batch: Batch) -> None:
         """Route a batch; what every link calls with everything that it acquires."""
-        deliveries = self.router.dispatch(batch, clock.monotonic_s())
+        router = self.router
+        deliveries = router.dispatch(batch, clock.monotonic_s())
         if deliveries:
             self._deliver(deliveries)
-        for bundle in self.router.gathered(batch):
-            self._gatherers[bundle.plan.message.link].gather(bundle)
-        if self.router.next_due_s < self._timer_due_s:
+        if router.plans and batch.group in router.plans:
+            for bundle in router.gathered(batch):
+                self._gatherers[bundle.plan.message.link].gather(bundle)
+        if router.next_due_s < self._timer_due_s:
             self._arm()
 
     def _deliver(self, deliveries: Deliveries) -> None:
@@ -409,25 +471,33 @@ class Gateway:
         now_s = clock.monotonic_s()
         self._deliver(self.router.offer_missed(targets, now_s - START_UP_S, now_s))
 
-    def _guarded(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
-        allowed: list[Delivery] = []
-        delivered, refused, guards, machines = self.delivered, self._refused, self._guards, self._machines
-        for delivery in deliveries:
-            target, source, sample = delivery
-            point, value = target.point, sample.value
+    def _guarded(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        """Return what targets may be given, and keep it in `delivered`."""
+        delivered, refused, careful = self.delivered, self._refused, self._careful
+        for target, _, sample in deliveries:
+            point = target.point
             if point is None:
-                allowed.append(delivery)
                 continue
             delivered[point] = sample
-            if value is None or (
-                not isinstance(value, str)
-                and point.floor <= value <= point.ceiling
-                and not (refused and point in refused)
-                and not (guards and point in guards)
+            value = sample.value
+            if value is not None and (
+                isinstance(value, str)
+                or not point.floor <= value <= point.ceiling
+                or (refused and point in refused)
+                or (careful and point in careful)
             ):
+                return self._sifted(deliveries)
+        return deliveries
+
+    def _sifted(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        """Return the same of deliveries of which one must perhaps not be given, or is to be recorded."""
+        allowed: list[Delivery] = []
+        for delivery in deliveries:
+            point, value = delivery.target.point, delivery.sample.value
+            if point is not None:
+                self.delivered[point] = delivery.sample
+            if point is None or value is None:
                 allowed.append(delivery)
-                if value is not None and point in machines:
-                    self.desk.routed(point, source, value, None)
             else:
                 allowed.extend(self._examined(delivery, point, value))
         return allowed
@@ -481,6 +551,8 @@ class Gateway:
 
     async def _write(self, point: Point, value: Value, until_s: float) -> WriteResult:
         """Have a point's link write it."""
+        if self.plant.points.get(point.address) is not point:
+            return WriteResult(point, value, WriteOutcome.FAILED, "the configuration changed meanwhile")
         link = self._links[self.plant.link_of[point.device]]
         try:
             [result] = await link.write({point: value}, until_s=until_s)
@@ -492,35 +564,51 @@ class Gateway:
         return result
 
     async def _watch_over_silence(self) -> None:
-        """Bring points to their safe value whose source is silent."""
-        while True:
-            if not self._dead_men:
-                await asyncio.sleep(STATUS_PERIOD_S)
-                continue
-            await asyncio.sleep(FALLBACK_PERIOD_S)
-            now_s = clock.monotonic_s()
-            silent = dict(overdue(self._dead_men, now_s, self._heard_s, self._begun_s))
-            for point in [point for point in self._fallen if point not in silent]:
-                del self._fallen[point]
-                _LOG.info("%s: its source is back", point.address)
-            for point, since_s in silent.items():
-                if self._fallen.get(point) == since_s:
-                    continue
-                outcome = await self.desk.fall_back(point, self._dead_men[point])
-                if outcome in (WriteOutcome.WRITTEN, WriteOutcome.VERIFIED):
-                    self._fallen[point] = since_s
-                    self.router.missed(point)  # the next good value is written, whatever it is
-                else:
-                    await asyncio.sleep(STATUS_PERIOD_S)  # and again
+        """Bring points to their safe value whose source is silent, none later because of another."""
+        under_way: dict[Point, asyncio.Task[None]] = {}
+        try:
+            while True:
+                await asyncio.sleep(FALLBACK_PERIOD_S if self._dead_men else STATUS_PERIOD_S)
+                now_s = clock.monotonic_s()
+                silent = dict(self._silent(now_s))
+                for point in [point for point in self._fallen if point not in silent]:
+                    del self._fallen[point]
+                    _LOG.info("%s: its source is back", point.address)
+                under_way = {point: task for point, task in under_way.items() if not task.done()}
+                for point, since_s in silent.items():
+                    is_done = self._fallen.get(point) == since_s
+                    if not is_done and point not in under_way and not self.desk.is_busy(point):
+                        under_way[point] = asyncio.create_task(
+                            self._fall_back(point, since_s), name=f"safe value of {point.address}"
+                        )
+        finally:
+            for task in under_way.values():
+                task.cancel()
+            await asyncio.gather(*under_way.values(), return_exceptions=True)
+
+    async def _fall_back(self, point: Point, since_s: float) -> None:
+        guard = self._dead_men.get(point)
+        if guard is None:
+            return
+        outcome = await self.desk.fall_back(point, guard)
+        if outcome in (WriteOutcome.WRITTEN, WriteOutcome.VERIFIED):
+            self._fallen[point] = since_s
+            self.router.missed(point)  # the next good value is written, whatever it is
+        else:
+            await asyncio.sleep(STATUS_PERIOD_S)  # and again
+
+    def _silent(self, now_s: float) -> Iterator[tuple[Point, float]]:
+        for point, guard in self._dead_men.items():
+            yield from overdue({point: guard}, now_s, self._heard_s, self._listened[point][1])
 
     def _heard_s(self, point: Point) -> float | None:
         """Return when the source of a point was last good, or a command wrote it."""
-        moments = [self.desk.commanded_s(point)]
         edge = self.router.edge_to(point)
         if edge is not None:
             batch = self.router.batch_of(edge.source)
             if batch is not None and self.router.sample(edge.source).quality in _FRESH:
-                moments.append(batch.at_s)
+                self._heard[point] = batch.at_s
+        moments = (self.desk.commanded_s(point), self._heard.get(point))
         return max((moment for moment in moments if moment is not None), default=None)
 
     # --- what is told
@@ -578,7 +666,7 @@ class Gateway:
                 return f"link {name} has ended"
             if isinstance(link, PulsedLink) and link.stuck_s(now_s) > STUCK_S:
                 return f"link {name} has done nothing for {link.stuck_s(now_s):.0f} s"
-        if self.exchange is not None and self.exchange.stuck_s(now_s) > STUCK_S:
+        if self.exchange is not None and self.exchange.stuck_s() > STUCK_S:
             return "the spool's disk does not answer"
         return None
 

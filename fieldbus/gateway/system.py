@@ -72,6 +72,13 @@ class Status:
         } or NO_FLAWS
         return Batch(self.group, clock.wall_ns(), clock.monotonic_s(), self._told, flaws, changed)
 
+    def repeated(self) -> Batch:
+        """Return what was told last, for who missed it."""
+        told = self._values if self._told is None else self._told
+        missing = bad(Reason.NOT_AVAILABLE)
+        flaws = {index: missing for index, value in enumerate(told) if value is None} or NO_FLAWS
+        return Batch(self.group, clock.wall_ns(), clock.monotonic_s(), told, flaws, ())
+
 
 _CONNECTED = {"connected": Gauge(Kind.BOOL), "reconnects": Gauge(Kind.INT)}
 _ONLINE = {"online": Gauge(Kind.BOOL)}

@@ -34,7 +34,7 @@ async def afar(visitor: Visitor, gateway: str) -> AsyncIterator[dict[str, Any]]:
         messages = visitor.messages()
         following: asyncio.Future[Any] = asyncio.ensure_future(anext(messages))
         loop = asyncio.get_running_loop()
-        due_s = loop.time() + BIRTH_TIMEOUT_S
+        due_s, renew_s = loop.time() + BIRTH_TIMEOUT_S, loop.time() + peering.RENEW_S
         try:
             while True:
                 await asyncio.wait({following}, timeout=max(0.0, due_s - loop.time()))
@@ -44,6 +44,9 @@ async def afar(visitor: Visitor, gateway: str) -> AsyncIterator[dict[str, Any]]:
                     due_s = loop.time() + PERIOD_S
                     yield {"gateway": gateway, "points": list(fresh.values())}
                     fresh.clear()
+                    if loop.time() >= renew_s:
+                        renew_s = loop.time() + peering.RENEW_S
+                        await visitor.want(gateway, Want(dict.fromkeys(points, False)))
                 if not following.done():
                     continue
                 heard = following.result()

@@ -388,6 +388,23 @@ class ModbusClientLink:
             self._queue(writing.Write(place, value, [answer], until_s=until_s))
         return list(await asyncio.gather(*answers))
 
+    def stuck_s(self, now_s: float) -> float:
+        """Return for how long nothing was asked though something was due; 0 while there is no connection."""
+        lanes = [lane for lane in self._lanes if lane.line is not None and not lane.is_opening]
+        if not (self._is_running and lanes):
+            return 0.0
+        due_s = self._agenda.next_due_s()
+        moved_s = -NEVER
+        for lane in lanes:
+            ends_s = lane.asked_s
+            if lane.state is not None:  # it is answered, or not, within its time
+                ends_s += lane.state.unit.timeout_s
+                due_s = min(due_s, ends_s)
+            moved_s = max(moved_s, ends_s)
+        if self._waiting or self._background:
+            due_s = min(due_s, moved_s)
+        return 0.0 if due_s == NEVER else max(0.0, now_s - max(due_s, moved_s))
+
     # --- connections
 
     async def _open(self, lane: _Lane) -> None:

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
@@ -35,7 +35,7 @@ class TlsFiles:
     certificate: Path | None = None
     """Our own, with its chain; None for a client that does not show one."""
     key: Path | None = None
-    key_password: str | None = None
+    key_password: str | None = field(default=None, repr=False)
     server_name: str | None = None
     """The name that the server's certificate must have; the host if None."""
 

@@ -53,8 +53,8 @@ class Message(NamedTuple):
     is_retained: bool | None = None
     """None for what the owner usually does."""
     done: Callable[[bool], None] | None = None
-    """Called with True if nothing is left to do: the broker has it, or will never take it. With False if the
-    broker has not got it: then its giver sends it again."""
+    """Called with True when nothing is left to do: the broker has it, or will never take it. Called with
+    False when the broker has not got it: then its giver sends it again."""
 
 
 class Owner(Protocol):

@@ -48,10 +48,9 @@ from fieldbus.mqtt import peering
 from fieldbus.mqtt.connection import words
 from fieldbus.mqtt.gather import DEFAULT_WINDOW_S, Gatherer
 from fieldbus.mqtt.payload import TopicPoint, read
-from fieldbus.mqtt.peers import Peers, RemoteGateway
+from fieldbus.mqtt.peers import BEATS, Peers, RemoteGateway
 from fieldbus.mqtt.publisher import Publisher
 from fieldbus.mqtt.tls import TlsFiles, context_of
-from fieldbus.routing.table import is_topic
 from fieldbus.sample_json import gathered_bytes, iso_time, sample_bytes
 
 # What aiomqtt and paho would say is said better by the gateway, once.
@@ -162,7 +161,8 @@ class MqttLink:
         """
         return MqttLink(
             self.name, self._gateway, self.host, self.port, self.places,
-            client_id=client_id, is_announced=False, me=client_id, **self._options,
+            client_id=client_id, is_announced=False, me=f"{self._username or self._gateway}/{client_id}",
+            **self._options,
         )  # fmt: skip
 
     @property
@@ -208,7 +208,7 @@ class MqttLink:
         try:
             await client.__aenter__()
         except (aiomqtt.MqttError, ssl.SSLError) as error:
-            raise LinkDownError(reason_of(error)) from error
+            raise LinkDownError(refusal_of(error, self._tls)) from error
         self._client = client
         if self._publisher.is_wanted:
             await self._publisher.connect()
@@ -230,7 +230,7 @@ class MqttLink:
         if client is None:
             raise LinkDownError("not connected")
         self._farewell = _SHUT_DOWN
-        self._peers.start(emit, report)
+        self._peers.start(self.name, emit, report)
         self._is_running = True
         if self.correspondent is not None:
             self.correspondent.connected(self.name)
@@ -309,7 +309,7 @@ class MqttLink:
                 results.append(WriteResult(point, value, WriteOutcome.EXPIRED, "its turn came too late"))
                 continue
             if self._peers.has(point):
-                results.append(await self._peers.write(self, point, value))
+                results.append(await self._peers.write(self, point, value, until_s=until_s))
                 continue
             sample = Sample(value, Quality.GOOD, None, clock.wall_ns())
             try:
@@ -417,9 +417,10 @@ class MqttLink:
         if topic is not None and self._client is not None:
             self._spawn(self._subscribe(self._client, topic))
 
-    def spoil_peer(self, peer: str, reason: str) -> None:
-        """Say that no point of a peer has a value, and why."""
-        self._peers.spoil(peer, reason)
+    @property
+    def beat_s(self) -> float:
+        """How often something has to be sent to peers, so that they know that we are there."""
+        return self._keepalive_s / BEATS
 
     def take_samples(self, peer: str, samples: Sequence[tuple[str, Sample]]) -> None:
         """Emit samples of a peer, by their addresses there."""
@@ -475,7 +476,7 @@ class MqttLink:
             answer_to = getattr(properties, "ResponseTopic", None)
             correlation = getattr(properties, "CorrelationData", None)
             client = self._client
-            if answer_to and is_topic(answer_to) and client is not None:
+            if answer_to and client is not None and peering.is_answer_topic(answer_to, self._gateway):
 
                 def reply(payload: bytes) -> None:
                     found = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
@@ -495,10 +496,26 @@ class MqttLink:
         return aiomqtt.Will(self.status_topic, self._status("offline", _LOST), 1, True)
 
     def _status(self, status: str, reason: str | None = None) -> bytes:
-        found = {"status": status, "reason": reason, "time": iso_time(clock.wall_ns())}
+        found: dict[str, Any] = {"status": status, "reason": reason, "time": iso_time(clock.wall_ns())}
+        if status == "online":
+            found["keepalive"] = self._keepalive_s
         if self._version:
             found["version"] = self._version
         return json.dumps(found).encode()
+
+
+def refusal_of(error: BaseException, tls: TlsFiles | None) -> str:
+    """Return why a broker could not be connected to, for people."""
+    reason = reason_of(error)
+    if reason != "operation timed out":
+        return reason
+    # Brokers hang up without a word on who speaks TLS or not as they do not, and on who has no certificate.
+    guess = ""
+    if tls is None:
+        guess = " (does the broker want TLS?)"
+    elif tls.certificate is None:
+        guess = " (does the broker want a certificate?)"
+    return f"no answer to the attempt to connect{guess}"
 
 
 def reason_of(error: BaseException) -> str:

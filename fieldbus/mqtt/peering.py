@@ -2,26 +2,28 @@
 
 Topics, all below ``fieldbus/<gateway>/`` of the gateway whose points they are about:
 
-=======================================  =========
-============================================================
+=======================================  =========  ===================================================
 ``status``                               retained   ``online``, ``offline`` with reason; also the last will
-``birth``                                retained   who it is, and each point with kind, unit, range and
-access
+``birth``                                retained   each point with kind, unit, range and access
 ``health``                               retained   links, devices, since when, backlog, drops, audit
 ``want/<peer>``                          retained   which points a peer wants, how (said by the peer)
 ``live/<peer>``                                     samples as they come, for a peer
 ``data/<peer>``                                     chunks of a durable stream, for a peer
 ``ack/<peer>``                                      what the peer has committed of it (said by the peer)
 ``command/<actor>/<device>/<point>``                write a point (said by the actor)
-=======================================  =========
-============================================================
+``answer/<gateway>``                                the answers of a gateway to our commands (said by it)
+=======================================  =========  ===================================================
 
-So a broker's access list needs three lines for each peer and actor, see ``configs/mosquitto``.
+So a broker's access list needs a few lines for all peers and actors, see ``configs/mosquitto``. A visitor (a
+person who watches) is ``<user>/<word>`` where a peer is ``<peer>``: several may come as one user. It wants
+live samples only, and says so again and again: what it does not say for `VISIT_S` it does not want any more.
 
 Layout of a want: ``{"live": {"sample": [address, …], "change": […]}, "durable": {…}}``.
 
 Rules:
 
+* Answers go to ``fieldbus/<who asked>/answer/<we>`` and nowhere else: whoever may give us a command, or only
+  try to, must not have us publish on topics that are ours.
 * Each point carries where it first was (``origin``, ``gateway/address``) and how many gateways it has come
   through (``hops``). A point whose origin is here, or that has come through `MAX_HOPS`, is not taken.
 * What others say is checked whole before any of it is taken; what is wrong raises `PeeringError`.
@@ -42,6 +44,9 @@ from fieldbus.model import Access, Kind, Point
 from fieldbus.sample_json import iso_time
 
 MAX_HOPS = 8
+VISIT_S = 30.0
+RENEW_S = 10.0
+"""How often a visitor says what it wants."""
 MAX_POINTS = 100_000
 ROOT = "fieldbus"
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -58,6 +63,13 @@ def topic(gateway: str, *rest: str) -> str:
     return "/".join((ROOT, gateway, *rest))
 
 
+def is_answer_topic(text: str, gateway: str) -> bool:
+    """Return whether a gateway may answer on a topic that somebody else has named."""
+    parts = text.split("/")
+    is_one = len(parts) == 4 and (parts[0], parts[2], parts[3]) == (ROOT, "answer", gateway)
+    return is_one and is_gateway_name(parts[1])
+
+
 def is_gateway_name(name: str) -> bool:
     """Return whether a gateway can have a name."""
     return _NAME.fullmatch(name) is not None
@@ -66,6 +78,17 @@ def is_gateway_name(name: str) -> bool:
 def sign(key: bytes, topic: str, payload: bytes) -> str:
     """Return the signature of a command: HMAC-SHA256 over topic, line feed and payload, as 64 digits."""
     return hmac.new(key, topic.encode() + b"\n" + payload, hashlib.sha256).hexdigest()
+
+
+def is_visitor(peer: str) -> bool:
+    """Return whether a peer is a person who watches, and no gateway."""
+    return "/" in peer
+
+
+def is_peer_name(name: str) -> bool:
+    """Return whether a gateway or a visitor can have a name."""
+    first, slash, second = name.partition("/")
+    return is_gateway_name(first) and (not slash or is_gateway_name(second))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,8 @@ Rules:
 * A sample that is older than the one that was emitted last is not emitted: what was delayed on one way never
   takes the place of what came on another.
 * A command of ours carries its time and an id, is sent once, and is answered within its expiry or has failed.
+  One that somebody gave us does not live longer at the other gateway than it would here.
+* What is published below ``command/`` is an attempt to write, also if it names no point.
 * What is malformed is counted (`peer_faults`), and said once for each peer.
 
 Design: this file turns topics into calls of the gateway (`Correspondent`) and back; what a stream is, what
@@ -25,6 +27,7 @@ from typing import Protocol
 
 from fieldbus import clock
 from fieldbus.link import (
+    NEVER,
     Correspondent,
     DeviceHealth,
     Emit,
@@ -44,6 +47,14 @@ EXPIRY_S = 10.0
 _GRACE_S = 3.0
 """How long after that its answer may take."""
 _MOST_COMMANDS = 256
+PATIENCE = 1.4
+"""So many keep-alive times somebody may be silent: with the time between two looks that is less than 1.5."""
+BEATS = 3
+"""So often within its keep-alive time a gateway sends something to each that wants something of it."""
+_LONGEST_KEEPALIVE_S = 65535
+_LOOK_S = 1.0
+_LOOKS = 0.05
+"""Of a keep-alive time, between two looks."""
 
 
 @dataclass(slots=True, eq=False)
@@ -91,6 +102,10 @@ class Peers:
         self._groups: dict[str, dict[str, Group]] = {}
         self._last: dict[Group, Sample] = {}
         self._online: dict[str, bool] = {}
+        self._keepalives: dict[str, float] = {}
+        """Of the gateways that the broker says to be there: within which time they send something."""
+        self._heard_s: dict[str, float] = {}
+        self._looker: asyncio.TimerHandle | None = None
         self._looked_after: set[str] = set()
         self._emit: Emit | None = None
         self._report: Report | None = None
@@ -119,7 +134,7 @@ class Peers:
         me = self.me
         found = [
             peering.topic(me, "command", "+", "#"),
-            peering.topic(me, "want", "+"),
+            peering.topic(me, "want", "#"),
             peering.topic(me, "ack", "+"),
             peering.topic(me, "answer", "+"),
         ]
@@ -145,15 +160,21 @@ class Peers:
 
     # --- a session
 
-    def start(self, emit: Emit, report: Report) -> None:
+    def start(self, link: str, emit: Emit, report: Report) -> None:
         """Begin."""
         self._emit, self._report = emit, report
+        if self.remotes:
+            self._look(link)
 
     def stop(self) -> None:
         """Forget the session: who is there is not known any more."""
         self._emit = self._report = None
+        if self._looker is not None:
+            self._looker.cancel()
+            self._looker = None
         self._last.clear()
         self._online.clear()
+        self._keepalives.clear()
         for answer in self._answers.values():
             if not answer.done():
                 answer.set_result((WriteOutcome.FAILED, "the connection was lost before the answer came"))
@@ -177,58 +198,83 @@ class Peers:
     ) -> None:
         """Take a message below ``fieldbus/``."""
         parts = topic.split("/")
-        if len(parts) < 3 or self.correspondent is None:
+        if len(parts) < 3:
             return
         about, kind, rest = parts[1], parts[2], parts[3:]
-        if about == self.me and kind == "command":
-            if len(rest) >= 3:
-                point = ".".join((rest[1], "/".join(rest[2:])))
-                instruction = Instruction(topic, rest[0], point, payload, signature, is_retained, reply)
-                self.correspondent.instructed(link, instruction)
-        elif about == self.me and rest and peering.is_gateway_name(rest[0]):
-            if kind == "want":
-                self.correspondent.wanted(link, rest[0], payload)
-            elif kind == "ack":
-                self.correspondent.acknowledged(link, rest[0], payload)
-            elif kind == "answer":
-                self._answered(payload)
-        elif kind == "status":
+        if kind == "status":
             self._heard_status(link, about, payload)
+        elif kind == "live" and about in self.remotes:
+            self._heard_live(link, about, payload)
+        elif about == self.me and kind == "answer":
+            self._answered(payload)
+        elif self.correspondent is None:
+            return
+        elif about == self.me and kind == "command":
+            actor, device, names = "".join(rest[:1]), "".join(rest[1:2]), rest[2:]
+            point = f"{device}.{'/'.join(names)}" if names else device
+            instruction = Instruction(topic, actor, point, payload, signature, is_retained, reply)
+            self.correspondent.instructed(link, instruction)
+        elif about == self.me and peering.is_peer_name(peer := "/".join(rest)):
+            if kind == "want":
+                self.correspondent.wanted(link, peer, payload)
+            elif kind == "ack":
+                self.correspondent.acknowledged(link, peer, payload)
         elif about in self.remotes:
             if kind == "birth":
                 self.correspondent.born(link, about, payload)
             elif kind == "data":
                 self.correspondent.arrived(link, about, payload)
-            elif kind == "live":
-                self._heard_live(about, payload)
 
     def _heard_status(self, link: str, peer: str, payload: bytes) -> None:
         try:
-            is_online = json.loads(payload)["status"] == "online" if payload else False
-        except (ValueError, KeyError, TypeError, RecursionError):
+            data = json.loads(payload) if payload else {"status": "offline"}
+            is_online = data["status"] == "online"
+            keepalive_s = data.get("keepalive")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             self.fault(peer, "its status is none")
             return
+        self._keepalives.pop(peer, None)
+        if is_online and isinstance(keepalive_s, int | float) and 0 < keepalive_s <= _LONGEST_KEEPALIVE_S:
+            self._keepalives[peer] = float(keepalive_s)
+            self._heard_s[peer] = clock.monotonic_s()
+        reason = None if is_online else "the gateway is not connected to the broker"
+        self._set_online(link, peer, is_online=is_online, reason=reason)
+
+    def _set_online(self, link: str, peer: str, *, is_online: bool, reason: str | None) -> None:
         if self._online.get(peer) is is_online:
             return
         self._online[peer] = is_online
         remote = self.remotes.get(peer)
         if remote is not None and self._report is not None:
-            reason = None if is_online else "gateway not connected to the broker"
             self._report(DeviceHealth(remote.device, is_online, reason))
         if not is_online:
             self.spoil(peer, Reason.NOT_CONNECTED)
         if self.correspondent is not None:
             self.correspondent.peer_is(link, peer, is_online=is_online)
 
-    def _heard_live(self, peer: str, payload: bytes) -> None:
+    def _look(self, link: str) -> None:
+        """Have those bad of which nothing came for too long."""
+        shortest_s = min(self._keepalives.values(), default=_LOOK_S / _LOOKS)
+        delay_s = min(_LOOK_S, max(0.05, shortest_s * _LOOKS))
+        self._looker = asyncio.get_running_loop().call_later(delay_s, self._look, link)
+        now_s = clock.monotonic_s()
+        for peer, keepalive_s in list(self._keepalives.items()):
+            silent_s = now_s - self._heard_s.get(peer, now_s)
+            if peer in self.remotes and self._online.get(peer) and silent_s > PATIENCE * keepalive_s:
+                reason = f"the gateway has been silent for {silent_s:.1f} s"
+                self._set_online(link, peer, is_online=False, reason=reason)
+
+    def _heard_live(self, link: str, peer: str, payload: bytes) -> None:
         try:
             samples = [(item.head[0], item.sample) for item in decode_peer_row(payload)]
         except RecordError as error:
             self.fault(peer, f"what it sends live cannot be read: {error}")
             return
-        if self._online.get(peer) is False:
-            return  # it was under way when its sender went
-        self.emit_samples(peer, samples)
+        self._heard_s[peer] = clock.monotonic_s()
+        if peer in self._keepalives:  # else it was under way when its sender went
+            self._set_online(link, peer, is_online=True, reason=None)
+        if self._online.get(peer) is not False:
+            self.emit_samples(peer, samples)
 
     def emit_samples(self, peer: str, samples: Iterable[tuple[str, Sample]]) -> None:
         """Emit samples, by their addresses there."""
@@ -286,16 +332,17 @@ class Peers:
         if self._report is not None:
             self._report(result)
 
-    async def write(self, wire: Wire, point: Point, value: Value) -> WriteResult:
-        """Give a command and wait for its answer."""
+    async def write(self, wire: Wire, point: Point, value: Value, *, until_s: float = NEVER) -> WriteResult:
+        """Give a command that nobody executes after `until_s` (monotonic), and wait for its answer."""
         remote, address = self._remote_of[point]
         if not self.is_online(remote.gateway):
             return WriteResult(point, value, WriteOutcome.FAILED, Reason.NOT_CONNECTED)
         device, _, name = address.partition(".")
         topic = peering.topic(remote.gateway, "command", self._actor, device, name)
         id_ = secrets.token_hex(8)
+        expires_s = round(max(0.001, min(EXPIRY_S, until_s - clock.monotonic_s())), 3)
         payload = json.dumps(
-            {"value": value, "id": id_, "time": iso_time(clock.wall_ns()), "expires": f"{EXPIRY_S:g}s"}
+            {"value": value, "id": id_, "time": iso_time(clock.wall_ns()), "expires": expires_s}
         ).encode()
         signature = None if remote.key is None else peering.sign(remote.key, topic, payload)
         answer: asyncio.Future[tuple[WriteOutcome, str | None]] = asyncio.get_running_loop().create_future()
@@ -303,7 +350,7 @@ class Peers:
         try:
             answer_to = peering.topic(self.me, "answer", remote.gateway)
             wire.tell(topic, payload, answer_to=answer_to, id_=id_, signature=signature)
-            async with asyncio.timeout(EXPIRY_S + _GRACE_S):
+            async with asyncio.timeout(expires_s + _GRACE_S):
                 outcome, reason = await answer
         except TimeoutError:
             outcome, reason = WriteOutcome.FAILED, "no answer: whether it was written is not known"

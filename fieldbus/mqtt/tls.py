@@ -30,6 +30,18 @@ class TlsFiles:
     """The name that the broker's certificate has, if it is not the host's."""
 
 
+class _Socket(ssl.SSLSocket):
+    """Is closed when the handshake fails: paho leaves it to the garbage collector, each time."""
+
+    def do_handshake(self, block: bool = False) -> None:  # noqa: FBT002 - as its base has it
+        """Shake hands."""
+        try:
+            super().do_handshake(block)
+        except (OSError, ValueError):
+            self.close()
+            raise
+
+
 class _NamedContext(ssl.SSLContext):
     """Checks for another name than that of the host: paho has no way to say so."""
 
@@ -51,6 +63,7 @@ def context_of(files: TlsFiles) -> ssl.SSLContext:
     context = _NamedContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.name = files.server_name
+    context.sslsocket_class = _Socket
     try:
         if files.ca is None:
             context.load_default_certs()

@@ -24,7 +24,7 @@ from paho.mqtt.properties import Properties
 
 from fieldbus.errors import LinkDownError
 from fieldbus.mqtt import peering
-from fieldbus.mqtt.link import reason_of
+from fieldbus.mqtt.link import reason_of, refusal_of
 from fieldbus.mqtt.tls import TlsFiles, context_of
 
 PASSWORD_VARIABLE = "FIELDBUS_PASSWORD"  # noqa: S105 - the variable's name
@@ -64,6 +64,8 @@ def parse_url(text: str, environment: Mapping[str, str] = os.environ) -> BrokerU
         raise ValueError("it is not a URL such as mqtt://user@broker.example:1883/gateway")
     gateway = parts.path.strip("/")
     if gateway and not peering.is_gateway_name(gateway):
+        if "@" in gateway:  # the path begins inside of a password then
+            raise ValueError("a / in a user or password of a URL is written %2F")
         raise ValueError(f"'{gateway}' is not the name of a gateway")
     is_secured = parts.scheme == "mqtts"
     username = unquote(parts.username) if parts.username else None
@@ -90,10 +92,12 @@ class Visitor:
     """A connection for as long as a ``with`` lasts."""
 
     def __init__(self, url: BrokerUrl, tls: TlsFiles | None = None) -> None:
-        self.name = f"visitor-{os.getpid()}-{secrets.token_hex(3)}"
-        """Under which others send to it; the broker's user where there is one."""
+        self.user = "visitor"
+        """Under which answers come; the broker's user where there is one."""
         if url.username is not None and peering.is_gateway_name(url.username):
-            self.name = url.username
+            self.user = url.username
+        self.name = f"{self.user}/{os.getpid()}-{secrets.token_hex(3)}"
+        """Under which samples come."""
         self._url = url
         self._tls = tls or TlsFiles()
         self._client: aiomqtt.Client
@@ -121,7 +125,8 @@ class Visitor:
         try:
             await self._client.__aenter__()
         except (aiomqtt.MqttError, OSError) as error:
-            raise LinkDownError(f"{self._url.place}: {reason_of(error)}") from error
+            reason = refusal_of(error, self._tls if url.is_secured else None)
+            raise LinkDownError(f"{self._url.place}: {reason}") from error
         return self
 
     async def __aexit__(
@@ -134,9 +139,7 @@ class Visitor:
         with suppress(aiomqtt.MqttError, TimeoutError):
             async with asyncio.timeout(2.0):
                 for gateway in self._wanted_of:
-                    await self._client.publish(
-                        peering.topic(gateway, "want", self.name), b"", qos=1, retain=True
-                    )
+                    await self._client.publish(peering.topic(gateway, "want", self.name), b"", qos=1)
                 await self._client.__aexit__(None, None, None)
 
     async def hear(self, *topics: str) -> None:

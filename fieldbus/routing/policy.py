@@ -154,8 +154,8 @@ class Edge:
             self._pending = None
             self._schedule(at_s, now_s)
             return None
-        # The same sum as in `_schedule`. Where `now_s` is another gateway's wall clock (its stream is read)
-        # it may be earlier than before: that is no interval that has to be waited for.
+        # The same sum as in `_schedule`. Where `now_s` comes from the wall clock of a source (samples of a
+        # stream of another gateway) it may be earlier than before: that is no interval to be waited for.
         if self._sent_at_s <= now_s < self._sent_at_s + policy.min_interval_s:
             self._pending = outgoing
             self._schedule(at_s, now_s)

@@ -7,7 +7,7 @@ Rules:
   points in their group.
 * What goes into a gathered message untreated (no deadband, interval, scale …) is no delivery but one
   `Bundle` for each message: see `gathered`. What is treated stays a delivery.
-* A good sample that goes untreated to a point takes no more than it must, in `_pass_on`. The rules of
+* A good sample that goes untreated to a point takes no more than it must, in `dispatch` itself. The rules of
   `Edge.offer` hold there as well; they are only shorter.
 * Time is a parameter; `next_due_s` says when `expire` should be called.
 * What could not be delivered (`missed`) is not kept and repeated later. The *next* sample that the
@@ -58,7 +58,7 @@ class Router:
         """The newest picture of each group."""
         self._place: dict[Point, tuple[Group, int]] = {}
         self._exits: dict[Group, _Exits] = {}
-        self._plans: dict[Group, tuple[GatherPlan, ...]] = {}
+        self.plans: dict[Group, tuple[GatherPlan, ...]] = {}
         """Of the groups that have any."""
         self._heap: list[tuple[float, int, Edge]] = []
         self._scheduled: dict[Edge, float] = {}
@@ -80,15 +80,24 @@ class Router:
         return self._heap[0][0] if self._heap else NEVER
 
     def adopt(self, other: Router) -> None:
-        """Go on with what another table knows of the groups and edges that are in both, after a reload."""
+        """Go on with what another table knows of the groups and edges that are in both, after a reload.
+
+        An edge that is new has missed what its source had before.
+        """
         for group, batch in other.latest.items():
             if group in self._exits:
                 self.latest[group] = batch
+        self._extra = [edge for edge in other._extra if edge.source in self._place]
+        for edge in self._extra:
+            self._edges_from.setdefault(edge.source, []).append(edge)
+        for device in {edge.source.device for edge in self._extra}:
+            self._plan_device(self._devices.get(device, []))
+        known = {edge for edges in other._edges_from.values() for edge in edges}
         for edges in self._edges_from.values():
             for edge in edges:
                 group, index = self._place[edge.source]
                 exits = other._exits.get(group)
-                if exits is not None and edge in exits.missed:
+                if exits is not None and (edge in exits.missed or edge not in known):
                     self._exits[group].missed[edge] = index
                 self._schedule(edge)
 
@@ -132,14 +141,14 @@ class Router:
     def wants(self, group: Group) -> bool:
         """Return whether any route leaves a group."""
         exits = self._exits.get(group)
-        return group in self._plans or (exits is not None and bool(exits.always or exits.by_index))
+        return group in self.plans or (exits is not None and bool(exits.always or exits.by_index))
 
     def gathered(self, batch: Batch) -> Sequence[Bundle]:
         """Return what of a batch goes into gathered messages untreated.
 
         Asked beside `dispatch`, for each batch. What waits for a change and sees none is left out.
         """
-        plans = self._plans.get(batch.group)
+        plans = self.plans.get(batch.group)
         if plans is None:
             return ()
         if batch.changed:
@@ -161,7 +170,7 @@ class Router:
             if exits is None:
                 continue
             missed.extend(exits.missed)
-            self._plans.pop(group, None)
+            self.plans.pop(group, None)
             if group.points:
                 self._devices[group.points[0].device].remove(group)
             if latest is not None and not moved.issuperset(group.points):
@@ -178,23 +187,46 @@ class Router:
 
     def dispatch(self, batch: Batch, now_s: float) -> Deliveries:
         """Take what a link acquired and return what is to be sent because of it."""
-        group = batch.group
+        group, time_ns, at_s, values, flaws, changed = batch
         self.latest[group] = batch
         exits = self._exits.get(group)
-        if exits is None or not (exits.always or exits.missed or (batch.changed and exits.by_index)):
+        if exits is None:
+            return _NOTHING
+        by_index = exits.by_index
+        if not (changed and by_index) and not exits.missed and not exits.always:
             return _NOTHING
         out: dict[str, list[Delivery]] = {}
-        at_s = batch.at_s
         if exits.missed:
-            missed, exits.missed = exits.missed, {}
-            unchanged = set(missed.values()).difference(batch.changed)
-            for edge, index in missed.items():
-                if index in unchanged and edge.policy.when is When.CHANGE:
+            self._offer_again(batch, exits, now_s, out)
+        link: str | None = None
+        items: list[Delivery] = []
+        for index in changed:
+            edges = by_index.get(index)
+            if edges is None:
+                continue
+            value = values[index]
+            is_good = value is not None and index not in flaws
+            sample: Sample | None = None
+            for edge in edges:
+                if not (is_good and edge.is_plain):
                     self._offer(edge, batch.sample(index), at_s, now_s, out)
-        if exits.by_index:
-            self._pass_on(batch, exits.by_index, now_s, out)
-        for index, edge in exits.always:
-            self._offer(edge, batch.sample(index), at_s, now_s, out)
+                    continue
+                last = edge.sent
+                if last is not None:
+                    last_value, quality, _, _ = last
+                    if last_value == value and quality is _GOOD:
+                        continue
+                if sample is None:
+                    sample = _new(Sample, (value, _GOOD, None, time_ns))
+                edge.sent = sample
+                target = edge.target
+                if target.link != link:
+                    link = target.link
+                    items = out.setdefault(link, [])
+                items.append(_new(Delivery, (target, edge.source, sample)))
+        if exits.always:
+            for index, edge in exits.always:
+                self._offer(edge, batch.sample(index), at_s, now_s, out)
         return out
 
     def missed(self, target: Point) -> None:
@@ -250,35 +282,13 @@ class Router:
                 out.setdefault(edge.target.link, []).append(delivery)
         return out
 
-    def _pass_on(
-        self, batch: Batch, by_index: Mapping[int, list[Edge]], now_s: float, out: dict[str, list[Delivery]]
-    ) -> None:
-        """Offer what changed to those who wait for a change."""
-        _, time_ns, at_s, values, flaws, changed = batch
-        link: str | None = None
-        items: list[Delivery] = []
-        for index in changed:
-            edges = by_index.get(index)
-            if edges is None:
-                continue
-            value = values[index]
-            is_good = value is not None and index not in flaws
-            sample: Sample | None = None
-            for edge in edges:
-                if not (is_good and edge.is_plain):
-                    self._offer(edge, batch.sample(index), at_s, now_s, out)
-                    continue
-                last = edge.sent
-                if last is not None and last.value == value and last.quality is _GOOD:
-                    continue
-                if sample is None:
-                    sample = _new(Sample, (value, _GOOD, None, time_ns))
-                edge.sent = sample
-                target = edge.target
-                if target.link != link:
-                    link = target.link
-                    items = out.setdefault(link, [])
-                items.append(_new(Delivery, (target, edge.source, sample)))
+    def _offer_again(self, batch: Batch, exits: _Exits, now_s: float, out: dict[str, list[Delivery]]) -> None:
+        """Offer what did not change to those who wait for a change and missed the last one."""
+        missed, exits.missed = exits.missed, {}
+        unchanged = set(missed.values()).difference(batch.changed)
+        for edge, index in missed.items():
+            if index in unchanged and edge.policy.when is When.CHANGE:
+                self._offer(edge, batch.sample(index), batch.at_s, now_s, out)
 
     def _offer(
         self, edge: Edge, sample: Sample, at_s: float, now_s: float, out: dict[str, list[Delivery]]
@@ -323,7 +333,7 @@ class Router:
         found: dict[tuple[str, str], dict[Group, list[tuple[int, Edge]]]] = {}
         for group in groups:
             exits = self._exits[group] = _Exits(missed=self._exits[group].missed)
-            self._plans.pop(group, None)
+            self.plans.pop(group, None)
             for index, point in enumerate(group.points):
                 for edge in self._edges_from.get(point, ()):
                     target = edge.target
@@ -341,7 +351,7 @@ class Router:
                 bundled = plain[group]
                 if bundled:
                     plan = _plan(message, group, bundled)
-                    self._plans[group] = (*self._plans.get(group, ()), plan)
+                    self.plans[group] = (*self.plans.get(group, ()), plan)
                 for index, edge in members:
                     if edge not in bundled:
                         edge.target = edge.target._replace(is_shared=is_shared)

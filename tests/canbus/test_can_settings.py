@@ -313,6 +313,13 @@ def test_options_are_handed_to_the_interface_as_they_are(plant):
     assert link.options == {"interface": "pcan", "fd": True, "f_clock_mhz": 80}
     link = plant(link="interface: socketcan, channel: can0, receive_buffer: 65536").links["can0"]
     assert link.options["receive_buffer"] == 65536
+    assert "latency" not in link.options
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("0", 0.0), ("1ms", 0.001), ("0.1 s", 0.1)])
+def test_the_latency_is_handed_over_in_seconds(plant, text, seconds):
+    link = plant(link=f"interface: socketcan, channel: can0, latency: {text}").links["can0"]
+    assert link.options["latency"] == seconds
 
 
 def test_a_replay_has_its_log_found_beside_the_configuration(plant, tmp_path):
@@ -359,6 +366,19 @@ LINE_OF = {"link": 4, "device": 10, "message": 12, "route": 19}
             "links.can0",
             "socketcan has no key 'recieve_buffer' (did you mean 'receive_buffer'?)",
         ),
+        (
+            "interface: socketcan, channel: can0, latency: 0.5ms",
+            "links.can0.latency",
+            "0.5ms is neither 0 nor between 1ms and 100ms",
+        ),
+        (
+            "interface: socketcan, channel: can0, latency: 1s",
+            "links.can0.latency",
+            "1s is neither 0 nor between 1ms and 100ms",
+        ),
+        ("interface: socketcan, channel: can0, latency: 2", "links.can0.latency", "2 has no unit: write 2ms"),
+        ("interface: socketcan, channel: can0, latency: no", "links.can0.latency", "is not a duration"),
+        (VIRTUAL + ", latency: 2ms", "links.can0", "`latency` is a matter of socketcan"),
         ("interface: socketcan, channel: can0, speed: 2", "links.can0", "socketcan has no key 'speed'"),
         (VIRTUAL + ", max_tx_load: 30%", "links.can0", "`max_tx_load` is a share of the `bitrate`"),
         (VIRTUAL + ", bitrate: 500000, max_tx_load: 30", "links.can0.max_tx_load", "30 is not a share"),

@@ -15,8 +15,9 @@ from fieldbus.canbus.kernel.frames import pack_frame
 from fieldbus.canbus.kernel.receiving import SO_RXQ_OVFL, SO_TIMESTAMPNS, Many, Single, find_recvmmsg
 from fieldbus.errors import RefusedError
 
-_SURELY_HELD = 200
-"""Frames that the kernel's usual receive buffer (208 KiB) holds; it lost one of 252."""
+_SURELY_HELD = 150
+"""Frames that the kernel's usual receive buffer (208 KiB) holds. It lost one of 252, and has a quarter less
+when some have been taken from it: a datagram socket gives room back in parts of that size."""
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="SocketCAN is Linux's")
 

@@ -129,8 +129,8 @@ async def test_a_transaction_that_cannot_even_begin_changes_no_number(tmp_path):
         other.execute("BEGIN IMMEDIATE")
         stream.append([4])
         await eventually(lambda: spool.trouble is not None)
-        assert spool._last == {"s": 3}
-        assert "s" in spool._ids
+        assert spool._file._last == {"s": 3}
+        assert "s" in spool._file._ids
         other.execute("ROLLBACK")
         other.close()
         await eventually(lambda: stream.committed == 4)

@@ -9,7 +9,8 @@ from conftest import eventually
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fieldbus.durable.spool import ROW_ITEMS, Spool
+from fieldbus.durable.spool import Spool
+from fieldbus.durable.spool_file import ROW_ITEMS
 
 
 def encode(items):
@@ -144,7 +145,7 @@ async def test_what_is_too_old_goes(bench):
     stream.append([1, 2])
     await bench.settle(stream)
     now_ns += 61 * 10**9
-    bench.spool._looked_s = 0.0
+    bench.spool._file._looked_s = 0.0
     stream.append([3])
     await eventually(lambda: stream.dropped == 2)
     assert await bench.content(stream, 0) == {3: 3}

@@ -24,6 +24,8 @@ NOW_NS = 10**18
 class FakeLink:
     """A broker, as the gateway sees it."""
 
+    beat_s = 10.0
+
     def __init__(self, peers=()):
         self.correspondent = None
         self.is_sending = True
@@ -42,9 +44,6 @@ class FakeLink:
 
     def take_samples(self, peer, samples):
         self.emitted += samples
-
-    def spoil_peer(self, peer, reason):
-        pass
 
     def send(self, deliveries):
         return ()

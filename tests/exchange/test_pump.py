@@ -7,7 +7,7 @@ from conftest import eventually
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fieldbus.durable.spool import Row
+from fieldbus.durable.spool_file import Row
 from fieldbus.gateway.exchange import pump as pump_module
 from fieldbus.gateway.exchange.pump import WINDOW, WINDOW_BYTES, Pump
 

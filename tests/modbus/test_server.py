@@ -618,7 +618,7 @@ async def test_a_value_that_a_master_repeats_after_an_operator_changed_it_is_new
         results = await served.link.write({gear: 1})
         assert [result.outcome for result in results] == [WriteOutcome.WRITTEN]
         await master.ask("0600040005")
-        assert served.written == [("gear", 5, True), ("gear", 5, True)]
+        assert served.written == [("gear", 5, True), ("gear", 1, True), ("gear", 5, True)]
 
 
 async def test_a_write_that_is_refused_is_not_told(connect: Connect) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from . import blocks, canbus, dead, delay, floats, gateway, load, poller, publish, replay, vcan
+from . import blocks, canbus, dead, delay, durable, floats, gateway, load, poller, publish, replay, vcan
 from .measure import Row, Span
 from .peers import Peers
 
@@ -35,6 +35,7 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Peers, Span], Iterable[Row]]]] = {
     "replay": ("CPU of four buses at 8000 frames/s each, from logs", replay.measure),
     "vcan": ("CPU of a frame from virtual CAN to its routes, against `can.Notifier`", vcan.measure),
     "delay": ("from a changed register to the served register and to the CAN frame", delay.measure),
+    "durable": ("the spool, a durable route and publishing, beside the bare thing", durable.measure),
     "publish": (
         "devices polled and published to a broker: CPU, age, and the most there can be",
         publish.measure,

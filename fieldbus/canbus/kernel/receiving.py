@@ -33,7 +33,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from fieldbus.canbus.bus import ERROR, FD, REMOTE, Frame
-from fieldbus.canbus.kernel.frames import FD_BYTES
+from fieldbus.canbus.kernel.frames import FD_BYTES, MAX_CLASSIC_DATA, MAX_FD_DATA
 
 SO_TIMESTAMPNS = 35
 SO_RXQ_OVFL = 40
@@ -45,7 +45,10 @@ _MSG_DONTROUTE = 0x4
 _MSG_DONTWAIT = 0x40
 _SECOND_NS = 1_000_000_000
 
-_RECORD = struct.Struct("=IBBxx64sQQqqQQI4x")
+_RECORD = struct.Struct("=IBBxx8s56x8xQqq24x")
+_SECOND = struct.Struct("=QI")
+_SECOND_AT = _RECORD.size - 16
+_DATA_AT = 8
 _HEADER = struct.Struct("=40xQI4xI4x")
 _POINTERS = struct.Struct("=QQQQQQQQ")
 _IOVEC = struct.Struct("=QQ")
@@ -200,17 +203,25 @@ class Many(Single):
         headers = _HEADER.iter_unpack(self._header_view[: count * _POINTERS.size])
         records = _RECORD.iter_unpack(self._record_view[: count * _RECORD.size])
         counter = None
+        at = 0
         for (control_bytes, message_flags, size), (
-            can_id, length, fd_flags, data, _, kind, seconds, nanoseconds, _, second_kind, lost,
+            can_id, length, fd_flags, data, kind, seconds, nanoseconds,
         ) in zip(headers, records, strict=True):  # fmt: skip
             flags = (message_flags & _MSG_DONTROUTE) << 1
             if size == FD_BYTES:
                 flags |= FD | (fd_flags & 1) << 1
+                begin = at + _DATA_AT
+                data = self._record_view[begin : begin + min(length, MAX_FD_DATA)].tobytes()  # noqa: PLW2901
+            elif length < MAX_CLASSIC_DATA:
+                data = data[:length]  # noqa: PLW2901
             if can_id & REMOTE and not can_id & ERROR:
-                data = bytes(64)  # noqa: PLW2901 - whatever the sender's memory held
+                data = bytes(length)  # noqa: PLW2901 - whatever the sender's memory held
             time_ns = seconds * _SECOND_NS + nanoseconds if kind == _STAMP else time.time_ns()
-            if control_bytes > _STAMP_BYTES and second_kind == _OVERFLOW:
-                counter = lost
-            frames.append(_new(Frame, (can_id, data[:length], time_ns, flags)))
+            if control_bytes > _STAMP_BYTES:
+                second_kind, lost = _SECOND.unpack_from(self._record_view, at + _SECOND_AT)
+                if second_kind == _OVERFLOW:
+                    counter = lost
+            frames.append(_new(Frame, (can_id, data, time_ns, flags)))
+            at += _RECORD.size
         if counter is not None:
             self.overflow = counter

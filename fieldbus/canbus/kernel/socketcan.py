@@ -9,13 +9,19 @@ Rules:
 * Frames have the kernel's stamp, taken when they came in, on the wall clock.
 * Error frames always come in, whatever is selected.
 * CAN FD frames come in if the interface can have them, or if asked for.
+* Where frames come fast they are not taken one by one, but all that came within `latency_s` together: none
+  waits longer than that for who has the time to take it. A frame after a silence is taken at once, and
+  whoever drains before that has all that came.
 * ``send`` never blocks: a queue without room is False. What no frame of this interface can be is a
   `RefusedError` and harms nothing.
 * An interface that goes down, or away, ends the bus: the kernel tells it once, either to the one that
   reads or to the one that sends, so it is remembered and every later call raises it too; what was in
   the buffer is lost. One that comes back under the same name is another one: open again.
 
-Design: the interface goes by its number, which a new one of the same name does not get.
+Design: the interface goes by its number, which a new one of the same name does not get. A wake-up of the
+event loop costs several times what a frame does. So the loop stops to wait on the socket while frames come
+faster than it pays to, looks by the clock, and waits again once a look has found next to nothing: what
+drivers of network cards do. Stamps are the kernel's, so that nothing that goes by time notices.
 """
 
 from __future__ import annotations
@@ -26,6 +32,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterable, Sequence
 
+from fieldbus import clock
 from fieldbus.canbus.bus import FD, BusStatus, Cyclic, Frame
 from fieldbus.canbus.kernel import netlink
 from fieldbus.canbus.kernel.broadcast import Broadcaster
@@ -44,6 +51,16 @@ from fieldbus.errors import LinkDownError, RefusedError
 
 RECEIVE_BUFFER = 4 * 1024 * 1024
 """Holds some 11 000 frames: more than a second of full frames at 1 Mbit/s."""
+
+LATENCY_S = 0.002
+"""A fifth of the shortest cycle that is usual on a bus, and no more than a system that is no real-time one
+takes for itself now and then; in it 1 Mbit/s brings some 17 frames."""
+_WAKE_UPS = 8
+"""So many, one by one, tell how fast frames come."""
+_FRAMES_PER_LOOK = 4
+"""From so many on a look by the clock pays: after a longer sleep it takes as much as three wake-ups …"""
+_FEWEST_PER_LOOK = 2
+"""… and with fewer than so many it does not any more."""
 
 _SOL_SOCKET = 1
 _SO_ERROR = 4
@@ -66,7 +83,11 @@ _NOT_FOR_THIS_INTERFACE = {errno.EINVAL, errno.EMSGSIZE}
 
 
 async def open_socketcan(
-    channel: str, *, fd: bool = False, receive_buffer: int = RECEIVE_BUFFER
+    channel: str,
+    *,
+    fd: bool = False,
+    receive_buffer: int = RECEIVE_BUFFER,
+    latency_s: float = LATENCY_S,
 ) -> SocketCanBus:
     """Open a bus.
 
@@ -74,12 +95,13 @@ async def open_socketcan(
         channel: name of the interface, such as ``can0``.
         fd: whether CAN FD frames are wanted even if the interface does not say that it has them.
         receive_buffer: bytes for frames that wait for us; what the machine allows, if that is less.
+        latency_s: how long a frame may wait so that it is taken together with others; 0 for not at all.
 
     Raises:
         LinkDownError: there is no such interface, it is down, or this machine has no SocketCAN.
     """
     # Somebody who sets up an interface right now holds a lock that we may have to wait for.
-    opening = asyncio.get_running_loop().run_in_executor(None, _open, channel, fd, receive_buffer)
+    opening = asyncio.get_running_loop().run_in_executor(None, _open, channel, fd, receive_buffer, latency_s)
     try:
         return await asyncio.shield(opening)
     except asyncio.CancelledError:
@@ -87,7 +109,7 @@ async def open_socketcan(
         raise
 
 
-def _open(channel: str, fd: bool, receive_buffer: int) -> SocketCanBus:
+def _open(channel: str, fd: bool, receive_buffer: int, latency_s: float) -> SocketCanBus:
     if not hasattr(socket, "AF_CAN"):
         raise LinkDownError("this system has no SocketCAN")
     # An empty name would mean all interfaces.
@@ -118,7 +140,8 @@ def _open(channel: str, fd: bool, receive_buffer: int) -> SocketCanBus:
     except LinkDownError:
         raw.close()
         raise
-    return SocketCanBus(raw, channel, index, takes_fd=link is None or link.mtu != CLASSIC_BYTES)
+    takes_fd = link is None or link.mtu != CLASSIC_BYTES
+    return SocketCanBus(raw, channel, index, takes_fd=takes_fd, latency_s=latency_s)
 
 
 def _discard(opened: asyncio.Future[SocketCanBus]) -> None:
@@ -139,8 +162,26 @@ def _enlarge(raw: socket.socket, receive_buffer: int) -> None:
 class SocketCanBus:
     """An open bus."""
 
-    def __init__(self, raw: socket.socket, channel: str, index: int, *, takes_fd: bool = True) -> None:
+    def __init__(
+        self,
+        raw: socket.socket,
+        channel: str,
+        index: int,
+        *,
+        takes_fd: bool = True,
+        latency_s: float = LATENCY_S,
+    ) -> None:
         self.dropped = 0
+        self._latency_s = latency_s
+        self._ready: Callable[[], None] = _nobody
+        self._timer: asyncio.TimerHandle | None = None
+        """Set while frames are looked for by the clock …"""
+        self._found = 0
+        """… with how many were taken since the last look."""
+        self._is_full = False
+        """Whether the last drain left perhaps some."""
+        self._wake_ups = 0
+        self._wake_ups_since_s = 0.0
         self._raw = raw
         self._channel = channel
         self._index = index
@@ -160,7 +201,38 @@ class SocketCanBus:
         self._check()
         self._loop = asyncio.get_running_loop()
         self._lost = lost
-        self._loop.add_reader(self._raw.fileno(), ready)
+        self._ready = ready
+        self._loop.add_reader(self._raw.fileno(), self._wake if self._latency_s else ready)
+
+    def _wake(self) -> None:
+        """Have taken what has come; look by the clock from now on if that pays."""
+        self._ready()
+        loop = self._loop
+        if self._is_full or loop is None:
+            return
+        self._wake_ups += 1
+        if self._wake_ups < _WAKE_UPS:
+            return
+        now_s = clock.monotonic_s()
+        lasted_s, self._wake_ups_since_s, self._wake_ups = now_s - self._wake_ups_since_s, now_s, 0
+        if lasted_s * _FRAMES_PER_LOOK <= _WAKE_UPS * self._latency_s and self._end is None:
+            loop.remove_reader(self._raw.fileno())
+            self._found = 0
+            self._timer = loop.call_later(self._latency_s, self._look)
+
+    def _look(self) -> None:
+        """Have taken what has come by now; wait for frames again if nothing has."""
+        self._timer = None
+        self._ready()
+        loop = self._loop
+        if loop is None or self._end is not None:
+            return
+        found, self._found = self._found, 0
+        if found >= _FEWEST_PER_LOOK or self._is_full:
+            delay_s = 0.0 if self._is_full else self._latency_s
+            self._timer = loop.call_later(delay_s, self._look)
+        else:
+            loop.add_reader(self._raw.fileno(), self._wake)
 
     def drain(self, limit: int) -> Sequence[Frame]:
         """Return up to `limit` frames that are there, oldest first."""
@@ -169,6 +241,8 @@ class SocketCanBus:
             frames = self._receiver.receive(limit)
         except OSError as error:
             raise self._ended(error) from error
+        self._found += len(frames)
+        self._is_full = len(frames) >= limit
         overflow = self._receiver.overflow
         if overflow is not None and overflow != self._overflow:
             self._count(overflow)
@@ -252,6 +326,9 @@ class SocketCanBus:
         """Leave the bus, for who cannot wait."""
         self._end = self._end or LinkDownError("closed")
         self._lost = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if self._loop is not None:
             try:
                 self._loop.remove_reader(self._raw.fileno())
@@ -287,6 +364,10 @@ class SocketCanBus:
         if lost < 0x8000_0000:
             self.dropped += lost
             self._overflow = overflow
+
+
+def _nobody() -> None:
+    """Be told before anybody listens."""
 
 
 def _total(one: int | None, other: int | None) -> int | None:

@@ -73,8 +73,15 @@ class Access:
             return
         if given is None:
             raise RefusedError(f"commands of '{actor}' are signed, and this one is not")
-        if not hmac.compare_digest(sign(known.key, topic, payload), given.lower()):
+        if not hmac.compare_digest(
+            sign(known.key, topic, payload).encode(), given.lower().encode("utf-8", "replace")
+        ):
             raise RefusedError(f"the signature is not that of '{actor}'")
+
+
+def is_match(pattern: str, point: str) -> bool:
+    """Return whether a pattern of `access` is one for a point."""
+    return re.fullmatch(_expression(pattern), point) is not None
 
 
 def _expression(pattern: str) -> str:

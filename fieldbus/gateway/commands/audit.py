@@ -1,22 +1,24 @@
 """The record of every attempt to write, in a file that shows if it was changed.
 
 Layout: JSON lines, UTF-8. Each has a number ``n`` that goes up by one, what happened, ``prev``, the
-``hash`` of
-the line before (64 zeros before the first), and ``hash``: SHA-256 over ``prev`` and the line's text without
-``hash``, that is up to and without ``,"hash":"…"}``. A file of more than `MAX_BYTES` is closed and named
-``audit-<first n>.jsonl``; the chain goes on in the next.
+``hash`` of the line before (64 zeros before the first), and last ``hash``: SHA-256 over ``prev`` and the
+line's text without ``hash``, that is up to and without ``,"hash":"…"}``. A file of more than `MAX_BYTES` is
+closed and named ``audit-<first n>.jsonl``; the chain goes on in the next. When all have more than is allowed,
+the oldest go.
 
 Rules:
 
 * A record is written, and is the kernel's, before the answer to the command goes out; it is on the disk
-  within
-  `SYNC_S`. A killed process loses none, a power cut the last moment's.
+  about a second later. A killed process loses none, a power cut the last moment's.
 * What is there is never changed. A last line that a power cut has torn is closed by a line feed and left:
   it is told as such, and the chain goes on behind it from the last whole line.
-* A record that cannot be written is counted. Commands are then refused; routes go on, for a machine must not
-  stop because a disk is full.
+* Several processes may write (a gateway, and `fieldbus write` beside it): each locks the file for one record,
+  and goes on from what the others have written.
+* A record that cannot be written is counted. Commands are then refused; routes and safe values go on, for a
+  machine must not stop because a disk is full.
 
-Design: a chain shows what was changed or taken out of the middle. That the end was cut off it cannot show by
+Design: a chain shows what was changed or taken out of the middle, and what is missing at the beginning,
+unless those were whole files, whose names say where they begin. That the end was cut off it cannot show by
 itself: so number and hash of the last record are published with the gateway's health, for others to keep.
 """
 
@@ -25,19 +27,30 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fieldbus.sample_json import iso_time
 
+if sys.platform != "win32":
+    import fcntl
+
 FILE_NAME = "audit.jsonl"
 MAX_BYTES = 64 * 1024 * 1024
-SYNC_S = 0.5
+MAX_TOTAL = 2 * 1024 * 1024 * 1024
 START = "0" * 64
 _HASH_FIELD = ',"hash":"'
 _TAIL_BYTES = 256 * 1024
 _LONGEST_TEXT = 500
+_ROOM_BYTES = 64 * 1024
+"""So much must be free on the disk before something is done that has to be recorded."""
+_LOCK_S = 0.05
+"""How long another process may write a record."""
+_CLOSED_NAME = re.compile(r"audit-(\d{12,})(?:_\d+)?\.jsonl")
 
 
 class Fault(NamedTuple):
@@ -57,17 +70,20 @@ class Verdict(NamedTuple):
     faults: list[Fault]
     torn: list[Fault]
     """Lines that were not written whole; nothing behind them is missing."""
+    first: int = 1
+    """Number of the first record; more than 1 if older files were put elsewhere."""
 
 
 class Audit:
     """The log, open for appending."""
 
-    def __init__(self, folder: Path, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, folder: Path, max_bytes: int = MAX_BYTES, max_total: int = MAX_TOTAL) -> None:
         """Take where the files are; nothing is opened.
 
         Args:
             folder: of all files.
             max_bytes: how long a file may become.
+            max_total: what all files may have together; the oldest is removed first.
         """
         self.folder = folder
         self.file = folder / FILE_NAME
@@ -78,51 +94,53 @@ class Audit:
         """Records that could not be written."""
         self.trouble: str | None = None
         self._max_bytes = max_bytes
+        self._max_total = max_total
         self._fd: int | None = None
         self._size = 0
         self._is_dirty = False
 
-    def open(self) -> None:
-        """Go on where the file ends.
-
-        Raises:
-            OSError: it cannot be opened, or read.
-        """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        last = _last_record(self.file)
-        if last is None:
-            last = next(
-                (found for path in reversed(_closed(self.folder)) if (found := _last_record(path))), None
-            )
-        if last is not None:
-            self.count, self.last_hash = last["n"], last["hash"]
-        self._fd = os.open(self.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        self._size = os.fstat(self._fd).st_size
-        if self._size and not _ends_whole(self.file):
-            self._append(b"\n")
+    def is_ready(self) -> bool:
+        """Return whether a record could be written now, as far as that can be known before."""
+        try:
+            fd = self._begin()
+            self._end()
+            disk = os.fstatvfs(fd)
+            if disk.f_bavail * disk.f_frsize < _ROOM_BYTES:
+                raise OSError(None, "no space left on device")
+        except OSError as error:
+            self.trouble = (error.strerror or str(error)).lower()
+            return False
+        return True
 
     def record(self, time_ns: int, what: Mapping[str, Any]) -> bool:
         """Append a record; return whether it is written."""
         try:
-            if self._fd is None:
-                self.open()
+            self._begin()
             if self._size > self._max_bytes:
                 self._turn_over()
+                self._begin()
             text, hash_ = _line(self.count + 1, self.last_hash, time_ns, what)
             self._append(text)
         except OSError as error:
             self.lost += 1
             self.trouble = (error.strerror or str(error)).lower()
             return False
+        finally:
+            self._end()
         self.trouble = None
         self.count, self.last_hash = self.count + 1, hash_
         return True
 
     def sync(self) -> None:
         """Have what was written on the disk. May take as long as the disk likes."""
-        if self._fd is not None and self._is_dirty:
-            self._is_dirty = False
-            os.fdatasync(self._fd)
+        if self._fd is None or not self._is_dirty:
+            return
+        self._is_dirty = False
+        fd = os.dup(self._fd)  # the file may be turned over meanwhile
+        try:
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
 
     def close(self) -> None:
         """Close the file."""
@@ -134,43 +152,121 @@ class Audit:
                 pass  # there is nobody left to tell
             os.close(fd)
 
-    def recent(self, since_ns: int) -> Iterator[dict[str, Any]]:
-        """Yield the records since a moment, oldest first, of the last two files."""
+    def recent(self, since_ns: int) -> list[dict[str, Any]]:
+        """Return the records since a moment, oldest first, of the last two files."""
         since = iso_time(since_ns)
-        for path in [*_closed(self.folder)[-1:], self.file]:
-            for _, record in _records(path):
-                if record is not None and record.get("time", "") >= since:
-                    yield record
+        found: list[dict[str, Any]] = []
+        for path in (self.file, *reversed(_closed(self.folder)[-1:])):
+            is_whole = True
+            for raw in _lines_backwards(path):
+                record = _parsed(raw)
+                if record is None:
+                    continue
+                if record["time"] < since:
+                    is_whole = False
+                    break
+                found.append(record)
+            if not is_whole:
+                break
+        return found[::-1]
+
+    def _begin(self) -> int:
+        """Open and lock the file, and go on from what is there by now."""
+        while True:
+            fd = self._fd
+            if fd is None:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+                fd = self._fd = os.open(self.file, flags, 0o640)
+                self._size = -1
+            _lock(fd)
+            here = os.fstat(fd)
+            if _is_at(self.file, here):
+                break
+            self.close()  # it was put elsewhere, or removed
+        if here.st_size != self._size:
+            self._catch_up(fd)
+        return fd
+
+    def _end(self) -> None:
+        if self._fd is not None:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    def _catch_up(self, fd: int) -> None:
+        """Learn where the chain ends. What this process wrote itself it knows better than the file."""
+        last = _last_record(self.file)
+        if last is None:
+            last = next(
+                (found for path in reversed(_closed(self.folder)) if (found := _last_record(path))), None
+            )
+        if last is not None and last["n"] > self.count:
+            self.count, self.last_hash = last["n"], last["hash"]
+        if not _ends_whole(self.file):
+            os.write(fd, b"\n")
+        self._size = os.fstat(fd).st_size
 
     def _append(self, data: bytes) -> None:
         assert self._fd is not None  # noqa: S101 - who calls has opened it
         written = os.write(self._fd, data)
-        self._size += written
         self._is_dirty = True
         if written < len(data):
-            os.ftruncate(self._fd, self._size - written)
-            self._size -= written
+            os.ftruncate(self._fd, self._size)
             raise OSError(None, "no space left on device")
+        self._size += written
 
     def _turn_over(self) -> None:
-        assert self._fd is not None  # noqa: S101 - who calls has opened it
         first = next((record["n"] for _, record in _records(self.file) if record is not None), self.count)
+        name, number = f"audit-{first:012d}", 1
+        while (self.folder / f"{name}.jsonl").exists():
+            number += 1
+            name = f"audit-{first:012d}_{number}"
+        self.file.rename(self.folder / f"{name}.jsonl")
         self.close()
-        self.file.rename(self.folder / f"audit-{first:012d}.jsonl")
-        self._fd = os.open(self.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        self._size = 0
+        closed = _closed(self.folder)
+        sizes = [path.stat().st_size for path in closed]
+        while closed and sum(sizes) > self._max_total - self._max_bytes:
+            closed.pop(0).unlink()
+            sizes.pop(0)
+
+
+def _lock(fd: int) -> None:
+    """Lock a file that others lock for a moment only; who holds it for longer must not hold us up."""
+    give_up_s = time.monotonic() + _LOCK_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > give_up_s:
+                raise OSError(None, "locked by another process") from None
+            time.sleep(0.001)
+        else:
+            return
+
+
+def _is_at(path: Path, here: os.stat_result) -> bool:
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
 
 
 def _line(number: int, previous: str, time_ns: int, what: Mapping[str, Any]) -> tuple[bytes, str]:
     shown = {key: value[:_LONGEST_TEXT] if isinstance(value, str) else value for key, value in what.items()}
     record = {"n": number, "time": iso_time(time_ns), **shown, "prev": previous}
     text = json.dumps(record, ensure_ascii=False, separators=(",", ":"))[:-1]
-    hash_ = _hash(previous, text)
-    return f'{text}{_HASH_FIELD}{hash_}"}}\n'.encode(), hash_
+    # Halves of surrogates, which JSON can have and UTF-8 cannot, as JSON writes them.
+    body = text.encode("utf-8", "backslashreplace")
+    hash_ = _hash(previous, body)
+    return body + _tail(hash_), hash_
 
 
-def _hash(previous: str, text: str) -> str:
-    return hashlib.sha256((previous + text).encode()).hexdigest()
+def _tail(hash_: str) -> bytes:
+    return f'{_HASH_FIELD}{hash_}"}}\n'.encode()
+
+
+def _hash(previous: str, body: bytes) -> str:
+    return hashlib.sha256(previous.encode("utf-8", "backslashreplace") + body).hexdigest()
 
 
 def verify(folder: Path) -> Verdict:
@@ -179,37 +275,35 @@ def verify(folder: Path) -> Verdict:
     Raises:
         OSError: one cannot be read.
     """
-    records, expected, previous = 0, None, START
+    records, expected, previous = 0, 0, START
+    begin = 1
     faults: list[Fault] = []
     torn: list[Fault] = []
-    paths = [*_closed(folder), folder / FILE_NAME]
-    for path in paths:
+    for path in [*_closed(folder), folder / FILE_NAME]:
         if not path.exists():
             continue
         with path.open("rb") as file:
             for line, raw in enumerate(file, 1):
-                try:
-                    text = raw.decode("utf-8")
-                    record = json.loads(text)
-                    number, given = record["n"], record["hash"]
-                except (ValueError, KeyError, TypeError):
+                record = _parsed(raw)
+                if record is None:
                     torn.append(Fault(path, line, "no whole record"))
                     continue
-                body = text.rstrip("\n").rpartition(_HASH_FIELD)[0]
-                if expected is None:
-                    previous = record.get("prev", START)
-                    if number == 1 and previous != START:
-                        faults.append(Fault(path, line, "the first record does not begin a chain"))
-                elif number != expected:
+                number, given = record["n"], record["hash"]
+                if not expected:
+                    name = _CLOSED_NAME.fullmatch(path.name)
+                    begin = expected = 1 if name is None else int(name[1])
+                    previous = START if begin == 1 else record["prev"]
+                if number != expected:
                     faults.append(Fault(path, line, f"record {number} where {expected} should be"))
-                if record.get("prev") != previous:
+                if record["prev"] != previous:
                     faults.append(Fault(path, line, f"record {number} does not follow the one before it"))
-                elif _hash(previous, body) != given:
+                body = raw.removesuffix(_tail(given))
+                if len(body) == len(raw) or _hash(record["prev"], body) != given:
                     faults.append(Fault(path, line, f"record {number} was changed"))
                 records += 1
                 expected, previous = number + 1, given
     # A torn line is harmless where a crash leaves one: the numbers go on behind it without a gap.
-    return Verdict(records, previous, faults, torn)
+    return Verdict(records, previous, faults, torn, begin)
 
 
 def _closed(folder: Path) -> list[Path]:
@@ -228,9 +322,11 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
 def _parsed(raw: bytes) -> dict[str, Any] | None:
     try:
         record = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    is_whole = isinstance(record, dict) and isinstance(record.get("n"), int) and "hash" in record
+    if not isinstance(record, dict) or type(record.get("n")) is not int:
+        return None
+    is_whole = all(isinstance(record.get(key), str) for key in ("time", "prev", "hash"))
     return record if is_whole else None
 
 
@@ -239,7 +335,7 @@ def _last_record(path: Path) -> dict[str, Any] | None:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - _TAIL_BYTES))
-            lines = file.read().splitlines()
+            lines = file.read(_TAIL_BYTES).splitlines()
     except FileNotFoundError:
         return None
     for raw in reversed(lines):
@@ -249,8 +345,26 @@ def _last_record(path: Path) -> dict[str, Any] | None:
     return None
 
 
+def _lines_backwards(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a file, the last one first."""
+    try:
+        with path.open("rb") as file:
+            position, rest = file.seek(0, os.SEEK_END), b""
+            while position:
+                start = max(0, position - _TAIL_BYTES)
+                file.seek(start)
+                lines = (file.read(position - start) + rest).split(b"\n")
+                position, rest = start, lines[0]
+                yield from reversed(lines[1:])
+            yield rest
+    except FileNotFoundError:
+        return
+
+
 def _ends_whole(path: Path) -> bool:
     with path.open("rb") as file:
+        if not file.seek(0, os.SEEK_END):
+            return True
         file.seek(-1, os.SEEK_END)
         return file.read(1) == b"\n"
 

@@ -43,7 +43,7 @@ MAX_AHEAD_S = 2.0
 MAX_PAYLOAD = 4096
 LONGEST_ID = 128
 _KEYS = {"value", "id", "time", "expires", "mode"}
-_MODES = ("write", "arm", "execute")
+MODES = ("write", "arm", "execute")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,8 @@ class Answer:
 
     def payload(self) -> bytes:
         """Return the answer as a payload."""
-        return json.dumps(self.object(), ensure_ascii=False, separators=(",", ":")).encode()
+        text = json.dumps(self.object(), ensure_ascii=False, separators=(",", ":"))
+        return text.encode("utf-8", "backslashreplace")  # halves of surrogates, as JSON writes them
 
 
 def read_command(payload: bytes, *, actor: str, point: str, origin: str) -> Command:
@@ -119,6 +120,8 @@ def read_command(payload: bytes, *, actor: str, point: str, origin: str) -> Comm
     value = data.get("value")
     if not isinstance(value, bool | int | float | str):
         raise RefusedError("the command has no `value` that is a number, text, true or false")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RefusedError(f"{value} is not a value")
     name = data.get("id")
     if not isinstance(name, str | int) or isinstance(name, bool) or not 0 < len(str(name)) <= LONGEST_ID:
         raise RefusedError("the command has no `id`, by which it is told from its repetition")
@@ -136,7 +139,7 @@ def read_command(payload: bytes, *, actor: str, point: str, origin: str) -> Comm
     ):
         raise RefusedError(f"`expires` is a duration of at most {LONGEST_EXPIRY_S:.0f} s")
     mode = data.get("mode", "write")
-    if mode not in _MODES:
+    if mode not in MODES:
         raise RefusedError("`mode` is write, arm or execute")
     return Command(
         "mqtt", origin, actor, point, value, str(name), given_ns, given_ns + round(expires * 1e9), mode
@@ -167,7 +170,7 @@ def fitting(point: Point, value: Value) -> Value:
     if isinstance(value, str):
         for number, label in point.labels.items():
             if label == value:
-                return number
+                return fitting(point, number)
         names = f", or one of {', '.join(point.labels.values())}" if point.labels else ""
         raise RefusedError(f"'{value[:60]}' is not a {point.kind}{names}")
     if isinstance(value, float) and not math.isfinite(value):

@@ -3,13 +3,16 @@
 Rules:
 
 * One attempt, one record, whatever came of it; the record is written before the answer goes out.
-* A command whose record cannot be written is refused before anything is sent.
+* A command whose record cannot be written is refused before anything is sent. A safe value is not: a
+  machine must come to rest also when a disk is full.
 * Commands to one point are done one after the other. What has not been sent when its time is over is not
   sent.
+* On a topic nobody is ``local``, whatever the broker lets through.
 * What routes write is recorded by point once a minute, with how many and the last value (``routes: each``:
   every single one). Refusals are recorded when they begin and when they end.
 * A point with a `fallback` gets its safe value when its source, or whoever commands it, has been silent for
-  so long, once; that is said, recorded, and over with the next good value.
+  so long, once; that is said, recorded, and over with the next good value. If it cannot be written it is
+  tried again, and said and recorded again when it ends otherwise.
 
 Design: the desk decides nothing itself: `gate` does. It knows the order in which things have to happen.
 """
@@ -25,7 +28,7 @@ from weakref import WeakValueDictionary
 
 from fieldbus import clock
 from fieldbus.errors import RefusedError
-from fieldbus.gateway.commands.access import Access
+from fieldbus.gateway.commands.access import LOCAL, Access
 from fieldbus.gateway.commands.audit import Audit
 from fieldbus.gateway.commands.command import LONGEST_EXPIRY_S, Answer, Command, read_command
 from fieldbus.gateway.commands.gate import DAY_S, ExpiredError, Gate, Guard
@@ -36,6 +39,8 @@ from fieldbus.sample_json import parse_time
 ROUTES_PERIOD_S = 60.0
 MOST_AT_ONCE = 256
 """Commands under way, at most."""
+LONGEST_ADDRESS = 512
+"""No point has a longer one."""
 _DONE = (WriteOutcome.WRITTEN, WriteOutcome.VERIFIED)
 _LOG = logging.getLogger("fieldbus")
 
@@ -90,14 +95,24 @@ class Desk:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._commanded_s: dict[str, float] = {}
         """Point to when a command last wrote it."""
+        self._not_safe: dict[str, tuple[WriteOutcome, str | None]] = {}
+        """Point to how it ended when its safe value was to be written last, and was not."""
 
     # --- commands
 
     def instruct(self, instruction: Instruction) -> None:
         """Take what came on a topic."""
         now_ns = clock.wall_ns()
-        unread = Command("mqtt", instruction.topic, instruction.actor, instruction.point, "")
+        unread = Command(
+            "mqtt", instruction.topic, instruction.actor, instruction.point[:LONGEST_ADDRESS], ""
+        )
         try:
+            if len(instruction.point) > LONGEST_ADDRESS:
+                raise RefusedError("no point has such a long name")
+            if instruction.actor == LOCAL:
+                raise RefusedError(
+                    f"'{LOCAL}' is who is on the gateway's machine, and does not come by topic"
+                )
             command = read_command(
                 instruction.payload,
                 actor=instruction.actor,
@@ -131,8 +146,13 @@ class Desk:
         if instruction.reply is not None:
             instruction.reply(answer.payload())
 
-    async def execute(self, command: Command) -> Answer:
-        """Do what a command wants, or not, and return how it ended."""
+    async def execute(self, command: Command, known: tuple[WriteOutcome, str | None] | None = None) -> Answer:
+        """Do what a command wants, or not, and return how it ended.
+
+        Args:
+            command: what is wanted.
+            known: how it ended before; if it does so again, that is not recorded again.
+        """
         received_ns = clock.wall_ns()
         lock = self._locks.setdefault(command.point, asyncio.Lock())
         try:
@@ -145,13 +165,15 @@ class Desk:
             )
             raise
         answer = Answer(command, outcome, reason, received_ns, clock.wall_ns(), value)
+        if (outcome, reason) == known:
+            return answer
         if self._record(answer, old) or outcome not in (*_DONE, WriteOutcome.ARMED):
             return answer
         text = "it was done, but the audit log could not be written any more"
         return Answer(command, outcome, text, received_ns, answer.done_ns, value)
 
     async def _execute(self, command: Command) -> tuple[WriteOutcome, str | None, Value, Sample | None]:
-        if self.audit is not None and self.audit.trouble is not None and not self._probe():
+        if self.audit is not None and command.way != "fallback" and not self._can_record(self.audit):
             text = f"the audit log cannot be written ({self.audit.trouble})"
             return WriteOutcome.REFUSED, text, command.value, None
         now_s = clock.monotonic_s()
@@ -168,15 +190,16 @@ class Desk:
         left_s = (command.expires_ns - now_ns) / 1e9 if command.expires_ns else LONGEST_EXPIRY_S
         result = await self._write(point, value, now_s + left_s)
         outcome, reason = result.outcome, result.reason
-        if outcome in _DONE:
+        if outcome in _DONE and command.way != "fallback":
             self._commanded_s[point.address] = clock.monotonic_s()
         return outcome, None if reason is None else str(reason), result.value, old
 
-    def _probe(self) -> bool:
-        """Try whether the log can be written again."""
-        return self.audit is not None and self.audit.record(
-            clock.wall_ns(), {"way": "audit", "outcome": "resumed"}
-        )
+    @staticmethod
+    def _can_record(audit: Audit) -> bool:
+        """Return whether what is done now can be recorded; after a failure that is tried."""
+        if not audit.is_ready():
+            return False
+        return audit.trouble is None or audit.record(clock.wall_ns(), {"way": "audit", "outcome": "resumed"})
 
     def _record(self, answer: Answer, old: Sample | None = None) -> bool:
         name = str(answer.outcome)
@@ -225,13 +248,13 @@ class Desk:
             found.count += 1
             found.value = value
             if found.reason is not None:
-                self._record_routed(point, found, value, None, 1)
+                self._record_routed(point, found, value, None, found.count)
                 found.reason = None
                 found.count = 0
         else:
             found.refused += 1
             if found.reason is None:
-                self._record_routed(point, found, value, refusal, 1)
+                self._record_routed(point, found, value, refusal, found.refused)
                 found.refused = 0
             found.reason = refusal
 
@@ -263,16 +286,25 @@ class Desk:
         """Return when a command last wrote a point; None if none did."""
         return self._commanded_s.get(point.address)
 
+    def is_busy(self, point: Point) -> bool:
+        """Return whether a command to a point is under way."""
+        lock = self._locks.get(point.address)
+        return lock is not None and lock.locked()
+
     async def fall_back(self, point: Point, guard: Guard) -> WriteOutcome:
         """Bring a point to its safe value."""
         value = guard.fallback_value
         if value is None or guard.fallback_after_s is None:
             return WriteOutcome.REFUSED
-        self.counters["fallbacks"] += 1
         origin = f"silent for {guard.fallback_after_s:g} s"
-        answer = await self.execute(Command("fallback", origin, "fallback", point.address, value))
-        how = f"{answer.outcome}: {answer.reason}" if answer.reason else str(answer.outcome)
-        _LOG.warning("%s: its source is silent, safe value %s %s", point.address, value, how)
+        known = self._not_safe.pop(point.address, None)
+        answer = await self.execute(Command("fallback", origin, "fallback", point.address, value), known)
+        if answer.outcome not in _DONE:
+            self._not_safe[point.address] = answer.outcome, answer.reason
+        if (answer.outcome, answer.reason) != known:
+            self.counters["fallbacks"] += 1
+            how = f"{answer.outcome}: {answer.reason}" if answer.reason else str(answer.outcome)
+            _LOG.warning("%s: its source is silent, safe value %s %s", point.address, value, how)
         return answer.outcome
 
     # --- life
@@ -282,6 +314,7 @@ class Desk:
         self.gate.adopt(other.gate)
         self.counters = other.counters
         self._commanded_s = other._commanded_s
+        self._not_safe = other._not_safe
         self._locks, self._tasks = other._locks, other._tasks
         other.sum_up()
 
@@ -290,8 +323,10 @@ class Desk:
         if self.audit is None:
             return
         now_ns, now_s = clock.wall_ns(), clock.monotonic_s()
-        has_budget = any(guard.daily_budget for guard in guards.values())
-        since_ns = now_ns - round((DAY_S if has_budget else 2 * LONGEST_EXPIRY_S) * 1e9)
+        back_s = max([2 * LONGEST_EXPIRY_S, *(guard.min_interval_s for guard in guards.values())])
+        if any(guard.daily_budget for guard in guards.values()):
+            back_s = max(back_s, DAY_S)
+        since_ns = max(0, now_ns - round(back_s * 1e9))
         for record in self.audit.recent(since_ns):
             try:
                 time_ns = parse_time(record["time"])

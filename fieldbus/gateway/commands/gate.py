@@ -11,8 +11,8 @@ What is asked, in this order; the first no is the answer:
 7. is it not too soon after the last one (`min_interval`), and not too often a day (`non_volatile`)?
 
 Rules: pure, time is a parameter. A safe value (`fallback`) need only fit. What was refused changes nothing:
-neither interval nor budget is used up. A
-no is a sentence for the one who asked, with what would have been allowed.
+neither interval nor budget is used up. A no is a sentence for the one who asked, with what would have been
+allowed. Whatever a command says, the answer is a decision or `RefusedError`.
 
 Design: what a point must always be protected from is the point's (`Guard`), who may do it is the actor's; the
 two know nothing of each other.
@@ -20,6 +20,7 @@ two know nothing of each other.
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections import deque
@@ -36,6 +37,8 @@ ARMED_S = 10.0
 """How long a point stays armed."""
 DAY_S = 86400.0
 _MOST_IDS = 100_000
+_MOST_TO_COMPARE = 1000
+"""Points among which a similar name is looked for: more would hold up everything else."""
 _COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
     "==": operator.eq,
     "!=": operator.ne,
@@ -136,6 +139,8 @@ class _State:
     """What the gate remembers of a point."""
 
     written_s: float | None = None
+    written_ns: int = 0
+    """The same moment, wall clock; 0 if that was before a restart."""
     value: Value | None = None
     armed: dict[str, tuple[Value, float]] = field(default_factory=dict)
     """Actor to value and until when."""
@@ -179,8 +184,7 @@ class Gate:
         Raises:
             RefusedError: nothing is to be written, and why. `Expired` where it came too late.
         """
-        if command.way == "mqtt":
-            self._check_time(command, now_ns)
+        self._check_time(command, now_ns)
         point = self._point(command)
         if command.way != "route" and not point.access.can_write:
             raise RefusedError("not writable (access: read)")
@@ -190,7 +194,7 @@ class Gate:
         if refusal is not None:
             raise RefusedError(refusal)
         if command.way == "fallback":  # to be safe is always allowed
-            self.note(point, value, now_s)
+            self.note(point, value, now_s, now_ns=now_ns)
             return point, value
         self._check_state(point, guard, value)
         if command.mode == "arm":
@@ -205,14 +209,14 @@ class Gate:
         if guard.confirm:
             self._state(point).armed.pop(command.actor, None)
         self._remember(command, now_ns)
-        self.note(point, value, now_s)
+        self.note(point, value, now_s, now_ns=now_ns)
         return point, value
 
-    def note(self, point: Point, value: Value, now_s: float, count: int = 1) -> None:
+    def note(self, point: Point, value: Value, now_s: float, count: int = 1, *, now_ns: int = 0) -> None:
         """Count a write that was let through (also one of before a restart)."""
         guard = self._guards.get(point, NO_GUARD)
         state = self._state(point)
-        state.written_s, state.value = now_s, value
+        state.written_s, state.written_ns, state.value = now_s, now_ns, value
         if guard.daily_budget is not None:
             state.writes.extend([now_s] * min(count, guard.daily_budget))
 
@@ -227,8 +231,9 @@ class Gate:
                 f"'{command.actor}' may not write {command.point} (nothing under `access` says so)"
             )
         point = self._points.get(command.point)
-        if point is None or point.device == "sys":
-            hint = closest(command.point, self._points)
+        if point is None:
+            is_quick = len(self._points) <= _MOST_TO_COMPARE
+            hint = closest(command.point, self._points) if is_quick else None
             raise RefusedError(f"there is no point '{command.point}'" + (f" ({hint})" if hint else ""))
         return point
 
@@ -236,38 +241,37 @@ class Gate:
         if command.given_ns > now_ns + MAX_AHEAD_S * 1e9:
             ahead_s = (command.given_ns - now_ns) / 1e9
             raise RefusedError(f"the command was given {ahead_s:.1f} s in the future: the clocks differ")
-        if now_ns >= command.expires_ns:
+        if command.expires_ns and now_ns >= command.expires_ns:
             raise ExpiredError(f"{(now_ns - command.given_ns) / 1e9:.1f} s old")
-        if (command.actor, command.id) in self._ids:
+        if command.id and (command.actor, command.id) in self._ids:
             raise RefusedError("this command was executed already")
 
     def _check_state(self, point: Point, guard: Guard, value: Value) -> None:
         if guard.step is not None and not isinstance(value, str):
             steps = (value - (point.minimum or 0)) / guard.step
-            if abs(steps - round(steps)) > 1e-6:
+            if not math.isfinite(steps) or abs(steps - round(steps)) > 1e-6:
                 raise RefusedError(f"{value:g} is between the steps of {guard.step:g}")
         if guard.max_change is not None and not isinstance(value, str):
-            present = self._present(point)
-            if present is None:
-                raise RefusedError("its present value is not known, so `max_change` cannot be kept")
-            if abs(value - present) > guard.max_change:
-                raise RefusedError(
-                    f"{value:g} is further than {guard.max_change:g} from the present {present:g}"
-                )
+            for present in self._present(point):
+                if abs(value - present) > guard.max_change:
+                    text = f"{value:g} is further than {guard.max_change:g} from the present {present:g}"
+                    raise RefusedError(text)
         for condition in guard.only_if:
             sample = _UNKNOWN if condition.point is None else self._sample_of(condition.point)
             if not condition.holds(sample):
                 state = _known(sample)
                 raise RefusedError(f"interlock: {condition.text} does not hold ({state})")
 
-    def _present(self, point: Point) -> float | None:
-        value: Value | None = None
-        if point.access.can_read:
-            sample = self._sample_of(point)
-            value = sample.value if sample.quality is Quality.GOOD else None
-        else:
-            value = self._state(point).value
-        return None if value is None or isinstance(value, str) else value
+    def _present(self, point: Point) -> list[float]:
+        """Return the value that a point has, and the one that it may have got since that was read."""
+        sample = self._sample_of(point) if point.access.can_read else _UNKNOWN
+        if sample.quality is not Quality.GOOD or not _is_finite(sample.value):
+            raise RefusedError("its present value is not known, so `max_change` cannot be kept")
+        found: list[Any] = [sample.value]
+        state = self._state(point)
+        if state.written_ns >= sample.time_ns and _is_finite(state.value):
+            found.append(state.value)
+        return found
 
     def _check_armed(self, command: Command, point: Point, value: Value, now_s: float) -> None:
         armed = self._state(point).armed.get(command.actor)
@@ -310,6 +314,13 @@ class ExpiredError(RefusedError):
     """The command came, or its turn came, when its time was over."""
 
     outcome = WriteOutcome.EXPIRED
+
+
+def _is_finite(value: Value | None) -> bool:
+    try:
+        return not isinstance(value, str) and value is not None and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _known(sample: Sample) -> str:

@@ -47,6 +47,7 @@ class AuditSettings(Settings):
     routes: Literal["summary", "each"] = Field(
         "summary", description="What routes write: a record a minute and point, or one for each write."
     )
+    max_size: Size = Field(2 << 30, description="Of all its files; the oldest records are removed first.")
 
 
 class ActorSettings(Settings):

@@ -13,21 +13,20 @@ Rules:
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from fieldbus import clock
 from fieldbus.durable.spool import Spool, Stream
 from fieldbus.gateway.commands.desk import Desk
+from fieldbus.gateway.exchange.demand import Demand, Key
 from fieldbus.gateway.exchange.intake import Intake, Keeper
-from fieldbus.gateway.exchange.pump import Pump
-from fieldbus.gateway.exchange.sinks import LiveSink, PeerSink, TopicSink
-from fieldbus.link import Delivery, Instruction, Link, PeerLink, Target
+from fieldbus.gateway.exchange.pumps import Pumps
+from fieldbus.gateway.exchange.sinks import PeerSink, Taker, TopicSink
+from fieldbus.link import Delivery, Instruction, Link, PeerLink
 from fieldbus.model import Point
 from fieldbus.mqtt import peering
 from fieldbus.mqtt.peering import PeeringError, Want, topic
@@ -38,7 +37,7 @@ from fieldbus.mqtt.records import (
     encode_acknowledgement,
     encode_row,
 )
-from fieldbus.routing.policy import Edge, OnBad, Policy, When
+from fieldbus.routing.policy import Edge, When
 from fieldbus.routing.router import Router
 from fieldbus.store.link import StoreLink
 
@@ -47,14 +46,6 @@ WATCH_S = 15.0
 """So long after a watcher looked, what only watchers want is asked for."""
 MAX_PEERS = 256
 _LOG = logging.getLogger("fieldbus")
-
-
-class Taker(Protocol):
-    """What takes deliveries: a link, or a sink."""
-
-    def send(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
-        """Take them."""
-        ...
 
 
 class Surroundings(Protocol):
@@ -72,15 +63,6 @@ class Surroundings(Protocol):
 
     def births_changed(self) -> None:
         """Learn that what we say of ourselves is not what was said last."""
-
-
-@dataclass(slots=True)
-class _Wanted:
-    """What one peer wants of us."""
-
-    want: Want
-    live: LiveSink
-    durable: PeerSink | None = None
 
 
 class _SpoolKeeper:
@@ -130,14 +112,18 @@ class Exchange:
         self._shares: dict[str, re.Pattern[str]] = {}
         self._fed: list[tuple[Edge, str, str]] = []
         self._extra_points: frozenset[Point] = frozenset()
-        self._wanted: dict[tuple[str, str], _Wanted] = {}
         self._topics: dict[str, TopicSink] = {}
-        self._pumps: dict[str, tuple[Pump, asyncio.Task[None]]] = {}
-        self._online: dict[tuple[str, str], bool] = {}
+        self._pumps = Pumps()
+        self._online: dict[Key, bool] = {}
+        self._demand = Demand(
+            me, spool, self.takers, self._pumps, lambda key: self._online.get(key, False), around
+        )
         self._said: dict[tuple[str, str], bytes] = {}
         self._births: dict[str, bytes] = {}
         self._faulty: set[tuple[str, str]] = set()
         self._watched_s = -WATCH_S
+        self._said_watched = False
+        """Whether what we said that we want is what watchers want too."""
 
     # --- what the gateway calls
 
@@ -171,7 +157,7 @@ class Exchange:
         for link in self._links.values():
             link.correspondent = self
         for name in [name for name in self._topics if name not in self._links]:
-            self._stop_pump(self._topics.pop(name).pump)
+            self._pumps.stop(self._topics.pop(name).pump)
         kept = []
         self._fed = []
         peer_of = self._peer_of_device()
@@ -193,7 +179,8 @@ class Exchange:
             if _topics_name(name) in self.spool.abouts:
                 self._topic_sink(name)  # what is left of routes that are no more goes out all the same
         self._extra_points = frozenset(needed)
-        self._restore_wants()
+        self._demand.links, self._demand.shares = self._links, self._shares
+        self._demand.restore()
         for name in [name for name in self.takers if " " not in name]:
             del self.takers[name]  # a link of the plant before
         return kept
@@ -205,18 +192,14 @@ class Exchange:
     def start(self) -> None:
         """Begin to send."""
         for sink in self._topics.values():
-            self._start_pump(sink.pump)
-        for wanted in self._wanted.values():
+            self._pumps.start(sink.pump)
+        for wanted in self._demand.wanted.values():
             if wanted.durable is not None:
-                self._start_pump(wanted.durable.pump)
+                self._pumps.start(wanted.durable.pump)
 
     async def stop(self) -> None:
         """Stop sending."""
-        tasks = [task for _, task in self._pumps.values()]
-        self._pumps.clear()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._pumps.stop_all()
 
     def watched(self) -> None:
         """Learn that somebody looks at all points."""
@@ -226,11 +209,20 @@ class Exchange:
         if not was_watched:
             self._say_wants()
 
+    def ask_again(self) -> None:
+        """Say anew what we want of peers: they send the newest of it, which a new route has missed."""
+        self._said.clear()
+
     def look_round(self) -> None:
-        """Once a second: what only watchers wanted is not wanted any more when they have gone."""
-        for pump, _ in self._pumps.values():
+        """Once a second: tell peers that we are there; want no more what nobody watches any more."""
+        for pump in self._pumps:
             pump.wake()
-        self._say_wants()
+        now_s = clock.monotonic_s()
+        if self._demand.visitors_gone(now_s):
+            self._wants_changed()
+        self._demand.beat(now_s)
+        if self._is_watched is not self._said_watched:
+            self._say_wants()
 
     @property
     def _is_watched(self) -> bool:
@@ -242,7 +234,7 @@ class Exchange:
 
     def conflated(self) -> int:
         """Return how many live samples were replaced by newer ones."""
-        return sum(wanted.live.conflated for wanted in self._wanted.values())
+        return sum(wanted.live.conflated for wanted in self._demand.wanted.values())
 
     # --- the correspondent of links
 
@@ -252,19 +244,19 @@ class Exchange:
         # Who is there the broker says now, and to whoever is not nothing can be sent.
         self._online = {key: value for key, value in self._online.items() if key[0] != link}
         self._say_birth(link)
-        for name, peer in self._wanted:
-            if name == link:
+        for name, peer in self._demand.wanted:
+            if name == link and not peering.is_visitor(peer):
                 self._links[link].look_after(peer)
         self._say_wants()
         self._around.births_changed()
-        for pump, _ in self._pumps.values():
+        for pump in self._pumps:
             pump.wake()
 
     def peer_is(self, link: str, peer: str, *, is_online: bool) -> None:
         """Learn that a peer is there, or is not."""
         was_online = self._online.get((link, peer), False)
         self._online[link, peer] = is_online
-        wanted = self._wanted.get((link, peer))
+        wanted = self._demand.wanted.get((link, peer))
         if wanted is None or wanted.durable is None:
             return
         if is_online and not was_online:
@@ -285,16 +277,23 @@ class Exchange:
             self._fault(link, peer, f"what it wants: {error}")
             return
         key = (link, peer)
-        if key not in self._wanted and len(self._wanted) >= MAX_PEERS:
+        if peering.is_visitor(peer):
+            want = Want(want.live)
+            self._demand.visited_s[key] = clock.monotonic_s()
+            before = self._demand.wanted.get(key)
+            if before is not None and before.want == want:
+                return
+        if key not in self._demand.wanted and len(self._demand.wanted) >= MAX_PEERS:
             self._fault(link, peer, f"{MAX_PEERS} gateways want something already; it gets nothing")
             return
         if not want:
-            self._forget(key)
+            self._demand.forget(key)
         else:
-            self._take_want(key, want)
-            self._links[link].look_after(peer)
-            self._send_all(key)
-            durable = self._wanted[key].durable
+            self._demand.take(key, want)
+            if not peering.is_visitor(peer):
+                self._links[link].look_after(peer)
+            self._demand.send_all(key)
+            durable = self._demand.wanted[key].durable
             if durable is not None:
                 durable.pump.begin_again()  # what was sent before it was there to hear it is lost
         self._wants_changed()
@@ -306,7 +305,7 @@ class Exchange:
         except RecordError as error:
             self._fault(link, peer, str(error))
             return
-        wanted = self._wanted.get((link, peer))
+        wanted = self._demand.wanted.get((link, peer))
         if wanted is None or wanted.durable is None:
             return
         if stream == wanted.durable.stream.name and boot == self.spool.boot:
@@ -371,85 +370,17 @@ class Exchange:
             self._faulty.add((peer, text))
             _LOG.warning("%s: gateway %s: %s", link, peer, text)
 
-    # --- what others want
-
-    def _restore_wants(self) -> None:
-        """Take up what peers wanted before, and make their edges for the points that there are now."""
-        for about in list(self.spool.abouts.values()):
-            link, peer = about.get("link"), about.get("peer")
-            if isinstance(link, str) and isinstance(peer, str) and (link, peer) not in self._wanted:
-                if link not in self._links:
-                    _LOG.warning("the spool keeps samples for gateway %s on %s, which is no broker any more",
-                                 peer, link)  # fmt: skip
-                    continue
-                try:
-                    want = peering.want_of(about.get("want", {}))
-                except PeeringError:
-                    continue
-                self._take_want((link, peer), Want({}, want.durable))
-        for key, wanted in list(self._wanted.items()):
-            if key[0] not in self._links:
-                self._forget(key)
-                continue
-            self._take_want(key, wanted.want)
-
-    def _take_want(self, key: tuple[str, str], want: Want) -> None:
-        link, peer = key
-        port = self._links[link]
-        wanted = self._wanted.get(key)
-        if wanted is None or wanted.live._link is not port:  # noqa: SLF001 - the link was made anew
-            before = wanted
-            wanted = self._wanted[key] = _Wanted(want, LiveSink(port, self.me, peer))
-            if before is not None and before.durable is not None:
-                self._stop_pump(before.durable.pump)
-        wanted.want = want
-        self.takers[_live_name(link, peer)] = wanted.live
-        if want.durable and wanted.durable is None:
-            stream = self.spool.stream(_data_name(link, peer), encode_row)
-            wanted.durable = PeerSink(port, self.me, peer, stream, lambda: self._online.get(key, False))
-            self.takers[_data_name(link, peer)] = wanted.durable
-            self._start_pump(wanted.durable.pump)
-        if wanted.durable is not None and not want.durable:
-            self._stop_pump(wanted.durable.pump)
-            wanted.durable.stream.forget()
-            self.takers.pop(_data_name(link, peer), None)
-            wanted.durable = None
-        if wanted.durable is not None:
-            about = {"link": link, "peer": peer, "want": peering.want_object(Want({}, want.durable))}
-            if self.spool.abouts.get(wanted.durable.stream.name) != about:
-                self.spool.abouts[wanted.durable.stream.name] = about
-                wanted.durable.stream.set_about(about)
-
-    def _forget(self, key: tuple[str, str]) -> None:
-        link, peer = key
-        wanted = self._wanted.pop(key, None)
-        self.takers.pop(_live_name(link, peer), None)
-        if wanted is None or wanted.durable is None:
-            return
-        self._stop_pump(wanted.durable.pump)
-        self.takers.pop(_data_name(link, peer), None)
-        if link in self._links:
-            wanted.durable.stream.forget()
-
     def _wants_changed(self) -> None:
         """Have the routing table feed the sinks, and the intake what comes from peers."""
         peer_of = self._peer_of_device()
         extra: list[Edge] = []
         fed = list(self._fed)
-        for (link, peer), wanted in self._wanted.items():
-            for name, points in (
-                (_live_name(link, peer), wanted.want.live),
-                (_data_name(link, peer), wanted.want.durable),
-            ):
-                for point, is_each in self._shared(link, peer, points):
-                    when = When.SAMPLE if is_each else When.CHANGE
-                    target = Target(name, None, point.address)
-                    edge = Edge(point, target, Policy(when=when, on_bad=OnBad.SEND))
-                    source = peer_of.get(point.device)
-                    if source is not None and name == _data_name(link, peer):
-                        fed.append((edge, source, name))
-                    else:
-                        extra.append(edge)
+        for edge, is_durable in self._demand.edges():
+            source = peer_of.get(edge.source.device)
+            if source is not None and is_durable:
+                fed.append((edge, source, edge.target.link))
+            else:
+                extra.append(edge)
         self._around.router.set_extra(extra)
         keepers: dict[str, Keeper] = {}
         for _, _, name in fed:
@@ -462,42 +393,13 @@ class Exchange:
         self.intake.set(fed, keepers)
         self._say_wants()
 
-    def _shared(self, link: str, peer: str, wanted: Mapping[str, bool]) -> list[tuple[Point, bool]]:
-        """Return the points that a peer may have of those that it wants."""
-        share = self._shares.get(link)
-        found = []
-        for address, is_each in wanted.items():
-            point = self._around.points.get(address)
-            if (
-                point is None
-                or not point.access.can_read
-                or (share is not None and not share.fullmatch(address))
-            ):
-                continue
-            if point.origin.partition("/")[0] == peer:
-                continue  # it is the peer's own
-            found.append((point, is_each))
-        return found
-
-    def _send_all(self, key: tuple[str, str]) -> None:
-        """Send a peer the newest of all that it wants live."""
-        link, peer = key
-        wanted = self._wanted[key]
-        router = self._around.router
-        items = []
-        for point, _ in self._shared(link, peer, wanted.want.live):
-            target = Target(_live_name(link, peer), None, point.address)
-            sample = router.sample(point)
-            if sample.time_ns:
-                items.append(Delivery(target, point, sample))
-        wanted.live.send(items)
-
     # --- what we want and say
 
     def _peer_of_device(self) -> dict[str, str]:
         return {device: peer for link in self._links.values() for peer, device in link.peers.items()}
 
     def _say_wants(self) -> None:
+        self._said_watched = self._is_watched
         for name, link in self._links.items():
             if not link.is_sending:
                 continue
@@ -547,38 +449,21 @@ class Exchange:
 
     def _topic_sink(self, name: str) -> TopicSink:
         sink = self._topics.get(name)
-        if sink is None or sink._link is not self._links[name]:  # noqa: SLF001 - the link was made anew
+        if sink is None or sink.link is not self._links[name]:  # the link was made anew
             if sink is not None:
-                self._stop_pump(sink.pump)
+                self._pumps.stop(sink.pump)
             stream = self.spool.stream(_topics_name(name), encode_row)
             if _topics_name(name) not in self.spool.abouts:
                 self.spool.abouts[_topics_name(name)] = {"broker": name}
                 stream.set_about({"broker": name})
             sink = self._topics[name] = TopicSink(self._links[name], self._plain[name], stream)
             self.takers[_topics_name(name)] = sink
-            self._start_pump(sink.pump)
+            self._pumps.start(sink.pump)
         return sink
 
-    def _start_pump(self, pump: Pump) -> None:
-        name = pump.stream.name
-        if name in self._pumps:
-            return
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            return  # before the gateway runs; `start` does it
-        self._pumps[name] = pump, loop.create_task(pump.run(), name=f"stream {name}")
-
-    def _stop_pump(self, pump: Pump) -> None:
-        found = self._pumps.get(pump.stream.name)
-        if found is not None and found[0] is pump:
-            del self._pumps[pump.stream.name]
-            found[1].cancel()
-
-    def stuck_s(self, now_s: float) -> float:
+    def stuck_s(self) -> float:
         """Return for how long the spool's thread has had no turn though something waits."""
-        committer = self.spool.committer
-        return max(0.0, now_s - committer.turned_s) if committer.trouble is None else 0.0
+        return self.spool.committer.hangs_s()
 
     def backlog(self) -> dict[str, Any]:
         """Return what waits in the spool, by stream."""
@@ -590,11 +475,3 @@ class Exchange:
 
 def _topics_name(link: str) -> str:
     return f"{link} topics"
-
-
-def _live_name(link: str, peer: str) -> str:
-    return f"{link} live {peer}"
-
-
-def _data_name(link: str, peer: str) -> str:
-    return f"{link} data {peer}"

@@ -25,7 +25,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple, Protocol
 
-from fieldbus.durable.spool import Row, Stream
+from fieldbus.durable.spool import Stream
+from fieldbus.durable.spool_file import Row
 
 WINDOW = 32
 WINDOW_BYTES = 1 << 20

@@ -14,9 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
-from fieldbus.durable.spool import Row, Stream
+from fieldbus import clock
+from fieldbus.durable.spool import Stream
+from fieldbus.durable.spool_file import Row
 from fieldbus.gateway.exchange.pump import Pump
 from fieldbus.link import Delivery, Link, PeerLink
 from fieldbus.model import Kind, Point, Sample
@@ -28,6 +32,14 @@ _LIVE_UNDER_WAY = 64
 """Live messages that the broker has not acknowledged, at most."""
 _LIVE_SAMPLES = 2000
 _LOG = logging.getLogger("fieldbus")
+
+
+class Taker(Protocol):
+    """What takes deliveries: a link, or a sink."""
+
+    def send(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        """Take them."""
+        ...
 
 
 class TopicSink:
@@ -43,7 +55,7 @@ class TopicSink:
             plain: the same, as what takes deliveries.
             stream: the one in the spool.
         """
-        self._link = link
+        self.link = link
         self._plain = plain
         self._stream = stream
         self.pump = Pump(stream, self)
@@ -51,7 +63,7 @@ class TopicSink:
     def send(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         """Keep samples for the broker."""
         self._stream.append([_topic_item(delivery) for delivery in deliveries])
-        if self.pump.is_behind and self._link.is_sending:
+        if self.pump.is_behind and self.link.is_sending:
             self._plain.send(deliveries)
         return ()
 
@@ -60,7 +72,7 @@ class TopicSink:
     @property
     def is_ready(self) -> bool:
         """Whether the broker is there."""
-        return self._link.is_sending
+        return self.link.is_sending
 
     def carry(self, row: Row, done: Callable[[bool], None], *, is_historical: bool) -> None:
         """Publish what a row has."""
@@ -85,7 +97,7 @@ class TopicSink:
                 done(not has_failed)
 
         for where, payload in messages:
-            self._link.publish(where, payload, one_done)
+            self.link.publish(where, payload, one_done)
 
 
 def _topic_item(delivery: Delivery) -> Item:
@@ -165,13 +177,14 @@ class LiveSink:
     def __init__(self, link: PeerLink, me: str, peer: str) -> None:
         self.conflated = 0
         """Samples that were replaced by newer ones because the broker did not keep up."""
-        self._link = link
+        self.link = link
         self._me = me
         self._peer = peer
         self._items: list[Item] = []
         self._newest: dict[str, Item] = {}
         """What waits while too much is under way."""
         self._under_way = 0
+        self._sent_s = -math.inf
         self._is_scheduled = False
 
     def send(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
@@ -188,9 +201,19 @@ class LiveSink:
             asyncio.get_running_loop().call_soon(self._flush)
         return ()
 
+    def beat(self, now_s: float, period_s: float) -> None:
+        """Send something if nothing was sent for so long: the peer must know that we are there."""
+        if now_s - self._sent_s >= period_s and self.link.is_sending and not self._is_scheduled:
+            self._publish([], now_s)
+
+    def _publish(self, items: Sequence[Item], now_s: float) -> None:
+        self._under_way += 1
+        self._sent_s = now_s
+        self.link.publish(topic(self._me, "live", self._peer), encode_row(items), self._done)
+
     def _flush(self) -> None:
         self._is_scheduled = False
-        if not self._link.is_sending:
+        if not self.link.is_sending:
             self._items.clear()  # whoever comes back asks for everything
             self._newest.clear()
             return
@@ -199,9 +222,7 @@ class LiveSink:
             items += self._newest.values()
             self._newest.clear()
         for first in range(0, len(items), _LIVE_SAMPLES):
-            self._under_way += 1
-            row = encode_row(items[first : first + _LIVE_SAMPLES])
-            self._link.publish(topic(self._me, "live", self._peer), row, self._done)
+            self._publish(items[first : first + _LIVE_SAMPLES], clock.monotonic_s())
 
     def _done(self, _is_done: bool) -> None:
         self._under_way -= 1

@@ -1,0 +1,377 @@
+"""The file of a spool: what is in it, and how it is written. Used by the thread of a committer.
+
+Layout (SQLite)::
+
+    spool(boot, version)                       one row: the incarnation of this file
+    streams(id, name, last_seq, floor, about)  who it is for; `about` is the owner's own note (JSON)
+    rows(id, stream, first, count, gap, time_ns, data)
+    marks(source, seq)                         what of other gateways' streams is already in here
+
+A row is up to `ROW_ITEMS` samples of one stream, encoded by the stream's own encoder, so that what is read
+back goes on the wire as it is. Samples of a stream are numbered from 1 as they are written; `first` is the
+number of a row's first, `gap` how many just before it were dropped before they could be written. Nothing up
+to `floor` is here any more: it was acknowledged, or dropped.
+
+Rules:
+
+* Numbers never begin anew within one `boot`: not when a stream is forgotten and wanted again, and not when
+  the file is lost while it is used.
+* What a transaction changes in here is undone if it fails.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sqlite3
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+ROW_ITEMS = 500
+"""Samples of a row, at most."""
+_ROW_OVERHEAD = 64
+"""Bytes that a row costs beside its data, about."""
+_LOOK_S = 1.0
+"""How often it is looked for rows that are too old."""
+_DROP_AT_ONCE = 256
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS spool(boot TEXT NOT NULL, version INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS streams(
+  id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, last_seq INTEGER NOT NULL, floor INTEGER NOT NULL,
+  about TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS rows(
+  id INTEGER PRIMARY KEY AUTOINCREMENT, stream INTEGER NOT NULL, first INTEGER NOT NULL,
+  count INTEGER NOT NULL, gap INTEGER NOT NULL, time_ns INTEGER NOT NULL, data BLOB NOT NULL);
+CREATE INDEX IF NOT EXISTS rows_of ON rows(stream, first);
+CREATE TABLE IF NOT EXISTS marks(source TEXT PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID;
+"""
+
+Encode = Callable[[Sequence[Any]], bytes]
+
+
+class Row(NamedTuple):
+    """Committed samples of a stream, that follow each other."""
+
+    first: int
+    samples: int
+    """How many there are."""
+    gap: int
+    """How many samples just before the first were never written."""
+    time_ns: int
+    """When it was written, wall clock."""
+    data: bytes
+
+    @property
+    def last(self) -> int:
+        """The number of the last sample."""
+        return self.first + self.samples - 1
+
+
+class Owner(Protocol):
+    """Whose samples they are: of two with one name, one was forgotten."""
+
+    encode: Encode
+
+
+class Append(NamedTuple):
+    """Samples for a stream."""
+
+    stream: str
+    owner: Owner
+    items: Sequence[Any]
+    gap: int = 0
+    """How many just before them were dropped."""
+
+
+class Acknowledge(NamedTuple):
+    """The other side has all of a stream up to a number."""
+
+    stream: str
+    seq: int
+
+
+class Mark(NamedTuple):
+    """All of another's stream up to a number is in here."""
+
+    source: str
+    seq: int
+    done: Callable[[], None] | None
+
+
+class About(NamedTuple):
+    """The owner's note on a stream, as JSON; None if the stream is forgotten."""
+
+    stream: str
+    about: str | None
+
+
+Entry = Append | Acknowledge | Mark | About
+
+
+class Result(NamedTuple):
+    """What a transaction came to."""
+
+    rows: Mapping[Owner, Sequence[Row]]
+    """What was written, by whose it is."""
+    dropped: Mapping[str, tuple[int, int]]
+    """Stream to how many samples were dropped, and its floor then."""
+    loaded: Mapping[str, tuple[int, int]]
+    """Stream to its last number and its floor, if the file was only opened now."""
+    size: int
+    """What all rows have together."""
+
+
+class SpoolFile:
+    """What the thread knows of the file."""
+
+    def __init__(
+        self,
+        max_bytes: int,
+        max_age_ns: int,
+        wall_ns: Callable[[], int],
+        floors: Callable[[], Mapping[str, int]],
+    ) -> None:
+        """Take what it works with.
+
+        Args:
+            max_bytes: what the rows may have together.
+            max_age_ns: older rows are dropped.
+            wall_ns: the wall clock.
+            floors: returns the floors of all streams, for when the file is lost.
+        """
+        self.boot = secrets.token_hex(8)
+        """The incarnation: the file's, or that of the one that is begun."""
+        self.abouts: dict[str, Mapping[str, Any]] = {}
+        """The notes beside streams."""
+        self.marks: dict[str, int] = {}
+        """Source to the number of the last sample of it that is in here."""
+        self.known: dict[str, tuple[int, int]] = {}
+        """Stream to its last number and its floor, when the file was first opened."""
+        self.size = 0
+        """What all rows have together."""
+        self._max_bytes = max_bytes
+        self._max_age_ns = max_age_ns
+        self._wall_ns = wall_ns
+        self._floors = floors
+        self._looked_s = 0.0
+        self._is_known = False
+        self._ids: dict[str, int] = {}
+        self._last: dict[str, int] = {}
+        """Stream to the number of its last sample. Goes on when the file is lost."""
+        self._before: tuple[dict[str, int], dict[str, int], int] | None = None
+        """The same as it was before the transaction, while there is one."""
+        self._loaded: dict[str, tuple[int, int]] = {}
+
+    def opened(self, connection: sqlite3.Connection) -> None:
+        """Make the tables, and learn what is in them."""
+        connection.executescript(_SCHEMA)
+        found = connection.execute("SELECT boot FROM spool").fetchone()
+        if found is None:
+            connection.execute("INSERT INTO spool VALUES(?, 1)", (self.boot,))
+        elif not self._is_known:
+            self.boot = found[0]
+        self._ids = {}
+        known: dict[str, tuple[int, int]] = {}
+        for number, name, last_seq, floor, about in connection.execute("SELECT * FROM streams").fetchall():
+            (lowest,) = connection.execute(
+                "SELECT min(first - gap) FROM rows WHERE stream = ?", (number,)
+            ).fetchone()
+            self._ids[name] = number
+            known[name] = last_seq, max(floor, lowest - 1) if lowest is not None else last_seq
+            self._last[name] = max(last_seq, self._last.get(name, 0))
+            self.abouts.setdefault(name, json.loads(about))
+        (self.size,) = connection.execute(
+            f"SELECT coalesce(sum(length(data) + {_ROW_OVERHEAD}), 0) FROM rows"
+        ).fetchone()
+        if not self._is_known:
+            marks = dict(connection.execute("SELECT source, seq FROM marks").fetchall())
+            self.known, self.marks, self._loaded = known, marks, dict(known)
+            self._is_known = True
+
+    def settled(self, *, is_committed: bool) -> None:
+        """Keep what was done, or forget it."""
+        before, self._before = self._before, None
+        if is_committed:
+            self._loaded = {}
+        elif before is not None:
+            self._ids, self._last, self.size = before
+
+    def apply(self, connection: sqlite3.Connection, items: Sequence[Entry]) -> Result:
+        """Write items, then drop what is too much or too old."""
+        self._before = dict(self._ids), dict(self._last), self.size
+        rows: dict[Owner, list[Row]] = {}
+        size = self.size
+        dropped: dict[str, tuple[int, int]] = {}
+        if not self._ids:
+            self._restore(connection, dropped)
+        appended: dict[Owner, list[Append]] = {}
+        for item in items:
+            if isinstance(item, Append):
+                appended.setdefault(item.owner, []).append(item)
+            elif isinstance(item, About) and item.about is None:
+                # What is appended behind it is for who wants the stream again.
+                size += self._write(connection, appended, rows) - self._empty(connection, item.stream)
+        size += self._write(connection, appended, rows)
+        for item in items:
+            if isinstance(item, Acknowledge):
+                size -= self._delete(connection, item.stream, item.seq)
+            elif isinstance(item, Mark):
+                connection.execute(
+                    "INSERT INTO marks VALUES(?, ?) "
+                    "ON CONFLICT(source) DO UPDATE SET seq = max(seq, excluded.seq)",
+                    (item.source, item.seq),
+                )
+            elif isinstance(item, About) and item.about is not None:
+                number = self._id_of(connection, item.stream)
+                connection.execute("UPDATE streams SET about = ? WHERE id = ?", (item.about, number))
+        size -= self._trim(connection, size, dropped)
+        connection.execute("PRAGMA incremental_vacuum(64)")
+        self.size = size
+        return Result(rows, dropped, self._loaded, size)
+
+    def _restore(self, connection: sqlite3.Connection, dropped: dict[str, tuple[int, int]]) -> None:
+        """Make the streams again in a file that was begun anew: what the one before had of them is lost."""
+        for source, seq in self.marks.items():
+            connection.execute("INSERT OR REPLACE INTO marks VALUES(?, ?)", (source, seq))
+        floors = self._floors()
+        for name, last in self._last.items():
+            if name in floors:
+                dropped[name] = max(0, last - floors[name]), last
+                self._id_of(connection, name)
+
+    def _id_of(self, connection: sqlite3.Connection, name: str) -> int:
+        found = self._ids.get(name)
+        if found is None:
+            about = json.dumps(self.abouts.get(name, {}))
+            last = self._last.setdefault(name, 0)
+            found = connection.execute(
+                "INSERT INTO streams(name, last_seq, floor, about) VALUES(?, ?, ?, ?)",
+                (name, last, last, about),
+            ).lastrowid
+            assert found is not None  # noqa: S101 - an INSERT has one
+            self._ids[name] = found
+        return found
+
+    def _write(
+        self,
+        connection: sqlite3.Connection,
+        appended: dict[Owner, list[Append]],
+        rows: dict[Owner, list[Row]],
+    ) -> int:
+        """Write what was appended, and forget that it was; return its bytes."""
+        size = sum(self._write_one(connection, owner, found, rows) for owner, found in appended.items())
+        appended.clear()
+        return size
+
+    def _write_one(
+        self,
+        connection: sqlite3.Connection,
+        owner: Owner,
+        appended: Sequence[Append],
+        rows: dict[Owner, list[Row]],
+    ) -> int:
+        stream = appended[0].stream
+        now_ns = self._wall_ns()
+        number = self._id_of(connection, stream)
+        last = self._last[stream]
+        made: list[Row] = []
+        gap = 0
+        pending: list[Any] = []
+
+        def cut() -> None:
+            nonlocal last, gap
+            if pending:
+                made.append(Row(last + gap + 1, len(pending), gap, now_ns, owner.encode(pending)))
+                last, gap = last + gap + len(pending), 0
+                pending.clear()
+
+        for item in appended:
+            if item.gap:
+                cut()
+                gap += item.gap
+            for start in range(0, len(item.items), ROW_ITEMS):
+                part = item.items[start : start + ROW_ITEMS]
+                if len(pending) + len(part) > ROW_ITEMS:
+                    cut()
+                pending.extend(part)
+        cut()
+        connection.executemany(
+            "INSERT INTO rows(stream, first, count, gap, time_ns, data) VALUES(?, ?, ?, ?, ?, ?)",
+            [(number, *row) for row in made],
+        )
+        connection.execute("UPDATE streams SET last_seq = ? WHERE id = ?", (last, number))
+        self._last[stream] = last
+        rows.setdefault(owner, []).extend(made)
+        return sum(len(row.data) + _ROW_OVERHEAD for row in made)
+
+    def _delete(self, connection: sqlite3.Connection, name: str, seq: int) -> int:
+        number = self._ids.get(name)
+        if number is None:
+            return 0
+        which = "stream = ? AND first + count - 1 <= ? AND first <= ?"
+        (size,) = connection.execute(
+            f"SELECT coalesce(sum(length(data) + {_ROW_OVERHEAD}), 0) FROM rows WHERE {which}",
+            (number, seq, seq),
+        ).fetchone()
+        connection.execute(f"DELETE FROM rows WHERE {which}", (number, seq, seq))
+        connection.execute("UPDATE streams SET floor = max(floor, ?) WHERE id = ?", (seq, number))
+        return int(size)
+
+    def _empty(self, connection: sqlite3.Connection, name: str) -> int:
+        # The stream's number and name stay, so that numbers do not begin anew if it is wanted again.
+        number = self._ids.get(name, 0)
+        (size,) = connection.execute(
+            f"SELECT coalesce(sum(length(data) + {_ROW_OVERHEAD}), 0) FROM rows WHERE stream = ?", (number,)
+        ).fetchone()
+        connection.execute("DELETE FROM rows WHERE stream = ?", (number,))
+        connection.execute("UPDATE streams SET about = '{}', floor = last_seq WHERE id = ?", (number,))
+        return int(size)
+
+    def _trim(self, connection: sqlite3.Connection, size: int, dropped: dict[str, tuple[int, int]]) -> int:
+        """Drop the oldest rows while they are too many or too old; return their bytes."""
+        names = {number: name for name, number in self._ids.items()}
+        now_s = time.monotonic()
+        oldest_ns = -1
+        if now_s - self._looked_s >= _LOOK_S:
+            self._looked_s = now_s
+            oldest_ns = self._wall_ns() - self._max_age_ns
+        freed = 0
+        while True:
+            rows = connection.execute(
+                f"SELECT id, stream, first, count, time_ns, length(data) + {_ROW_OVERHEAD} FROM rows "
+                "ORDER BY id LIMIT ?", (_DROP_AT_ONCE,)
+            ).fetchall()  # fmt: skip
+            last_id = 0
+            for number, stream, first, count, time_ns, bytes_ in rows:
+                if size - freed <= self._max_bytes and time_ns >= oldest_ns:
+                    break
+                last_id = number
+                freed += bytes_
+                name = names.get(stream, "")
+                floor = first + count - 1
+                dropped[name] = dropped.get(name, (0, 0))[0] + count, floor
+                connection.execute("UPDATE streams SET floor = max(floor, ?) WHERE id = ?", (floor, stream))
+            if last_id:
+                connection.execute("DELETE FROM rows WHERE id <= ?", (last_id,))
+            if len(rows) < _DROP_AT_ONCE or last_id != rows[-1][0]:
+                return freed
+
+    def read(self, connection: sqlite3.Connection, name: str, seq: int, max_bytes: int) -> list[Row]:
+        """Return committed rows of a stream behind a number, the oldest first."""
+        number = self._ids.get(name)
+        if number is None:
+            return []
+        found: list[Row] = []
+        size = 0
+        for row in connection.execute(
+            "SELECT first, count, gap, time_ns, data FROM rows WHERE stream = ? AND first + count - 1 > ? "
+            "AND first > ? ORDER BY first",
+            (number, seq, seq - ROW_ITEMS),
+        ):
+            found.append(Row(*row))
+            size += len(row[4])
+            if size >= max_bytes:
+                break
+        return found

@@ -666,8 +666,6 @@ class Gateway:
                 return f"link {name} has ended"
             if isinstance(link, PulsedLink) and link.stuck_s(now_s) > STUCK_S:
                 return f"link {name} has done nothing for {link.stuck_s(now_s):.0f} s"
-        if self.exchange is not None and self.exchange.stuck_s() > STUCK_S:
-            return "the spool's disk does not answer"
         return None
 
     async def _tell_totals(self) -> None:

@@ -23,6 +23,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import socket
 import ssl
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
@@ -198,6 +199,7 @@ class MqttLink:
             password=self._password,
             identifier=self._client_id,
             protocol=aiomqtt.ProtocolVersion.V5,
+            socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
             keepalive=max(1, round(self._keepalive_s)),
             will=self._will(),
             timeout=5.0,

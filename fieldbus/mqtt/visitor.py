@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import secrets
+import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -117,6 +118,7 @@ class Visitor:
             password=url.password,
             identifier=f"fieldbus-visitor-{os.getpid()}-{secrets.token_hex(3)}",
             protocol=aiomqtt.ProtocolVersion.V5,
+            socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
             keepalive=15,
             timeout=CONNECT_TIMEOUT_S,
             logger=_LOGGER,

@@ -461,10 +461,6 @@ class Exchange:
             self._pumps.start(sink.pump)
         return sink
 
-    def stuck_s(self) -> float:
-        """Return for how long the spool's thread has had no turn though something waits."""
-        return self.spool.committer.hangs_s()
-
     def backlog(self) -> dict[str, Any]:
         """Return what waits in the spool, by stream."""
         return {

@@ -838,3 +838,24 @@ def test_when_the_sender_dies_its_points_are_bad_in_time_and_good_when_it_is_bac
     finally:
         ear.end()
         pair.end()
+
+
+def test_reloads_that_open_broker_and_store_anew_lose_nothing_and_double_nothing(tmp_path, broker):
+    pair = Pair(tmp_path, broker.port)
+    config = tmp_path / "rx.yaml"
+    text = config.read_text()
+    try:
+        pair.start()
+        for number in range(1, 7):
+            pair.works()
+            change = [
+                ("keepalive: 30s", f"keepalive: {30 + number}s"),
+                ("store}", f"store, max_age: {number}d}}"),
+            ]
+            config.write_text(text.replace(*change[number % 2]))
+            os.kill(pair.receiver.pid, signal.SIGHUP)
+            until(lambda n=number: pair.receiver.said.count("reloaded,") > n, 10, lambda: pair.said)
+        pair.flows(10)
+        pair.compare()
+    finally:
+        pair.end()

@@ -380,3 +380,36 @@ async def test_what_was_dropped_at_the_very_end_is_counted_before_what_comes_nex
     kept = await bench.content(stream, 0)
     assert kept[62] == "last"
     assert len(kept) + stream.dropped == 62
+
+
+@pytest.mark.parametrize(
+    "error", ["disk I/O error", "attempt to write a readonly database", "database is locked"]
+)
+async def test_errors_of_the_disk_at_any_moment_cost_nothing_that_is_not_counted(bench, error):
+    bench.open(max_waiting=300)
+    stream = bench.stream()
+    apply = bench.spool.apply
+    fails = False
+
+    def failing(connection, items):
+        result = apply(connection, items)
+        if fails:
+            raise sqlite3.OperationalError(error)
+        return result
+
+    bench.spool.apply = failing
+    sent = 0
+    for step in range(300):
+        fails = step % 100 >= 30
+        stream.append([str(sent + n) for n in range(1, 8)])
+        sent += 7
+        await asyncio.sleep(0.002)
+    fails = False
+    await bench.settle(stream)
+    stream.append([str(sent + 1)])
+    await bench.settle(stream)
+    kept = await bench.content(stream, 0)
+    assert stream.dropped > 0
+    assert len(kept) + stream.dropped == sent + 1
+    assert all(number == int(value) for number, value in kept.items())
+    assert bench.spool.trouble is None

@@ -6,7 +6,7 @@ import sqlite3
 import string
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fieldbus.model import Access, Kind, Point, Quality, Sample
@@ -112,6 +112,7 @@ def is_sound(item):
     connection.close()
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.one_of(st.binary(max_size=100), near_rows, json_values.map(lambda v: json.dumps(v).encode())))
 @example(b'{"heads":[[]],"samples":[[0,1,1]]}')
 @example(b'{"heads":[[["a"],"b/c",0]],"samples":[[0,1,1]]}')

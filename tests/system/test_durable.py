@@ -26,7 +26,7 @@ from conftest import Broker, free_port, missing, program
 
 from fieldbus.sample_json import parse_time
 
-KILLS = int(os.environ.get("FIELDBUS_KILLS", "8"))
+KILLS = int(os.environ.get("FIELDBUS_KILLS", "6"))
 BACKLOG = int(os.environ.get("FIELDBUS_BACKLOG", "100000"))
 TOPICS_SHARE = 2
 """Of the backlog only so much goes to topics: each sample is a message there."""
@@ -121,9 +121,13 @@ class Proxy:
         while self._listener is listener:
             try:
                 client, _ = listener.accept()
-                server = socket.create_connection(("127.0.0.1", self._target))
             except OSError:
                 return
+            try:
+                server = socket.create_connection(("127.0.0.1", self._target))
+            except OSError:
+                client.close()
+                continue
             for each in (client, server):
                 each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self._sockets.append(each)
@@ -268,6 +272,8 @@ class Pair:
         )
         self.store = folder / "rx-data" / "history.db"
         self.is_store_hidden = bool(receiver_in)
+        self.sure = 0
+        """Up to this number all that is kept has to be in the store."""
 
     def start(self):
         self.sender.start()
@@ -335,22 +341,11 @@ class Pair:
         found = self.query("SELECT max(id) FROM samples")
         return (found[0][0] or 0) if found else 0
 
-    def settle(self, timeout_s=30):
-        """End the sender politely when it has nothing left, and wait for the receiver to have it."""
-        self.works()
-        self.sender.stop()
-        want = self.now["given"] - 1
-        self.sender.start()
-        until(
-            lambda: self.has_number(want),
-            timeout_s,
-            lambda: f"{want} is missing, now {self.now}\n{self.said}",
-        )
-
     def flows(self, timeout_s):
         """Wait until what the sender takes from now on is in the store; return how long that took."""
         self.works()
         begun_s, want = time.monotonic(), self.now["given"]
+        self.sure = want
         until(
             lambda: self.has_number(want),
             timeout_s,
@@ -364,9 +359,9 @@ class Pair:
         )
         return bool(found) and (found[0][0] or 0) >= number
 
-    def compare(self, lives=None):
+    def compare(self):
         """Compare the store with the ledger; return how many samples it has."""
-        lives = lives or self.lives
+        lives = [(first, min(kept, self.sure), given) for first, kept, given in self.lives]
         total = 0
         names = self.query("SELECT id, name FROM points")
         assert len(names) == POINTS, names
@@ -417,52 +412,49 @@ def test_killed_at_any_moment_nothing_acknowledged_is_lost_and_nothing_comes_twi
         time.sleep(chance.uniform(0, 0.3))
         for victim in victims:
             ends[victim].start()
-    pair.settle()
-    total = pair.compare(pair.lives[:-1])
-    lives = pair.lives
-    acknowledged = sum(kept - first for first, kept, _ in lives[:-1]) * POINTS
+    pair.flows(30)
+    total = pair.compare()
+    acknowledged = sum(kept - first for first, kept, _ in pair.lives) * POINTS
     print(f"{KILLS} kills, {acknowledged} acknowledged, {total} stored")
 
 
-@pytest.mark.parametrize("death", ["stopped", "killed", "frozen"])
-def test_whatever_befalls_the_broker_nothing_is_lost(tmp_path, broker, death):
-    pair = Pair(tmp_path, broker.port, keepalive="2s")
-    try:
-        pair.start()
-        for away_s in (1.0, 4.0):
-            if death == "frozen":
-                pid = broker.pid
-                os.kill(pid, signal.SIGSTOP)
-                time.sleep(away_s)
-                os.kill(pid, signal.SIGCONT)
-            else:
-                broker.stop() if death == "stopped" else broker.kill()
-                time.sleep(away_s)
-                broker.start()
-            print(f"{death} for {away_s} s, all is there after {pair.flows(20):.1f} s")
-        pair.settle()
-        pair.compare(pair.lives[:-1])
-    finally:
-        pair.end()
+def test_whatever_befalls_the_broker_nothing_is_lost(tmp_path, broker):
+    before_sender, before_receiver = Proxy(broker.port), Proxy(broker.port)
+    pair = Pair(tmp_path, before_sender.port, before_receiver.port, keepalive="2s")
 
+    def froze():
+        pid = broker.pid
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(3.5)
+        os.kill(pid, signal.SIGCONT)
 
-@pytest.mark.parametrize("side", ["sender", "receiver"])
-def test_acknowledgements_of_the_broker_that_are_swallowed_lose_nothing(tmp_path, broker, side):
-    proxy = Proxy(broker.port)
-    ports = (proxy.port, broker.port) if side == "sender" else (broker.port, proxy.port)
-    pair = Pair(tmp_path, *ports, keepalive="2s")
-    try:
-        pair.start()
+    def went(end):
+        end()
+        time.sleep(1)
+        broker.start()
+
+    def swallowed(proxy):
         proxy.swallows = True
-        time.sleep(5)
+        time.sleep(2.5)
         proxy.swallows = False
         assert proxy.swallowed
-        print(f"all is there after {pair.flows(20):.1f} s")
-        pair.settle()
-        pair.compare(pair.lives[:-1])
+
+    try:
+        pair.start()
+        for what, happens in (
+            ("stopped", lambda: went(broker.stop)),
+            ("killed", lambda: went(broker.kill)),
+            ("frozen", froze),
+            ("deaf to what the receiver has", lambda: swallowed(before_receiver)),
+            ("deaf to what the sender has", lambda: swallowed(before_sender)),
+        ):
+            happens()
+            print(f"{what}: all is there after {pair.flows(20):.1f} s")
+        pair.compare()
     finally:
         pair.end()
-        proxy.close()
+        before_sender.close()
+        before_receiver.close()
 
 
 class Ear:
@@ -554,8 +546,7 @@ def test_a_backlog_for_a_peer_is_kept_and_drains_while_what_is_new_is_not_held_u
             f" sender grew by {rss.grown_mib:.1f} MiB"
         )
         pair.flows(20)
-        pair.settle()
-        pair.compare(pair.lives[:-1])
+        pair.compare()
         assert rss.grown_mib <= 64
         assert backlog / drained_s >= 10 * RATE
         # As of when the receiver's wish for them can have got to a broker that had just been started.
@@ -706,11 +697,10 @@ def test_a_full_disk_of_the_receiver_loses_nothing(tmp_path, broker, small_disk)
         filler = Filler(pair.receiver, tmp_path / "rx-data")
         filler.fill()
         until(lambda: "cannot be written" in pair.receiver.said, 20, lambda: pair.receiver.said)
-        until(lambda: pair.now["backlog"] > 3 * RATE, 20, lambda: f"{pair.now}")
+        until(lambda: pair.now["backlog"] > 1.5 * RATE, 20, lambda: f"{pair.now}")
         filler.free()
         print(f"normal {pair.flows(5):.1f} s after there was space")
-        pair.settle()
-        pair.compare(pair.lives[:-1])
+        pair.compare()
         assert pair.now["dropped"] == 0
     finally:
         pair.end()
@@ -772,18 +762,26 @@ def test_in_a_ring_of_three_each_datum_comes_to_each_once_and_then_there_is_peac
         for member in members.values():
             member.start()
         until(
-            lambda: all(count_of(me, name)[0] > 100 for me, both in ways.items() for name in both),
+            lambda: all(count_of(me, name)[0] > 20 for me, both in ways.items() for name in both),
+            30,
+            lambda: "\n".join(member.said for member in members.values()),
+        )
+        members["a"].kill()  # with what it is handing on from c to b
+        members["a"].start()
+        highest = count_of("b", "before.press.c0")[0]
+        until(
+            lambda: count_of("b", "before.press.c0")[0] > highest + 20,
             30,
             lambda: "\n".join(member.said for member in members.values()),
         )
         reloads = {me: member.said.count("reloaded") for me, member in members.items()}
         before = {me: member.cpu_s for me, member in members.items()}
-        time.sleep(4)
+        time.sleep(2.5)
         first = {me: member.cpu_s - before[me] for me, member in members.items()}
-        time.sleep(4)
+        time.sleep(2.5)
         second = {me: member.cpu_s - before[me] - first[me] for me, member in members.items()}
         assert {me: member.said.count("reloaded") for me, member in members.items()} == reloads
-        print(f"reloads {reloads}, seconds of processor in 4 s {first}, then {second}")
+        print(f"reloads {reloads}, seconds of processor in 2.5 s {first}, then {second}")
         assert all(second[me] < 1.3 * first[me] + 0.15 for me in names)
         for member in members.values():
             member.stop()
@@ -792,7 +790,10 @@ def test_in_a_ring_of_three_each_datum_comes_to_each_once_and_then_there_is_peac
                 values = [value for (value,) in query(me,
                     "SELECT value FROM samples JOIN points p ON p.id = point "
                     f"WHERE p.name = '{name}' AND value IS NOT NULL ORDER BY samples.id")]  # fmt: skip
-                assert values == list(range(values[0], values[-1] + 1)), f"{me} {name}"
+                assert values == sorted(set(values)), f"{me} {name}"
+                origin = names[names.index(me) - 1 - name.count("before.before")]
+                if origin != "a":  # whose numbers have a gap where it was killed
+                    assert values == list(range(values[0], values[-1] + 1)), f"{me} {name}"
             own = [name for (name,) in query(me, "SELECT name FROM points") if "before.before.before" in name]
             assert own == []
     finally:
@@ -800,30 +801,40 @@ def test_in_a_ring_of_three_each_datum_comes_to_each_once_and_then_there_is_peac
             member.end()
 
 
-@pytest.mark.parametrize("how", ["killed", "frozen"])
-def test_when_the_sender_dies_its_points_are_bad_in_time(tmp_path, broker, how):
-    keepalive_s = 4
+def test_when_the_sender_dies_its_points_are_bad_in_time_and_good_when_it_is_back(tmp_path, broker):
+    keepalive_s = 2
     routes = '  - {from: "line.press.*", to: "broker:seen/{point}", on_bad: send}'
     pair = Pair(tmp_path, broker.port, receiver_routes=routes, keepalive=f"{keepalive_s}s")
     ear = Ear(tmp_path, broker.port, "seen/#")
+
+    def came(quality, since_s):
+        """When all points were so, counted from a moment; None if they are not."""
+        first = {}
+        for at_s, topic, data in ear.messages():
+            if data["quality"] == quality and at_s > since_s:
+                first.setdefault(topic, at_s - since_s)
+        return max(first.values()) if len(first) == POINTS else None
+
     try:
         pair.start()
-        until(lambda: ear.path.stat().st_size > 0, 10, lambda: pair.said)
-        died_s = time.time()
-        if how == "killed":
-            pair.sender.kill()
-        else:
-            os.kill(pair.sender.pid, signal.SIGSTOP)
-
-        def bad():
-            return {topic: came - died_s for came, topic, data in ear.messages()
-                    if data["quality"] == "bad" and came > died_s}  # fmt: skip
-
-        until(lambda: len(bad()) == POINTS, 4 * keepalive_s, lambda: f"{bad()} {pair.said}")
-        took_s = max(bad().values())
-        print(f"{how}: all points are bad after {took_s:.2f} s, with a keep-alive time of {keepalive_s} s")
-        # A broker looks every now and then whether a client's time is over: mosquitto within five seconds.
-        assert took_s <= (1 if how == "killed" else 1.5 * keepalive_s + 5)
+        until(lambda: came("good", 0), 10, lambda: pair.said)
+        frozen_s = time.time()
+        os.kill(pair.sender.pid, signal.SIGSTOP)
+        until(lambda: came("bad", frozen_s), 4 * keepalive_s + 7, lambda: pair.said)
+        back_s = time.time()
+        os.kill(pair.sender.pid, signal.SIGCONT)
+        until(lambda: came("good", back_s), 10, lambda: pair.said)
+        killed_s = time.time()
+        pair.sender.kill()
+        until(lambda: came("bad", killed_s), 5, lambda: pair.said)
+        frozen_took_s, killed_took_s = came("bad", frozen_s), came("bad", killed_s)
+        print(
+            f"keep-alive time {keepalive_s} s: bad {frozen_took_s:.2f} s after it was frozen,"
+            f" {killed_took_s:.2f} s after it was killed"
+        )
+        # The broker's part: mosquitto looks every five seconds whether a client's one and a half times are over.
+        assert frozen_took_s <= 1.5 * keepalive_s + 7
+        assert killed_took_s <= 1
     finally:
         ear.end()
         pair.end()

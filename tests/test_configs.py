@@ -1,6 +1,7 @@
 """Every example loads, plans, and is what the schema for editors describes."""
 
 import json
+import re
 from importlib.resources import files
 from pathlib import Path
 
@@ -69,3 +70,11 @@ def test_the_schema_finds_what_an_editor_should_underline(path, value):
         place = place[step]
     place[path[-1]] = value
     assert not VALIDATOR.is_valid(data)
+
+
+def test_the_readme_names_tests_that_there_are():
+    named = re.findall(r"`(tests/[a-z_/]+\.py)(?:::(\w+))?`", (ROOT / "README.md").read_text())
+    assert len(named) > 10
+    for file, test in named:
+        text = (ROOT / file).read_text()
+        assert not test or f"def {test}(" in text, f"{file} has no {test}"

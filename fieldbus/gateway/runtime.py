@@ -20,14 +20,15 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from fieldbus import __version__, clock
 from fieldbus.durable.spool import Spool
 from fieldbus.errors import ConfigError, LinkDownError
 from fieldbus.gateway.commands.audit import Audit
-from fieldbus.gateway.commands.desk import ROUTES_PERIOD_S, Desk, overdue
+from fieldbus.gateway.commands.dead_man import DeadMen
+from fieldbus.gateway.commands.desk import ROUTES_PERIOD_S, Desk
 from fieldbus.gateway.commands.gate import Gate
 from fieldbus.gateway.exchange.exchange import Exchange
 from fieldbus.gateway.exchange.sinks import Taker
@@ -53,14 +54,12 @@ from fieldbus.routing.router import Deliveries, Router
 
 SHUTDOWN_S = 8.0
 STATUS_PERIOD_S = 1.0
-FALLBACK_PERIOD_S = 0.1
 START_UP_S = 10.0
 """How old a sample may be that a link gets when it is connected for the first time."""
 RELOAD_SOON_S = 0.5
 """How long a change that came by itself waits for others."""
 STUCK_S = 20.0
 """After which time without progress something hangs."""
-_FRESH = (Quality.GOOD, Quality.UNCERTAIN)
 _LOG = logging.getLogger("fieldbus")
 
 
@@ -95,12 +94,7 @@ class Gateway:
         self._loading = asyncio.Lock()
         self._reload_timer: asyncio.TimerHandle | None = None
         self._reload_tasks: set[asyncio.Task[None]] = set()
-        self._fallen: dict[Point, float] = {}
-        """Points at their safe value, and since when their source was silent then."""
-        self._listened: dict[Point, tuple[Point | None, float]] = {}
-        """Points with a safe value: the source of each, and since when we listen to it."""
-        self._heard: dict[Point, float] = {}
-        """When the source of a point with a safe value was last good."""
+        self.dead_men = DeadMen(self)
         self._health = Health(plant.name, __version__, clock.wall_ns())
         self.audit: Audit | None = None
         if keeps:
@@ -170,10 +164,7 @@ class Gateway:
             point: guard for point, guard in plant.guards.items() if self.router.edge_to(point) is not None
         }
         """Of points that routes write."""
-        self._dead_men = {point: guard for point, guard in plant.guards.items() if guard.fallback_after_s}
-        self._fallen = {point: since_s for point, since_s in self._fallen.items() if point in self._dead_men}
-        self._listen_from(clock.monotonic_s())
-        self._heard = {point: at_s for point, at_s in self._heard.items() if point in self._dead_men}
+        self.dead_men.take(plant.guards, clock.monotonic_s())
         self._machines = frozenset(
             edge.target.point
             for edge in plant.edges
@@ -182,18 +173,6 @@ class Gateway:
         """What of the points that routes write is a machine's: attempts are recorded."""
         self._careful = self._machines.union(self._guards)
         """What is not simply given what fits."""
-
-    def _listen_from(self, now_s: float) -> None:
-        """Listen from now on to the sources that were not listened to yet."""
-        before, self._listened = self._listened, {}
-        for point in self._dead_men:
-            edge = self.router.edge_to(point)
-            source = None if edge is None else edge.source
-            known = before.get(point)
-            if known is not None and (known[0] is source or point in self._fallen):
-                self._listened[point] = source, known[1]
-            else:
-                self._listened[point] = source, now_s
 
     @staticmethod
     def _needed(plant: Plant) -> list[Point]:
@@ -228,8 +207,7 @@ class Gateway:
 
     async def run(self) -> None:
         """Work until `stop`."""
-        self._listened.clear()
-        self._listen_from(clock.monotonic_s())
+        self.dead_men.begin(clock.monotonic_s())
         if self.audit is not None:
             try:
                 self.desk.restore(self.plant.points, self.plant.guards)
@@ -259,7 +237,7 @@ class Gateway:
                 beside = [
                     group.create_task(self._tell_totals(), name="status"),
                     group.create_task(self._keep_house(), name="housekeeping"),
-                    group.create_task(self._watch_over_silence(), name="dead-man"),
+                    group.create_task(self.dead_men.watch(), name="dead-man"),
                 ]
                 await self._stop.wait()
                 self._group = None
@@ -563,54 +541,6 @@ class Gateway:
             return WriteResult(point, value, WriteOutcome.FAILED, "internal error")
         return result
 
-    async def _watch_over_silence(self) -> None:
-        """Bring points to their safe value whose source is silent, none later because of another."""
-        under_way: dict[Point, asyncio.Task[None]] = {}
-        try:
-            while True:
-                await asyncio.sleep(FALLBACK_PERIOD_S if self._dead_men else STATUS_PERIOD_S)
-                now_s = clock.monotonic_s()
-                silent = dict(self._silent(now_s))
-                for point in [point for point in self._fallen if point not in silent]:
-                    del self._fallen[point]
-                    _LOG.info("%s: its source is back", point.address)
-                under_way = {point: task for point, task in under_way.items() if not task.done()}
-                for point, since_s in silent.items():
-                    is_done = self._fallen.get(point) == since_s
-                    if not is_done and point not in under_way and not self.desk.is_busy(point):
-                        under_way[point] = asyncio.create_task(
-                            self._fall_back(point, since_s), name=f"safe value of {point.address}"
-                        )
-        finally:
-            for task in under_way.values():
-                task.cancel()
-            await asyncio.gather(*under_way.values(), return_exceptions=True)
-
-    async def _fall_back(self, point: Point, since_s: float) -> None:
-        guard = self._dead_men.get(point)
-        if guard is None:
-            return
-        outcome = await self.desk.fall_back(point, guard)
-        if outcome in (WriteOutcome.WRITTEN, WriteOutcome.VERIFIED):
-            self._fallen[point] = since_s
-            self.router.missed(point)  # the next good value is written, whatever it is
-        else:
-            await asyncio.sleep(STATUS_PERIOD_S)  # and again
-
-    def _silent(self, now_s: float) -> Iterator[tuple[Point, float]]:
-        for point, guard in self._dead_men.items():
-            yield from overdue({point: guard}, now_s, self._heard_s, self._listened[point][1])
-
-    def _heard_s(self, point: Point) -> float | None:
-        """Return when the source of a point was last good, or a command wrote it."""
-        edge = self.router.edge_to(point)
-        if edge is not None:
-            batch = self.router.batch_of(edge.source)
-            if batch is not None and self.router.sample(edge.source).quality in _FRESH:
-                self._heard[point] = batch.at_s
-        moments = (self.desk.commanded_s(point), self._heard.get(point))
-        return max((moment for moment in moments if moment is not None), default=None)
-
     # --- what is told
 
     def _tell(self, status: Status) -> None:
@@ -643,7 +573,7 @@ class Gateway:
         plant = self.plant
         more: dict[str, Any] = {
             "commands": self.desk.counters,
-            "fallbacks": [p.address for p in self._fallen],
+            "fallbacks": [p.address for p in self.dead_men.fallen],
         }
         more["commands"] = dict(self.desk.counters)
         if self.audit is not None:

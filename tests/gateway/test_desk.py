@@ -15,7 +15,8 @@ from fieldbus.gateway import oneshot
 from fieldbus.gateway.commands.access import Access, Actor
 from fieldbus.gateway.commands.audit import Audit, export, verify
 from fieldbus.gateway.commands.command import Command
-from fieldbus.gateway.commands.desk import MOST_AT_ONCE, Desk, overdue
+from fieldbus.gateway.commands.dead_man import is_overdue
+from fieldbus.gateway.commands.desk import MOST_AT_ONCE, Desk
 from fieldbus.gateway.commands.gate import Gate, Guard
 from fieldbus.gateway.config.loader import load
 from fieldbus.gateway.control import ControlServer, ask
@@ -432,12 +433,13 @@ async def test_what_routes_write_is_summed_up_and_refusals_are_told_when_they_be
 
 def test_who_is_overdue_is_a_matter_of_time_alone():
     guard = Guard(fallback_after_s=2.0, fallback_value=0)
-    guards = {SPEED: guard, LEVEL: Guard()}
-    assert overdue(guards, 2.0, lambda _: None, 0.0) == []
-    assert overdue(guards, 2.1, lambda _: None, 0.0) == [(SPEED, 0.0)]
-    assert overdue(guards, 12.0, lambda _: 10.0, 0.0) == []
-    assert overdue(guards, 12.1, lambda _: 10.0, 0.0) == [(SPEED, 10.0)]
-    assert overdue(guards, 2.0, lambda _: -100.0, 0.0) == []
+    assert [is_overdue(guard, 10.0, now_s) for now_s in (10.0, 12.0, 12.1, 100.0)] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+    assert not is_overdue(Guard(), 0.0, 1e9)
 
 
 # --- a whole gateway, a PLC that writes down what it is told, and the local door
@@ -615,7 +617,7 @@ async def test_a_single_bad_answer_is_not_silence(works, plc, source, monkeypatc
     point = works.gateway.plant.points["oven.wanted"]
     group = works.gateway.router.batch_of(point).group
     works.gateway._emit(group.without_value("timeout", time.time_ns(), time.monotonic()))
-    heard_s = works.gateway._heard_s(works.gateway.plant.points["press.heater"])
+    heard_s = works.gateway.dead_men.heard_s(works.gateway.plant.points["press.heater"])
     assert time.monotonic() - heard_s < 0.3
     await asyncio.sleep(0.15)
     assert 0 not in plc.values(10)[plc.values(10).index(55) :]
@@ -633,7 +635,9 @@ async def test_a_commanded_point_goes_to_its_safe_value_when_commands_end(works,
 
 
 async def test_a_device_that_is_gone_does_not_keep_another_point_from_its_safe_value(works, plc, source):
-    await eventually(lambda: works.gateway._fallen.keys() >= {works.gateway.plant.points["press.pump"]})
+    await eventually(
+        lambda: works.gateway.dead_men.fallen.keys() >= {works.gateway.plant.points["press.pump"]}
+    )
     await source.__aexit__()
     await eventually(lambda: not works.value("sys.source.connected").value)
     await asyncio.sleep(0.5)  # two points of the other device cannot be written, again and again
@@ -676,7 +680,7 @@ async def test_a_log_that_cannot_be_written_is_said_at_the_start_and_commands_ar
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "audit").write_text("in the way")
     works = Works(tmp_path, plc, source)
-    works.gateway._dead_men = {}
+    works.gateway.dead_men._guards = {}
     async with works:
         assert any("commands are refused until it can" in text for text in caplog.messages)
         assert (await works.write("press.speed", 5))["outcome"] == "refused"

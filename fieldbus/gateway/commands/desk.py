@@ -10,9 +10,6 @@ Rules:
 * On a topic nobody is ``local``, whatever the broker lets through.
 * What routes write is recorded by point once a minute, with how many and the last value (``routes: each``:
   every single one). Refusals are recorded when they begin and when they end.
-* A point with a `fallback` gets its safe value when its source, or whoever commands it, has been silent for
-  so long, once; that is said, recorded, and over with the next good value. If it cannot be written it is
-  tried again, and said and recorded again when it ends otherwise.
 
 Design: the desk decides nothing itself: `gate` does. It knows the order in which things have to happen.
 """
@@ -21,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakValueDictionary
@@ -348,25 +345,3 @@ class Desk:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self.sum_up()
-
-
-def overdue(
-    guards: Mapping[Point, Guard], now_s: float, heard_s: Callable[[Point], float | None], begun_s: float
-) -> Sequence[tuple[Point, float]]:
-    """Return the points whose source has been silent for too long, and since when; pure.
-
-    Args:
-        guards: of all points.
-        now_s: monotonic clock.
-        heard_s: when the source of a point last had a good value, or a command wrote it; None if never.
-        begun_s: when we began to listen.
-    """
-    found = []
-    for point, guard in guards.items():
-        if guard.fallback_after_s is None:
-            continue
-        since_s = heard_s(point)
-        silent_since_s = begun_s if since_s is None else max(since_s, begun_s)
-        if now_s - silent_since_s > guard.fallback_after_s:
-            found.append((point, silent_since_s))
-    return found

@@ -186,8 +186,8 @@ async def _write_afar(
         try:
             async with asyncio.timeout(timeout_s):
                 async for heard in visitor.messages():
-                    answer = json.loads(heard.payload)
-                    if answer.get("id") in waiting:
+                    answer = _answer(heard.payload)
+                    if answer is not None and answer["id"] in waiting:
                         found[waiting.pop(answer["id"])] = answer
                     if not waiting:
                         break
@@ -198,6 +198,16 @@ async def _write_afar(
                     "point": name, "value": typed[name], "outcome": "failed", "reason": reason, "id": id_,
                 }  # fmt: skip
     return [found[name] for name in typed]
+
+
+def _answer(payload: bytes) -> dict[str, Any] | None:
+    """Return what a gateway answers; None if it is no answer."""
+    try:
+        data = json.loads(payload)
+    except (ValueError, RecursionError):
+        return None
+    is_one = isinstance(data, dict) and {"point", "value", "outcome", "reason", "id"} <= data.keys()
+    return data if is_one and isinstance(data["id"], str) else None
 
 
 def _as_json(text: str) -> Value:

@@ -29,7 +29,7 @@ is looked up, compared, wrapped and unwrapped again.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -320,6 +320,9 @@ class PeerLink(Protocol):
     def beat_s(self) -> float:
         """How often something has to be sent to peers, so that they know that we are there."""
         ...
+
+    def forget_unwanted(self, peer: str, wanted: Collection[str]) -> None:
+        """Say that points of a peer have no value that nobody wants any more, by their addresses there."""
 
     def take_samples(self, peer: str, samples: Sequence[tuple[str, Sample]]) -> None:
         """Emit samples of a peer, by their addresses there; none that is older than what was emitted."""

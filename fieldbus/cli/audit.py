@@ -54,7 +54,9 @@ def verify(
     is_missing = expect is not None and not _has(folder, expect)
     if is_missing:
         typer.echo(f"{folder}: record {expect} is not in it: the end was cut off, or all was made anew")
-    if found.faults or is_missing:
+    if not found.records and not found.faults:
+        typer.echo(f"{folder}: there is no record in it")
+    if found.faults or is_missing or not found.records:
         raise typer.Exit(1)
     missing = "" if found.first == 1 else f" from record {found.first} on, older files are not here"
     typer.echo(f"{folder}: {found.records} records{missing}, the chain is whole; last hash {found.last_hash}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import json
+import math
 from typing import Annotated, Any
 
 import typer
@@ -14,12 +15,15 @@ from fieldbus.cli.broker import URL_HELP, CaOption, CertificateOption, KeyOption
 from fieldbus.cli.common import JsonOption, cell, fail, out, print_json
 from fieldbus.errors import LinkDownError
 from fieldbus.gateway import loop
+from fieldbus.gateway.health import REPEAT_S
 from fieldbus.mqtt.peering import ROOT, is_gateway_name
 from fieldbus.mqtt.visitor import Visitor
 
 _QUIET_S = 0.7
 """So long nothing more comes before all is known: what is retained comes at once."""
 _LONGEST_S = 10.0
+_STALE_S = 3 * REPEAT_S
+"""A gateway that has not said for so long how it is, is not online, whatever the broker says."""
 
 
 def network(
@@ -41,7 +45,7 @@ def network(
         typer.echo(f"no gateway has been on {place.place} yet")
     else:
         _show(found)
-    if any(not item["online"] or _down(item) for item in found.values()):
+    if any(not item["online"] or item["silent"] or _down(item) for item in found.values()):
         raise typer.Exit(1)
 
 
@@ -74,6 +78,9 @@ async def _look(visitor: Visitor) -> dict[str, dict[str, Any]]:
             entry[kind] = data
             if kind == "status":
                 entry["online"] = data.get("status") == "online"
+    for entry in found.values():
+        # A broker that was killed knows nothing of those that went meanwhile.
+        entry["silent"] = entry["online"] and _age_s((entry["health"] or {}).get("time")) > _STALE_S
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
     return found
@@ -121,6 +128,8 @@ def _show(found: dict[str, dict[str, Any]]) -> None:
         streams = _parts(health, "streams")
         commands = health.get("commands") if isinstance(health.get("commands"), dict) else {}
         state = cell("online", "green")
+        if item["silent"]:
+            state = cell(f"silent since {_ago(health.get('time'))}", "red")
         if not item["online"]:
             state = cell(f"offline since {_ago(status.get('time'))}: {status.get('reason')}", "red")
         table.add_row(
@@ -156,6 +165,15 @@ def _troubles(health: dict[str, Any]) -> list[str]:
 def _count(parts: list[tuple[str, dict[str, Any]]], key: str) -> str:
     good = sum(bool(item.get(key)) for _, item in parts)
     return f"{good}/{len(parts)}"
+
+
+def _age_s(time: object) -> float:
+    """Return how long ago a moment is; infinity if it is none."""
+    try:
+        moment = datetime.datetime.fromisoformat(str(time))
+        return (datetime.datetime.now(datetime.UTC) - moment).total_seconds()
+    except (ValueError, TypeError):
+        return math.inf
 
 
 def _ago(time: object) -> str:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,7 +43,7 @@ from fieldbus.mqtt import peering
 from fieldbus.mqtt.visitor import Visitor
 from fieldbus.sample_json import iso_time
 
-_GRACE_S = 3.0
+_GRACE_S = 6.0
 """So much longer than a command is good its answer may take: what is sent in time is answered later."""
 _FINE = (WriteOutcome.WRITTEN, WriteOutcome.VERIFIED, WriteOutcome.ARMED)
 
@@ -126,6 +128,10 @@ def _write_here(config: Path, typed: Mapping[str, str], mode: str, timeout_s: fl
             refused[point] = WriteResult(point, text, WriteOutcome.REFUSED, str(error))
     # One value that is wrong stops them all: half of what was asked for may be worse than nothing.
     if refused:
+        if is_running:  # the gateway says the same, and records that it was tried
+            attempts: dict[Point, Value] = {point: str(result.value) for point, result in refused.items()}
+            with suppress(LinkDownError):
+                loop.run(_write_by_gateway(plant.data_dir, attempts, mode, timeout_s))
         results = list(refused.values())
         held = "not tried: another value was refused"
         results += [WriteResult(point, value, WriteOutcome.REFUSED, held) for point, value in values.items()]
@@ -217,8 +223,9 @@ def _as_json(text: str) -> Value:
         return word in ("true", "on")
     for kind in (lambda word: int(word, 0), float):
         try:
-            return kind(word)
-        except ValueError:
+            found = kind(word)
+            return found if math.isfinite(found) else text
+        except (ValueError, OverflowError):
             continue
     return text
 

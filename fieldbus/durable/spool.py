@@ -3,8 +3,9 @@
 Rules:
 
 * What is appended is on disk before it is sent, always: `Stream.rows_after` gives committed rows only.
-* The spool is bounded in bytes and in age; the oldest rows go first, whosever they are. Each dropped sample
-  is counted, and whoever gets the stream can tell how many are missing, exactly, by the numbers.
+* The spool is bounded in bytes and in age. What is too old goes; if there is too much, the oldest of the
+  largest stream, so that who asks for a lot pushes nobody else's samples out. Each dropped sample is counted,
+  and whoever gets the stream can tell how many are missing, exactly, by the numbers.
 * While the disk takes nothing, up to `max_waiting` samples wait in memory; then the oldest of them go, and
   are counted too.
 * Numbers never begin anew within one `boot`, so (boot, stream, number) names a sample for ever.
@@ -62,6 +63,8 @@ class Stream:
         """Nothing up to here is kept any more."""
         self.dropped = 0
         """Samples that were dropped since the gateway started."""
+        self.is_dropping = False
+        """Whether samples were dropped since the other side last had all."""
         self.gap = 0
         """Samples that were dropped behind all that waits."""
         self._spool = spool
@@ -96,6 +99,8 @@ class Stream:
         if seq <= self.floor:
             return
         self.floor = seq
+        if not self.backlog:
+            self.is_dropping = False
         while self._fresh and self._fresh[0].last <= seq:
             self._fresh_bytes -= len(self._fresh.popleft().data)
         self._spool.put(Acknowledge(self.name, seq))
@@ -145,6 +150,7 @@ class Stream:
 
     def lost(self, count: int, floor: int) -> None:
         """Learn that samples were dropped from the disk."""
+        self.is_dropping = True
         self.dropped += count
         self.floor = max(self.floor, floor)
         while self._fresh and self._fresh[0].last <= floor:
@@ -317,6 +323,9 @@ class Spool:
         for name, (count, floor) in found.dropped.items():
             lost = self.streams.get(name)
             if lost is not None:
+                if not lost.is_dropping:
+                    text = f"stream {name}: more waits than the spool may hold, the oldest samples go"
+                    self._say(text, True)
                 lost.lost(count, floor)
 
     def said(self, text: str, *, is_bad: bool) -> None:

@@ -149,8 +149,8 @@ class SpoolFile:
         """Source to the number of the last sample of it that is in here."""
         self.known: dict[str, tuple[int, int]] = {}
         """Stream to its last number and its floor, when the file was first opened."""
-        self.size = 0
-        """What all rows have together."""
+        self._sizes: dict[int, int] = {}
+        """What the rows of each stream have together, by its number."""
         self._max_bytes = max_bytes
         self._max_age_ns = max_age_ns
         self._wall_ns = wall_ns
@@ -160,7 +160,7 @@ class SpoolFile:
         self._ids: dict[str, int] = {}
         self._last: dict[str, int] = {}
         """Stream to the number of its last sample. Goes on when the file is lost."""
-        self._before: tuple[dict[str, int], dict[str, int], int] | None = None
+        self._before: tuple[dict[str, int], dict[str, int], dict[int, int]] | None = None
         """The same as it was before the transaction, while there is one."""
         self._loaded: dict[str, tuple[int, int]] = {}
 
@@ -182,9 +182,11 @@ class SpoolFile:
             known[name] = last_seq, max(floor, lowest - 1) if lowest is not None else last_seq
             self._last[name] = max(last_seq, self._last.get(name, 0))
             self.abouts.setdefault(name, json.loads(about))
-        (self.size,) = connection.execute(
-            f"SELECT coalesce(sum(length(data) + {_ROW_OVERHEAD}), 0) FROM rows"
-        ).fetchone()
+        self._sizes = dict(
+            connection.execute(
+                f"SELECT stream, sum(length(data) + {_ROW_OVERHEAD}) FROM rows GROUP BY stream"
+            ).fetchall()
+        )
         if not self._is_known:
             marks = dict(connection.execute("SELECT source, seq FROM marks").fetchall())
             self.known, self.marks, self._loaded = known, marks, dict(known)
@@ -196,13 +198,12 @@ class SpoolFile:
         if is_committed:
             self._loaded = {}
         elif before is not None:
-            self._ids, self._last, self.size = before
+            self._ids, self._last, self._sizes = before
 
     def apply(self, connection: sqlite3.Connection, items: Sequence[Entry]) -> Result:
         """Write items, then drop what is too much or too old."""
-        self._before = dict(self._ids), dict(self._last), self.size
+        self._before = dict(self._ids), dict(self._last), dict(self._sizes)
         rows: dict[Owner, list[Row]] = {}
-        size = self.size
         dropped: dict[str, tuple[int, int]] = {}
         if not self._ids:
             self._restore(connection, dropped)
@@ -212,11 +213,12 @@ class SpoolFile:
                 appended.setdefault(item.owner, []).append(item)
             elif isinstance(item, About) and item.about is None:
                 # What is appended behind it is for who wants the stream again.
-                size += self._write(connection, appended, rows) - self._empty(connection, item.stream)
-        size += self._write(connection, appended, rows)
+                self._write(connection, appended, rows)
+                self._empty(connection, item.stream)
+        self._write(connection, appended, rows)
         for item in items:
             if isinstance(item, Acknowledge):
-                size -= self._delete(connection, item.stream, item.seq)
+                self._delete(connection, item.stream, item.seq)
             elif isinstance(item, Mark):
                 connection.execute(
                     "INSERT INTO marks VALUES(?, ?) "
@@ -226,10 +228,17 @@ class SpoolFile:
             elif isinstance(item, About) and item.about is not None:
                 number = self._id_of(connection, item.stream)
                 connection.execute("UPDATE streams SET about = ? WHERE id = ?", (item.about, number))
-        size -= self._trim(connection, size, dropped)
+        self._trim(connection, dropped)
         connection.execute("PRAGMA incremental_vacuum(64)")
-        self.size = size
-        return Result(rows, dropped, self._loaded, size)
+        return Result(rows, dropped, self._loaded, self.size)
+
+    @property
+    def size(self) -> int:
+        """What all rows have together."""
+        return sum(self._sizes.values())
+
+    def _grow(self, number: int, size: int) -> None:
+        self._sizes[number] = self._sizes.get(number, 0) + size
 
     def _restore(self, connection: sqlite3.Connection, dropped: dict[str, tuple[int, int]]) -> None:
         """Make the streams again in a file that was begun anew: what the one before had of them is lost."""
@@ -259,11 +268,11 @@ class SpoolFile:
         connection: sqlite3.Connection,
         appended: dict[Owner, list[Append]],
         rows: dict[Owner, list[Row]],
-    ) -> int:
-        """Write what was appended, and forget that it was; return its bytes."""
-        size = sum(self._write_one(connection, owner, found, rows) for owner, found in appended.items())
+    ) -> None:
+        """Write what was appended, and forget that it was."""
+        for owner, found in appended.items():
+            self._write_one(connection, owner, found, rows)
         appended.clear()
-        return size
 
     def _write_one(
         self,
@@ -271,7 +280,7 @@ class SpoolFile:
         owner: Owner,
         appended: Sequence[Append],
         rows: dict[Owner, list[Row]],
-    ) -> int:
+    ) -> None:
         stream = appended[0].stream
         now_ns = self._wall_ns()
         number = self._id_of(connection, stream)
@@ -304,12 +313,12 @@ class SpoolFile:
         connection.execute("UPDATE streams SET last_seq = ? WHERE id = ?", (last, number))
         self._last[stream] = last
         rows.setdefault(owner, []).extend(made)
-        return sum(len(row.data) + _ROW_OVERHEAD for row in made)
+        self._grow(number, sum(len(row.data) + _ROW_OVERHEAD for row in made))
 
-    def _delete(self, connection: sqlite3.Connection, name: str, seq: int) -> int:
+    def _delete(self, connection: sqlite3.Connection, name: str, seq: int) -> None:
         number = self._ids.get(name)
         if number is None:
-            return 0
+            return
         which = "stream = ? AND first + count - 1 <= ? AND first <= ?"
         (size,) = connection.execute(
             f"SELECT coalesce(sum(length(data) + {_ROW_OVERHEAD}), 0) FROM rows WHERE {which}",
@@ -317,46 +326,68 @@ class SpoolFile:
         ).fetchone()
         connection.execute(f"DELETE FROM rows WHERE {which}", (number, seq, seq))
         connection.execute("UPDATE streams SET floor = max(floor, ?) WHERE id = ?", (seq, number))
-        return int(size)
+        self._grow(number, -size)
 
-    def _empty(self, connection: sqlite3.Connection, name: str) -> int:
+    def _empty(self, connection: sqlite3.Connection, name: str) -> None:
         # The stream's number and name stay, so that numbers do not begin anew if it is wanted again.
         number = self._ids.get(name, 0)
-        (size,) = connection.execute(
-            f"SELECT coalesce(sum(length(data) + {_ROW_OVERHEAD}), 0) FROM rows WHERE stream = ?", (number,)
-        ).fetchone()
         connection.execute("DELETE FROM rows WHERE stream = ?", (number,))
         connection.execute("UPDATE streams SET about = '{}', floor = last_seq WHERE id = ?", (number,))
-        return int(size)
+        self._sizes.pop(number, None)
 
-    def _trim(self, connection: sqlite3.Connection, size: int, dropped: dict[str, tuple[int, int]]) -> int:
-        """Drop the oldest rows while they are too many or too old; return their bytes."""
-        names = {number: name for name, number in self._ids.items()}
+    def _trim(self, connection: sqlite3.Connection, dropped: dict[str, tuple[int, int]]) -> None:
+        """Drop the rows that are too old, and the oldest of the largest stream while there is too much."""
         now_s = time.monotonic()
-        oldest_ns = -1
         if now_s - self._looked_s >= _LOOK_S:
             self._looked_s = now_s
-            oldest_ns = self._wall_ns() - self._max_age_ns
-        freed = 0
+            self._drop_old(connection, self._wall_ns() - self._max_age_ns, dropped)
+        while self.size > self._max_bytes:
+            largest = max(self._sizes, key=self._sizes.__getitem__)
+            rows = connection.execute(
+                f"SELECT id, first, count, length(data) + {_ROW_OVERHEAD} FROM rows WHERE stream = ? "
+                "ORDER BY first LIMIT ?",
+                (largest, _DROP_AT_ONCE),
+            ).fetchall()
+            if not rows:
+                self._sizes.pop(largest)
+                continue
+            for number, first, count, size in rows:
+                if self.size <= self._max_bytes:
+                    break
+                connection.execute("DELETE FROM rows WHERE id = ?", (number,))
+                self._dropped(connection, largest, first + count - 1, count, size, dropped)
+
+    def _drop_old(
+        self, connection: sqlite3.Connection, oldest_ns: int, dropped: dict[str, tuple[int, int]]
+    ) -> None:
         while True:
             rows = connection.execute(
                 f"SELECT id, stream, first, count, time_ns, length(data) + {_ROW_OVERHEAD} FROM rows "
-                "ORDER BY id LIMIT ?", (_DROP_AT_ONCE,)
-            ).fetchall()  # fmt: skip
-            last_id = 0
-            for number, stream, first, count, time_ns, bytes_ in rows:
-                if size - freed <= self._max_bytes and time_ns >= oldest_ns:
-                    break
-                last_id = number
-                freed += bytes_
-                name = names.get(stream, "")
-                floor = first + count - 1
-                dropped[name] = dropped.get(name, (0, 0))[0] + count, floor
-                connection.execute("UPDATE streams SET floor = max(floor, ?) WHERE id = ?", (floor, stream))
-            if last_id:
-                connection.execute("DELETE FROM rows WHERE id <= ?", (last_id,))
-            if len(rows) < _DROP_AT_ONCE or last_id != rows[-1][0]:
-                return freed
+                "ORDER BY id LIMIT ?",
+                (_DROP_AT_ONCE,),
+            ).fetchall()
+            old = [row for row in rows if row[4] < oldest_ns]
+            for number, stream, first, count, _, size in old:
+                connection.execute("DELETE FROM rows WHERE id = ?", (number,))
+                self._dropped(connection, stream, first + count - 1, count, size, dropped)
+            if len(old) < _DROP_AT_ONCE:
+                return
+
+    def _dropped(
+        self,
+        connection: sqlite3.Connection,
+        stream: int,
+        floor: int,
+        count: int,
+        size: int,
+        dropped: dict[str, tuple[int, int]],
+    ) -> None:
+        """Take note that a row was dropped."""
+        name = next((name for name, number in self._ids.items() if number == stream), "")
+        before, highest = dropped.get(name, (0, 0))
+        dropped[name] = before + count, max(highest, floor)
+        connection.execute("UPDATE streams SET floor = max(floor, ?) WHERE id = ?", (floor, stream))
+        self._grow(stream, -size)
 
     def read(self, connection: sqlite3.Connection, name: str, seq: int, max_bytes: int) -> list[Row]:
         """Return committed rows of a stream behind a number, the oldest first."""

@@ -272,6 +272,11 @@ class Gateway:
         loop = asyncio.get_running_loop()
         if self._spool is not None:
             await loop.run_in_executor(None, self._spool.close)
+            await asyncio.sleep(0)  # what was written just now is told in this turn
+            lost = sum(stream.waiting for stream in self._spool.streams.values())
+            if lost:
+                _LOG.error("spool: %d samples could not be written and are lost (%s)",
+                           lost, self._spool.trouble or "no time was left")  # fmt: skip
         if self.audit is not None:
             await loop.run_in_executor(None, self.audit.close)
 
@@ -403,7 +408,11 @@ class Gateway:
             return "there is nothing to load"
         async with self._loading:  # what is loaded is compared with what works then
             plant = await asyncio.get_running_loop().run_in_executor(None, load, self.plant)
+            known = {str(problem) for problem in self.plant.warnings}
             text = await self.reload(plant)
+        for problem in plant.warnings:
+            if str(problem) not in known:
+                _LOG.warning("%s", problem)
         _LOG.info("%s: reloaded, %s", plant.name, text)
         self.on_reloaded(text)
         return text

@@ -25,12 +25,13 @@ import json
 import logging
 import socket
 import ssl
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any
 
 import aiomqtt
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from fieldbus import clock
 from fieldbus.errors import LinkDownError
@@ -45,7 +46,7 @@ from fieldbus.link import (
     WriteResult,
 )
 from fieldbus.model import NO_FLAWS, Batch, Flaw, Group, Point, Quality, Sample, Value
-from fieldbus.mqtt import peering
+from fieldbus.mqtt import packets, peering
 from fieldbus.mqtt.connection import words
 from fieldbus.mqtt.gather import DEFAULT_WINDOW_S, Gatherer
 from fieldbus.mqtt.payload import TopicPoint, read
@@ -217,10 +218,14 @@ class MqttLink:
         try:
             if self._is_announced:
                 await client.publish(self.status_topic, self._status("online"), qos=1, retain=True)
-            topics = [(topic, 1) for topic in self._readers]
+            # Without this nobody could tell a command that is kept from one that is given now.
+            options = SubscribeOptions(qos=1, retainAsPublished=True)
+            topics = [(topic, options) for topic in self._readers]
             if self._is_announced or self.remotes:
                 own = self._peers.subscriptions()
-                topics += [(topic, 1) for topic in own if self._is_announced or "/command/" not in topic]
+                topics += [
+                    (topic, options) for topic in own if self._is_announced or "/command/" not in topic
+                ]
             for first in range(0, len(topics), 100):
                 await client.subscribe(topics[first : first + 100])
         except aiomqtt.MqttError as error:
@@ -424,6 +429,10 @@ class MqttLink:
         """How often something has to be sent to peers, so that they know that we are there."""
         return self._keepalive_s / BEATS
 
+    def forget_unwanted(self, peer: str, wanted: Collection[str]) -> None:
+        """Say that points of a peer have no value that nobody wants any more, by their addresses there."""
+        self._peers.forget_unwanted(peer, wanted)
+
     def take_samples(self, peer: str, samples: Sequence[tuple[str, Sample]]) -> None:
         """Emit samples of a peer, by their addresses there."""
         self._peers.emit_samples(peer, samples)
@@ -528,6 +537,10 @@ def reason_of(error: BaseException) -> str:
             return words(found)
     if isinstance(cause, ConnectionRefusedError):
         return "connection refused"
+    code = getattr(cause, "rc", None)
+    code = getattr(code, "value", code)
+    if isinstance(code, int) and code >= packets.FIRST_ERROR:
+        return packets.reason(code)
     text = str(cause) if isinstance(cause, OSError) and str(cause) else str(error)
     for noise in ("[code:", "[Errno"):
         if text.startswith(noise):

@@ -57,7 +57,7 @@ _REASONS = {
     0x8B: "server shutting down",
     0x8C: "bad authentication method",
     0x8D: "keep alive timeout",
-    0x8E: "session taken over by a client with the same client_id",
+    0x8E: "another client came with the same client_id; is there a second gateway of this name?",
     0x8F: "topic filter invalid",
     0x90: "topic name invalid",
     0x91: "packet identifier in use",

@@ -21,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -247,8 +247,7 @@ class Peers:
         remote = self.remotes.get(peer)
         if remote is not None and self._report is not None:
             self._report(DeviceHealth(remote.device, is_online, reason))
-        if not is_online:
-            self.spoil(peer, Reason.NOT_CONNECTED)
+        self.spoil(peer, Reason.WAITING if is_online else Reason.NOT_CONNECTED)
         if self.correspondent is not None:
             self.correspondent.peer_is(link, peer, is_online=is_online)
 
@@ -305,6 +304,15 @@ class Peers:
         for group in self._groups.get(peer, {}).values():
             self._last.pop(group, None)
             self._emit(group.without_value(reason, now_ns, now_s))
+
+    def forget_unwanted(self, peer: str, wanted: Collection[str]) -> None:
+        """Say that points have no value of which nothing more comes, since nobody wants them."""
+        if self._emit is None:
+            return
+        now_ns, now_s = clock.wall_ns(), clock.monotonic_s()
+        for address, group in self._groups.get(peer, {}).items():
+            if address not in wanted and self._last.pop(group, None) is not None:
+                self._emit(group.without_value(Reason.WAITING, now_ns, now_s))
 
     def fault(self, peer: str, text: str) -> None:
         """Count what makes no sense, and say it once."""

@@ -2,7 +2,8 @@
 
 Layout (SQLite)::
 
-    points(id, name, kind, unit)                               name: as the route says, usually the address
+    points(id, name, kind, unit)                               name: as the route says, usually the address;
+                                                               one that changes its unit or kind is another
     samples(id, point, time_ns, value, quality, reason)        in the order in which they came; good ones have
                                                                neither quality nor reason
     marks(source, seq)                                         what of other gateways' streams is in here
@@ -27,7 +28,8 @@ from fieldbus.model import Kind, Quality, Sample, Value
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS points(
-  id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, kind TEXT NOT NULL, unit TEXT);
+  id INTEGER PRIMARY KEY, name TEXT NOT NULL, kind TEXT NOT NULL, unit TEXT NOT NULL,
+  UNIQUE(name, kind, unit));
 CREATE TABLE IF NOT EXISTS samples(
   id INTEGER PRIMARY KEY AUTOINCREMENT, point INTEGER NOT NULL, time_ns INTEGER NOT NULL, value,
   quality TEXT, reason TEXT);
@@ -62,12 +64,12 @@ class Writer:
     def __init__(self, max_bytes: int, max_age_s: float) -> None:
         self._max_bytes = max_bytes
         self._max_age_ns = round(max_age_s * 1e9)
-        self._ids: dict[str, int] = {}
+        self._ids: dict[tuple[str, Kind, str | None], int] = {}
 
     def opened(self, connection: sqlite3.Connection) -> dict[str, int]:
         """Make the tables, and return the marks."""
         connection.executescript(SCHEMA)
-        self._ids = dict(connection.execute("SELECT name, id FROM points").fetchall())
+        self._ids.clear()
         return dict(connection.execute("SELECT source, seq FROM marks").fetchall())
 
     def forget(self) -> None:
@@ -79,7 +81,7 @@ class Writer:
         rows = []
         ids = self._ids
         for name, kind, unit, (value, quality, reason, time_ns) in entries:
-            number = ids.get(name)
+            number = ids.get((name, kind, unit))
             if number is None:
                 number = self._point(connection, name, kind, unit)
             is_good = quality is Quality.GOOD
@@ -125,13 +127,13 @@ class Writer:
         return dropped
 
     def _point(self, connection: sqlite3.Connection, name: str, kind: Kind, unit: str | None) -> int:
-        connection.execute(
-            "INSERT INTO points(name, kind, unit) VALUES(?, ?, ?) "
-            "ON CONFLICT(name) DO UPDATE SET kind = excluded.kind, unit = excluded.unit",
-            (name, str(kind), unit),
-        )
-        (number,) = connection.execute("SELECT id FROM points WHERE name = ?", (name,)).fetchone()
-        self._ids[name] = number
+        """Return the number of a point: with another unit, or of another kind, it is another one."""
+        row = (name, str(kind), unit or "")
+        connection.execute("INSERT OR IGNORE INTO points(name, kind, unit) VALUES(?, ?, ?)", row)
+        (number,) = connection.execute(
+            "SELECT id FROM points WHERE name = ? AND kind = ? AND unit = ?", row
+        ).fetchone()
+        self._ids[name, kind, unit] = number
         return int(number)
 
     @staticmethod
@@ -161,7 +163,7 @@ def names(path: Path) -> list[str]:
         sqlite3.Error: it cannot be read.
     """
     with closing(_reader(path)) as connection:
-        return [name for (name,) in connection.execute("SELECT name FROM points ORDER BY name")]
+        return [name for (name,) in connection.execute("SELECT DISTINCT name FROM points ORDER BY name")]
 
 
 def read(path: Path, wanted: Sequence[str], since_ns: int = 0, until_ns: int = 1 << 62) -> Iterator[Kept]:
@@ -173,7 +175,7 @@ def read(path: Path, wanted: Sequence[str], since_ns: int = 0, until_ns: int = 1
     with closing(_reader(path)) as connection:
         marks = ", ".join("?" * len(wanted))
         found = connection.execute(f"SELECT id, name, kind, unit FROM points WHERE name IN ({marks})", wanted)  # noqa: S608 - only question marks
-        points = {number: (name, Kind(kind), unit) for number, name, kind, unit in found}
+        points = {number: (name, Kind(kind), unit or None) for number, name, kind, unit in found}
         if not points:
             return
         marks = ", ".join("?" * len(points))

@@ -12,6 +12,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import logging
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from fieldbus.model import Group, Point, Value
 from fieldbus.store.history import Entry, Writer
 
 MAX_WAITING = 100_000
+_LOG = logging.getLogger("fieldbus")
 _TRIM_S = 2.0
 
 
@@ -155,6 +157,12 @@ class StoreLink:
         self._report = None
         if committer is not None:
             await asyncio.get_running_loop().run_in_executor(None, committer.close)
+            await asyncio.sleep(0)  # what was written just now is told in this turn
+            if self._waiting:
+                _LOG.error("%s: %d samples could not be written and are lost (%s)",
+                           self.name, self._waiting, committer.trouble or "no time was left")  # fmt: skip
+                self._counters["tx_dropped"] += self._waiting
+                self._waiting = 0
 
     # --- what the committer calls
 

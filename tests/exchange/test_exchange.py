@@ -42,6 +42,9 @@ class FakeLink:
     def look_after(self, peer):
         self.looked_after.append(peer)
 
+    def forget_unwanted(self, peer, wanted):
+        pass
+
     def take_samples(self, peer, samples):
         self.emitted += samples
 

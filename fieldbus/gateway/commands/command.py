@@ -109,7 +109,9 @@ def read_command(payload: bytes, *, actor: str, point: str, origin: str) -> Comm
     if len(payload) > MAX_PAYLOAD:
         raise RefusedError(f"a command has {MAX_PAYLOAD} bytes at most")
     try:
-        data = json.loads(payload.decode("utf-8"), parse_constant=_no_constant)
+        data = json.loads(payload.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_no_doubles)
+    except _DoubleKeyError as error:
+        raise RefusedError(f"the key '{str(error)[:40]}' stands in the command twice") from None
     except (ValueError, RecursionError):
         raise RefusedError('a command is JSON: {"value": …, "id": "…", "time": …}') from None
     if not isinstance(data, dict):
@@ -144,6 +146,28 @@ def read_command(payload: bytes, *, actor: str, point: str, origin: str) -> Comm
     return Command(
         "mqtt", origin, actor, point, value, str(name), given_ns, given_ns + round(expires * 1e9), mode
     )
+
+
+def id_of(payload: bytes) -> str:
+    """Return the id of a command, also of one that cannot be read otherwise; empty if it has none."""
+    try:
+        found = json.loads(payload[:MAX_PAYLOAD])["id"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ""
+    is_one = isinstance(found, str | int) and not isinstance(found, bool) and len(str(found)) <= LONGEST_ID
+    return str(found) if is_one else ""
+
+
+class _DoubleKeyError(Exception):
+    """A key stands there twice."""
+
+
+def _no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _DoubleKeyError(next(key for key in keys if keys.count(key) > 1))
+    return found
 
 
 def _moment(given: object) -> int:

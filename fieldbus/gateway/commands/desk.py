@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -27,7 +27,7 @@ from fieldbus import clock
 from fieldbus.errors import RefusedError
 from fieldbus.gateway.commands.access import LOCAL, Access
 from fieldbus.gateway.commands.audit import Audit
-from fieldbus.gateway.commands.command import LONGEST_EXPIRY_S, Answer, Command, read_command
+from fieldbus.gateway.commands.command import LONGEST_EXPIRY_S, Answer, Command, id_of, read_command
 from fieldbus.gateway.commands.gate import DAY_S, ExpiredError, Gate, Guard
 from fieldbus.link import Instruction, WriteOutcome, WriteResult
 from fieldbus.model import Point, Sample, Value
@@ -39,6 +39,8 @@ MOST_AT_ONCE = 256
 LONGEST_ADDRESS = 512
 """No point has a longer one."""
 _DONE = (WriteOutcome.WRITTEN, WriteOutcome.VERIFIED)
+_COUNTED = (*_DONE, WriteOutcome.FAILED, "routed")
+"""How a write ended that the device may have got."""
 _LOG = logging.getLogger("fieldbus")
 
 Write = Callable[[Point, Value, float], Awaitable[WriteResult]]
@@ -106,6 +108,7 @@ class Desk:
         try:
             if len(instruction.point) > LONGEST_ADDRESS:
                 raise RefusedError("no point has such a long name")
+            unread = replace(unread, id=id_of(instruction.payload))
             if instruction.actor == LOCAL:
                 raise RefusedError(
                     f"'{LOCAL}' is who is on the gateway's machine, and does not come by topic"
@@ -187,8 +190,11 @@ class Desk:
         left_s = (command.expires_ns - now_ns) / 1e9 if command.expires_ns else LONGEST_EXPIRY_S
         result = await self._write(point, value, now_s + left_s)
         outcome, reason = result.outcome, result.reason
-        if outcome in _DONE and command.way != "fallback":
-            self._commanded_s[point.address] = clock.monotonic_s()
+        if outcome in _DONE:
+            if command.way == "fallback":
+                self.gate.note(point, value, clock.monotonic_s(), now_ns=clock.wall_ns())
+            else:
+                self._commanded_s[point.address] = clock.monotonic_s()
         return outcome, None if reason is None else str(reason), result.value, old
 
     @staticmethod
@@ -333,7 +339,8 @@ class Desk:
                         record["actor"], record["id"], time_ns + round(2 * LONGEST_EXPIRY_S * 1e9)
                     )
                 point = points.get(record.get("point", ""))
-                if point is not None and record["outcome"] in ("written", "verified", "failed", "routed"):
+                counted = _COUNTED if record.get("way") != "fallback" else _DONE
+                if point is not None and record["outcome"] in counted:
                     self.gate.note(point, record["value"], now_s - age_s, record.get("count", 1))
             except (KeyError, ValueError, TypeError):
                 continue  # a line that is not ours; `audit verify` tells of it

@@ -165,8 +165,18 @@ def _guard_faults(point: Point, settings: GuardSettings, *, is_routed: bool) -> 
             refusal = point.refusal(fitting(point, settings.fallback.value))
         except RefusedError as error:
             refusal = str(error)
+        if refusal is None and not _has_room(point, settings.fallback.value):
+            refusal = f"{settings.fallback.value} is beyond what its type can express"
         if refusal is not None:
             found.append(("fallback", f"its safe value does not fit: {refusal}"))
         elif point.kind is Kind.STRING:
             found.append(("fallback", "text has no safe value"))
     return found
+
+
+def _has_room(point: Point, value: object) -> bool:
+    """Return whether the type of a point can express a number; of what is no number nothing is said."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return True
+    low, high = point.lowest, point.highest
+    return (low is None or value >= low) and (high is None or value <= high)

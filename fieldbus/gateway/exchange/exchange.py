@@ -31,6 +31,7 @@ from fieldbus.model import Point
 from fieldbus.mqtt import peering
 from fieldbus.mqtt.peering import PeeringError, Want, topic
 from fieldbus.mqtt.records import (
+    Place,
     RecordError,
     decode_acknowledgement,
     decode_chunk,
@@ -45,6 +46,7 @@ PEERS_FOLDER = "peers"
 WATCH_S = 15.0
 """So long after a watcher looked, what only watchers want is asked for."""
 MAX_PEERS = 256
+_BOOTS_KEPT = 8
 _LOG = logging.getLogger("fieldbus")
 
 
@@ -120,6 +122,8 @@ class Exchange:
         )
         self._said: dict[tuple[str, str], bytes] = {}
         self._births: dict[str, bytes] = {}
+        self._boots: dict[str, list[str]] = {}
+        """The incarnations of each gateway's spool that came last."""
         self._faulty: set[tuple[str, str]] = set()
         self._watched_s = -WATCH_S
         self._said_watched = False
@@ -321,6 +325,7 @@ class Exchange:
         if place.gateway != peer:
             self._fault(link, peer, "a chunk that says it is of another gateway")
             return
+        self._look_for_doubles(link, place)
         now_ns, now_s = clock.wall_ns(), clock.monotonic_s()
 
         def committed() -> None:
@@ -330,6 +335,15 @@ class Exchange:
             committed()
         elif not place.is_historical:
             self._links[link].take_samples(peer, [(item.head[0], item.sample) for item in items])
+
+    def _look_for_doubles(self, link: str, place: Place) -> None:
+        """Say it if two gateways go by one name: their spools then come by turns."""
+        boots = self._boots.setdefault(place.gateway, [])
+        if boots and boots[-1] != place.boot and place.boot in boots:
+            self._fault(link, place.gateway, "two gateways have this name: what both send is mixed up")
+        if not boots or boots[-1] != place.boot:
+            boots.append(place.boot)
+            del boots[:-_BOOTS_KEPT]
 
     def _acknowledge(self, link: str, peer: str, source: str, boot: str, stream: str) -> None:
         seq = self.intake.committed(source, peer)
@@ -404,11 +418,13 @@ class Exchange:
             if not link.is_sending:
                 continue
             for peer, device in link.peers.items():
-                payload = peering.encode_want(self._want_of(peer, device))
+                want = self._want_of(peer, device)
+                payload = peering.encode_want(want)
                 if self._said.get((name, peer)) == payload:
                     continue
                 self._said[name, peer] = payload
                 link.publish(topic(peer, "want", self.me), payload, None, is_retained=True)
+                link.forget_unwanted(peer, {*want.live, *want.durable})
 
     def _want_of(self, peer: str, device: str) -> Want:
         live: dict[str, bool] = {}

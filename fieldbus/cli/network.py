@@ -78,11 +78,11 @@ async def _look(visitor: Visitor) -> dict[str, dict[str, Any]]:
             entry[kind] = data
             if kind == "status":
                 entry["online"] = data.get("status") == "online"
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
     for entry in found.values():
         # A broker that was killed knows nothing of those that went meanwhile.
         entry["silent"] = entry["online"] and _age_s((entry["health"] or {}).get("time")) > _STALE_S
-        following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
     return found
 
 

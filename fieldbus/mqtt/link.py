@@ -539,7 +539,9 @@ def reason_of(error: BaseException) -> str:
         return "connection refused"
     code = getattr(cause, "rc", None)
     code = getattr(code, "value", code)
-    if isinstance(code, int) and code >= packets.FIRST_ERROR:
+    if code == packets.FIRST_ERROR:  # what paho says if the broker said nothing
+        return "connection lost"
+    if isinstance(code, int) and code > packets.FIRST_ERROR:
         return packets.reason(code)
     text = str(cause) if isinstance(cause, OSError) and str(cause) else str(error)
     for noise in ("[code:", "[Errno"):

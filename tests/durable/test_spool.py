@@ -138,6 +138,27 @@ async def test_the_oldest_go_first_and_each_is_counted(bench):
     assert stream.backlog == len(kept) == 2000 - stream.dropped
 
 
+async def test_who_asks_for_a_lot_pushes_nobody_else_out_and_that_samples_go_is_said_once(bench):
+    bench.open(max_bytes=20_000)
+    small, large = bench.stream("small"), bench.stream("large")
+    small.append([f"{n:0100d}" for n in range(10)])
+    for n in range(200):
+        large.append([f"{n:0100d}"] * 10)
+        await bench.settle(large)
+    assert bench.spool.bytes <= 20_000
+    assert (small.dropped, sorted(await bench.content(small, 0))) == (0, list(range(1, 11)))
+    assert large.dropped > 0
+    assert sorted(await bench.content(large, 0)) == list(range(large.dropped + 1, 2001))
+    told = ("stream large: more waits than the spool may hold, the oldest samples go", True)
+    assert bench.said == [told]
+    # The other side has all: what is lost after that is another loss.
+    large.acknowledge(2000)
+    for _ in range(40):
+        large.append(["x" * 100] * 10)
+        await bench.settle(large)
+    assert bench.said == [told, told]
+
+
 async def test_what_is_too_old_goes(bench):
     now_ns = 10**18
     bench.open(max_age_s=60, wall_ns=lambda: now_ns)

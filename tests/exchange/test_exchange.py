@@ -33,6 +33,7 @@ class FakeLink:
         self.published = []
         self.looked_after = []
         self.emitted = []
+        self.wanted = []
 
     def publish(self, topic, payload, done, *, is_retained=False):
         self.published.append((topic, payload))
@@ -43,7 +44,7 @@ class FakeLink:
         self.looked_after.append(peer)
 
     def forget_unwanted(self, peer, wanted):
-        pass
+        self.wanted.append((peer, sorted(wanted)))
 
     def take_samples(self, peer, samples):
         self.emitted += samples
@@ -205,6 +206,25 @@ async def test_rubbish_from_peers_is_said_once_and_takes_nothing_down(bench, cap
     assert bench.around.reloads == []
 
 
+async def test_two_gateways_of_one_name_are_told_by_their_spools_that_come_by_turns(bench, caplog):
+    bench.open(peers=[("tx", "line")])
+
+    def arrive(boot, first):
+        row = encode_row([Item(("press.count", "tx/press.count", 0), Sample(1, Quality.GOOD, None, 1))])
+        bench.exchange.arrived(
+            "broker", "tx", encode_chunk(Place("tx", boot, "s", first, 1, 0, 0, False), row)
+        )
+
+    with caplog.at_level(logging.WARNING):
+        for boot in ("one", "one", "another", "a third"):  # a gateway whose spool was lost
+            arrive(boot, 1)
+        assert not caplog.records
+        for boot in ("one", "another", "one"):
+            arrive(boot, 2)
+    told = "broker: gateway tx: two gateways have this name: what both send is mixed up"
+    assert [record.message for record in caplog.records] == [told]
+
+
 async def test_a_birth_that_says_nothing_new_loads_nothing_anew_also_after_a_restart(bench):
     points = [Point("press", "count", Kind.INT)]
     birth = peering.encode_birth("tx", "1", points, NOW_NS)
@@ -260,6 +280,7 @@ async def test_what_comes_through_is_kept_for_the_next_and_acknowledged_when_it_
     assert json.loads(bench.link.heard("tx", "ack", "me")[-1])["seq"] == 2
     wants = json.loads(bench.link.heard("tx", "want", "me")[-1])
     assert wants["durable"] == {"sample": ["press.count"], "change": []}
+    assert bench.link.wanted[-1] == ("tx", ["press.count"])
 
 
 async def test_of_its_own_points_a_peer_gets_nothing_back(bench):

@@ -244,3 +244,31 @@ async def test_reading_a_file_that_is_none_says_so(tmp_path):
     (tmp_path / "text.db").write_text("no database" * 100)
     with pytest.raises(sqlite3.Error):
         list(history.read(tmp_path / "text.db", ["a"]))
+
+
+async def test_a_point_that_changes_its_unit_keeps_the_unit_of_what_it_had(bench):
+    link = await bench.open()
+    link.send([good(1)])
+    await bench.settle()
+    await bench.close()
+    link = await bench.open()
+    link.send([good(2, NOW_NS + 1, Point("press", "count", Kind.INT, unit="dozens")), good(3, NOW_NS + 2)])
+    await bench.settle()
+    kept = [(item.sample.value, item.unit) for item in history.read(bench.path, ["press.count"])]
+    assert kept == [(1, "pcs"), (2, "dozens"), (3, "pcs")]
+    assert history.names(bench.path) == ["press.count"]
+
+
+async def test_what_is_lost_at_the_end_is_said_and_counted(bench, caplog):
+    link = await bench.open()
+    link.send([good(1)])
+    await bench.settle()
+    await bench.limit_pages(8)
+    link.send([good(n) for n in range(5000)])
+    await eventually(lambda: bench.said)
+    await bench.close()
+    lost = link.counters["tx_dropped"]
+    assert lost + len(bench.content()) == 5001
+    assert lost > 0
+    [record] = [record for record in caplog.records if "are lost" in record.message]
+    assert record.message.startswith(f"history: {lost} samples could not be written and are lost (")

@@ -132,6 +132,12 @@ def test_files_are_closed_when_they_are_long_and_the_chain_goes_on_in_the_next(t
     assert is_whole(tmp_path, 33)
 
 
+def test_a_log_without_a_record_proves_nothing(tmp_path):
+    (tmp_path / FILE_NAME).touch()
+    done = run("verify", tmp_path)
+    assert (done.exit_code, done.output.strip()) == (1, f"{tmp_path}: there is no record in it")
+
+
 def test_a_file_that_was_just_closed_is_gone_on_from_after_a_restart(tmp_path):
     audit = Audit(tmp_path)
     write(audit, 4)

@@ -149,6 +149,29 @@ async def test_what_is_refused_is_recorded_and_answered_too(office, changes, why
     assert (await office.give(id="next"))["outcome"] == "verified"
 
 
+@pytest.mark.parametrize(
+    ("payload", "id_", "why"),
+    [
+        (b'{"value": 1, "id": "a", "time": 1, "value": 2}', "a", "the key 'value' stands in the command twice"),
+        (b'{"value": 1, "id": "a", "time": 1, "x": {"y": 1, "y": 2}}', "a",
+         "the key 'y' stands in the command twice"),
+        (b'{"id": "b", "time": 1, "more": 2}', "b", None),
+        (b'{"id": 7, "value": 1}', "7", None),
+        (b'{"id": true, "value": 1}', None, None),
+        (b'["id"]', None, None),
+        (b'"id"', None, None),
+        (b"nothing", None, 'a command is JSON: {"value": …, "id": "…", "time": …}'),
+    ],
+)  # fmt: skip
+async def test_a_command_that_cannot_be_read_is_answered_with_its_id(office, payload, id_, why):
+    office.desk.instruct(office.instruction()._replace(payload=payload))
+    await eventually(lambda: office.replies)
+    answer = json.loads(office.replies[-1])
+    assert (answer["outcome"], answer.get("id")) == ("refused", id_)
+    assert why is None or answer["reason"] == why
+    assert not office.sent
+
+
 async def test_nobody_is_local_by_topic_even_where_access_is_not_said_at_all(tmp_path, office):
     office.desk.access = Access({}, is_given=False)
     office.desk.gate._may_write = office.desk.access.may_write
@@ -407,6 +430,24 @@ async def test_a_safe_value_that_cannot_be_written_is_said_and_recorded_when_tha
         "press.speed: its source is silent, safe value 0 verified",
     ]
     assert len(office.sent) == 7
+    office.audit.close()
+
+
+async def test_only_safe_values_that_the_device_has_are_of_its_budget_also_after_a_restart(tmp_path):
+    guards = {SPEED: Guard(fallback_after_s=1.0, fallback_value=0, daily_budget=3)}
+    office = Office(tmp_path, guards)
+    office.outcome = WriteOutcome.FAILED
+    for _ in range(5):
+        await office.desk.fall_back(SPEED, guards[SPEED])
+    office.outcome = WriteOutcome.VERIFIED
+    await office.desk.fall_back(SPEED, guards[SPEED])
+    assert (await office.give(1))["outcome"] == "verified"
+    await office.desk.close()
+    office.audit.close()
+    office.open()
+    office.desk.restore(POINTS, guards)
+    assert [(await office.give(value))["outcome"] for value in (2, 3)] == ["verified", "refused"]
+    await office.desk.close()
     office.audit.close()
 
 

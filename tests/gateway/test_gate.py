@@ -291,6 +291,15 @@ def test_without_a_good_present_value_nothing_is_changed(sample):
     assert bench.ask(0, way="fallback") == 0
 
 
+def test_a_safe_value_takes_of_the_budget_when_it_was_written_and_not_before():
+    bench = Bench({SPEED: Guard(daily_budget=2)})
+    for _ in range(5):  # the device does not take it, and it is tried again
+        assert bench.ask(0, way="fallback") == 0
+    assert bench.ask(1) == 1
+    bench.gate.note(SPEED, 0, bench.now_s, now_ns=bench.now_ns)
+    assert bench.ask(2) == "its 2 writes a day are used up (non_volatile)"
+
+
 def test_an_interlock_holds_by_good_values_only():
     guards = {SPEED: Guard(only_if=parse_conditions("press.door == closed and press.temperature<30", POINTS))}
     bench = Bench(guards)

@@ -153,6 +153,14 @@ def test_a_point_has_its_guards_in_one_place(write):
     assert found.message == "the point has guards where it is described already"
 
 
+@pytest.mark.parametrize("value", [99999, -1])
+def test_a_safe_value_is_one_that_the_register_can_hold(write, value):
+    size = ("      door:", "      size: {table: holding, address: 30, access: write}\n      door:")
+    found = only(write(f"  press.size: {{fallback: {{after: 2s, value: {value}}}}}\n", size))
+    assert found.path == "guards.press.size.fallback"
+    assert found.message == f"its safe value does not fit: {value} is beyond what its type can express"
+
+
 def test_all_mistakes_are_told_at_once(write):
     found = problems(
         write("  press.door: {step: 1}\n  press.spede: {step: 1}\n  press.speed: {confirm: true}\n")

@@ -214,6 +214,17 @@ async def test_an_empty_reload_repeats_nothing_and_keeps_what_registers_have(ben
     assert bench.oven.written == written
 
 
+async def test_what_is_doubtful_in_a_new_configuration_is_said_once(bench, caplog):
+    await bench.up()
+    bench.configure(bench.text + "access:\n  operator: [oven.nothing]\n")
+    with caplog.at_level(logging.WARNING, "fieldbus"):
+        await bench.gateway.load_again()
+        await bench.gateway.load_again()
+    told = [record.message for record in caplog.records if "oven.nothing" in record.message]
+    assert len(told) == 1
+    assert "'oven.nothing' is no point that can be written" in told[0]
+
+
 async def test_a_new_route_gets_the_next_sample_though_it_does_not_change(bench):
     await bench.up(("  - {from: oven.temperature, to: panel.oven}\n", ""))
     assert await bench.register(1) is None

@@ -6,13 +6,16 @@ import json
 import signal
 import subprocess
 
+import aiomqtt
 import pytest
 from conftest import eventually, program
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.reasoncodes import ReasonCode
 
 from fieldbus.errors import LinkDownError
 from fieldbus.link import Bundle, Delivery, Gathering, GatherPlan, Target, WriteOutcome
 from fieldbus.model import Access, Batch, Group, Kind, Point, Quality, Sample
-from fieldbus.mqtt.link import MqttLink
+from fieldbus.mqtt.link import MqttLink, reason_of
 from fieldbus.mqtt.payload import TopicPoint, parse_path
 from fieldbus.mqtt.publisher import Publisher
 
@@ -238,6 +241,47 @@ async def test_a_broker_that_refuses_us_is_a_lost_link_in_words(broker):
     await link.close()
     assert "not authori" in str(caught.value).lower()
     assert "canary" not in str(caught.value)
+
+
+async def test_why_a_connection_ended_is_said_in_words(broker):
+    link = MqttLink("broker", "gw", "127.0.0.1", broker.port, POINTS)
+    await link.connect()
+    task = asyncio.create_task(link.run(lambda _: None, lambda _: None))
+    async with Session(broker):  # takes its place, of which not every broker says a word
+        with pytest.raises(LinkDownError, match="^connection lost$"):
+            await asyncio.wait_for(task, 5)
+        await link.close()
+    error = aiomqtt.MqttError("Disconnected during message iteration")
+    error.__cause__ = aiomqtt.MqttCodeError(ReasonCode(PacketTypes.DISCONNECT, identifier=0x8E))
+    told = "another client came with the same client_id; is there a second gateway of this name?"
+    assert reason_of(error) == told
+
+
+class Listener:
+    """Whoever a link tells of peers and commands."""
+
+    def __init__(self):
+        self.instructions = []
+
+    def instructed(self, _link, instruction):
+        self.instructions.append(instruction)
+
+    def __getattr__(self, name):
+        return lambda *_, **__: None
+
+
+async def test_a_command_that_is_kept_is_told_from_one_that_is_given_now(broker):
+    """Brokers clear the flag for whoever is subscribed already, unless they are asked not to."""
+    topic = "fieldbus/gw/command/operator/press/speed"
+    publish(broker, topic, "before", "-r", "-q", "1")
+    listener = Listener()
+    async with Session(broker) as session:
+        session.link.correspondent = listener
+        publish(broker, topic, "kept", "-r", "-q", "1")
+        publish(broker, topic, "now", "-q", "1")
+        await eventually(lambda: any(given.payload == b"now" for given in listener.instructions))
+    told = {given.payload: given.is_retained for given in listener.instructions}
+    assert told.items() >= {b"kept": True, b"now": False}.items()
 
 
 # --- what is gathered, and the connection that publishes

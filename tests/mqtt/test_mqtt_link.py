@@ -248,7 +248,7 @@ async def test_why_a_connection_ended_is_said_in_words(broker):
     await link.connect()
     task = asyncio.create_task(link.run(lambda _: None, lambda _: None))
     async with Session(broker):  # takes its place, of which not every broker says a word
-        with pytest.raises(LinkDownError, match="^connection lost$"):
+        with pytest.raises(LinkDownError, match=r"^connection lost$"):
             await asyncio.wait_for(task, 5)
         await link.close()
     error = aiomqtt.MqttError("Disconnected during message iteration")

@@ -56,7 +56,7 @@ def demo(
     """Run the packaged demo on simulated devices and show what happens."""
     try:
         seconds = None if lasts is None else parse_duration(lasts)
-    except Exception as error:
+    except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--for") from None
     with ExitStack() as stack:
         folder = keep

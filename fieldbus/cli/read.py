@@ -31,7 +31,7 @@ def timeout_of(text: str) -> float:
     """Return the seconds of a duration that was typed."""
     try:
         return parse_duration(text)
-    except Exception as error:
+    except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--timeout") from None
 
 

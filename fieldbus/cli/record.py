@@ -53,7 +53,7 @@ def record(
     """Record the CAN buses of CONFIG until SIGINT; nothing is sent."""
     try:
         seconds = None if lasts is None else parse_duration(lasts)
-    except Exception as error:
+    except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--for") from None
     if output.suffix.lower() not in WRITABLE:
         raise typer.BadParameter(f"a log ends in {', '.join(WRITABLE)}", param_hint="OUTPUT")

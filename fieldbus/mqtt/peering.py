@@ -37,7 +37,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fieldbus.model import Access, Kind, Point
@@ -210,21 +210,7 @@ def taken_over(birth: Birth, device: str, me: str) -> dict[str, Point]:
     for point in birth.points:
         if point.origin.partition("/")[0] == me or point.hops + 1 > MAX_HOPS:
             continue
-        found[point.address] = Point(
-            device=device,
-            name=point.address,
-            kind=point.kind,
-            access=point.access,
-            unit=point.unit,
-            minimum=point.minimum,
-            maximum=point.maximum,
-            lowest=point.lowest,
-            highest=point.highest,
-            labels=point.labels,
-            description=point.description,
-            origin=point.origin,
-            hops=point.hops + 1,
-        )
+        found[point.address] = replace(point, device=device, name=point.address, hops=point.hops + 1)
     return found
 
 

@@ -230,7 +230,7 @@ async def test_options_are_checked_and_a_log_that_is_not_there_is_a_link_that_is
             await open_replay({"interface": "replay", **options})
 
 
-async def test_four_busy_buses_at_once_are_whole_and_in_order(tmp_path):
+async def test_four_busy_buses_are_whole_and_in_order_and_cost_a_part_of_a_core(tmp_path):
     count = 8000
     path = tmp_path / "a.log"
     path.write_text(
@@ -238,7 +238,12 @@ async def test_four_busy_buses_at_once_are_whole_and_in_order(tmp_path):
             f"({START}.{index * 125:06d}) c {0x100 + index % 20:03X}#{index:016X}\n" for index in range(count)
         )
     )
-    listeners = [Listener(path) for _ in range(4)]
-    await asyncio.gather(*(listener.to_the_end() for listener in listeners))
-    for listener in listeners:
-        assert [int.from_bytes(frame.data) for frame in listener.frames] == list(range(count))
+    used_s = []
+    while len(used_s) < 3 and min(used_s, default=1.0) >= 0.75:  # others use the machine too
+        listeners = [Listener(path) for _ in range(4)]
+        began_s = time.process_time()
+        await asyncio.gather(*(listener.to_the_end() for listener in listeners))
+        used_s.append(time.process_time() - began_s)
+        for listener in listeners:
+            assert [int.from_bytes(frame.data) for frame in listener.frames] == list(range(count))
+    assert min(used_s) < 0.75, f"{used_s} s of processor time in a second"

@@ -9,10 +9,10 @@ import struct
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from certificates import Identity
 from conftest import eventually, free_port, program
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -34,16 +34,6 @@ DAY = datetime.timedelta(days=1)
 ROLES = {"operator": Right.READWRITE, "viewer": Right.READ, "guest": Right.NONE}
 READ, READ_ANSWER = bytes.fromhex("0300000002"), bytes.fromhex("03043fc00000")
 WRITE = bytes.fromhex("0600020005")
-
-
-@dataclass(frozen=True)
-class Identity:
-    """A certificate and its key, in files and as objects."""
-
-    certificate: Path
-    key: Path
-    made: x509.Certificate
-    signer: ec.EllipticCurvePrivateKey
 
 
 def utf8_string(text: str) -> bytes:

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from fieldbus.model import Kind, Point, Quality, Sample
+from fieldbus.model import Access, Kind, Point, Quality, Sample
+from fieldbus.mqtt.peering import MAX_HOPS, decode_birth, encode_birth, taken_over
 from fieldbus.mqtt.peers import Peers, RemoteGateway
 from fieldbus.mqtt.records import Item, encode_row
 
@@ -83,3 +84,28 @@ async def test_a_point_that_nobody_wants_any_more_does_not_keep_its_last_value(b
     assert bench.said() == []
     bench.live("count", 7)
     assert bench.said() == [("press.count", 7, None)]
+
+
+def test_a_point_of_another_gateway_is_what_it_is_there_and_no_point_goes_on_without_end():
+    there = [
+        Point(
+            "press", "speed", Kind.INT, Access.READWRITE, "rpm", 0, 3000, 0, 65535, {0: "off"}, "of the press"
+        ),
+        Point("line", "far.count", Kind.INT, origin="third/far.count", hops=MAX_HOPS - 1),
+        Point("line", "farther.count", Kind.INT, origin="ninth/farther.count", hops=MAX_HOPS),
+        Point("line", "mine.count", Kind.INT, origin="me/mine.count", hops=1),
+    ]
+    birth = decode_birth(encode_birth("tx", "1", there, NOW_NS), "tx")
+    found = taken_over(birth, "line", "me")
+    assert list(found) == ["press.speed", "line.far.count"]
+    speed, far = found.values()
+    assert speed.address == "line.press.speed"
+    assert (speed.kind, speed.access, speed.unit, speed.labels) == (
+        Kind.INT,
+        Access.READWRITE,
+        "rpm",
+        {0: "off"},
+    )
+    assert (speed.minimum, speed.maximum, speed.description) == (0, 3000, "of the press")
+    assert (speed.origin, speed.hops) == ("tx/press.speed", 1)
+    assert (far.origin, far.hops) == ("third/far.count", MAX_HOPS)

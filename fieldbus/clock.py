@@ -1,7 +1,15 @@
-"""The time, for everything that has to go by the log's time when a log is replayed step by step.
+"""The time of a gateway.
 
-Rules: call ``clock.monotonic_s()`` and ``clock.wall_ns()``, never import the names themselves: a stepped
-replay puts other functions in their place before anything else happens, and nothing else ever does.
+Rules:
+
+* Each gateway has a `Clock` of its own, and every part of it is given that one: several gateways in one
+  process may have wall clocks that differ, drift and jump.
+* Periods and ages are measured by ``monotonic_s``; ``wall_ns`` is for time stamps only.
+* Nothing outside this file and the programs' own edges (a command's terminal, a thread that waits for a disk)
+  calls the `time` module.
+
+Design: an object with two functions, and not a module with two: the functions are looked up on the object at
+each call, so that a stepped replay can put a log's time in their place after the configuration was loaded.
 """
 
 from __future__ import annotations
@@ -9,7 +17,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+
+class Clock:
+    """Two functions that tell the time; the machine's by default."""
+
+    __slots__ = ("monotonic_s", "wall_ns")
+
+    def __init__(
+        self, monotonic_s: Callable[[], float] = time.monotonic, wall_ns: Callable[[], int] = time.time_ns
+    ) -> None:
+        self.monotonic_s = monotonic_s
+        """For periods and ages, in seconds; the event loop's own timers go by the same."""
+        self.wall_ns = wall_ns
+        """For time stamps: nanoseconds since the Unix epoch."""
+
+
+SYSTEM = Clock()
+"""The machine's own time, for whatever belongs to no gateway. Nobody changes it."""
+
 monotonic_s: Callable[[], float] = time.monotonic
-"""For periods and ages, in seconds; what the event loop's own timers go by."""
 wall_ns: Callable[[], int] = time.time_ns
-"""For stamps: nanoseconds since the Unix epoch."""

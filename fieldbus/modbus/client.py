@@ -22,9 +22,9 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import time
 from typing import Protocol
 
+from fieldbus.clock import Clock
 from fieldbus.errors import (
     BadResponseError,
     LinkDownError,
@@ -56,6 +56,11 @@ _TLS_WORDS = {
 
 class Owner(Protocol):
     """Who asks on a line."""
+
+    @property
+    def clock(self) -> Clock:
+        """The time that it goes by."""
+        ...
 
     def answered(self, answer: bytes) -> None:
         """Take the PDU that answers the request; empty after a broadcast."""
@@ -93,6 +98,7 @@ class Line(asyncio.Protocol, asyncio.DatagramProtocol):
         """
         self.framer = framer
         self._owner = owner
+        self._clock = owner.clock
         self._silence_s = silence_s
         self._character_s = character_s
         self._garbled_s = max(_GARBLED_S, 4 * character_s)
@@ -138,20 +144,20 @@ class Line(asyncio.Protocol, asyncio.DatagramProtocol):
                 # Something came that nobody had asked for; what comes next may be its rest.
                 self._loop.call_soon(self._spoilt)
                 return
-            now_s = time.monotonic()
+            now_s = self._clock.monotonic_s()
             self._write(framer.wrap(ask))
             self._deadline_s = now_s + timeout_s
             if self._watchdog is None or self._looks_at_s > self._deadline_s:
                 self._watch(timeout_s)
             return
         self._sent = self.is_spoilt = False
-        now_s = time.monotonic()
+        now_s = self._clock.monotonic_s()
         self._deadline_s = now_s + timeout_s + _MOST_NOISE_S
         self._send_when_quiet()
 
     def settle(self, seconds: float) -> None:
         """Let the line be silent for a while before the first request: who had it before may have asked."""
-        self.settled_at_s = time.monotonic() + seconds
+        self.settled_at_s = self._clock.monotonic_s() + seconds
 
     def close(self) -> None:
         """End the connection; nothing is called any more."""
@@ -243,7 +249,7 @@ class Line(asyncio.Protocol, asyncio.DatagramProtocol):
     # --- serial lines
 
     def _hear(self, data: bytes) -> None:
-        now_s = self._heard_at_s = time.monotonic()
+        now_s = self._heard_at_s = self._clock.monotonic_s()
         self._quiet_at_s = now_s + self._silence_s
         ask = self._ask
         if ask is None or not self._sent or ask.unit_id == 0:
@@ -263,7 +269,7 @@ class Line(asyncio.Protocol, asyncio.DatagramProtocol):
         ask = self._ask
         if ask is None or self._transport is None:
             return
-        now_s = time.monotonic()
+        now_s = self._clock.monotonic_s()
         if now_s >= self._deadline_s:
             self._fail(BadResponseError("the line is never silent"))
             return
@@ -308,7 +314,7 @@ class Line(asyncio.Protocol, asyncio.DatagramProtocol):
     def _watch(self, wait_s: float) -> None:
         if self._watchdog is not None:
             self._watchdog.cancel()
-        self._looks_at_s = time.monotonic() + wait_s
+        self._looks_at_s = self._clock.monotonic_s() + wait_s
         self._watchdog = self._loop.call_later(wait_s, self._look)
 
     def _look(self) -> None:
@@ -316,7 +322,7 @@ class Line(asyncio.Protocol, asyncio.DatagramProtocol):
         self._watchdog = None
         if self._ask is None:
             return
-        now_s = time.monotonic()
+        now_s = self._clock.monotonic_s()
         if self._is_serial and self._sent and self.is_spoilt:
             rest_s = self._heard_at_s + self._garbled_s - now_s
             if rest_s <= 0.001:

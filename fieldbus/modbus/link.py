@@ -31,11 +31,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from fieldbus.clock import SYSTEM, Clock
 from fieldbus.errors import (
     BadResponseError,
     DeviceExceptionError,
@@ -91,6 +91,7 @@ class _Lane:
 
     def __init__(self, link: ModbusClientLink) -> None:
         self._link = link
+        self.clock = link.clock
         self.line: Line | None = None
         self.is_opening = False
         self.state: UnitState | None = None
@@ -142,7 +143,7 @@ class _Lane:
         state, poll, steps = self.take()
         if line is not None:
             if state is not None and self.ask is not None and not line.framer.has_transactions:
-                state.suspect(self.ask, time.monotonic())
+                state.suspect(self.ask, self.clock.monotonic_s())
             line.close()
         return state, poll, steps
 
@@ -168,14 +169,17 @@ class ModbusClientLink:
         memory: Path | None = None,
         quirks: LineQuirks = LineQuirks(),  # noqa: B008 - frozen
         connect_timeout_s: float = 3.0,
+        clock: Clock = SYSTEM,
     ) -> None:
         """Take what the link works with; nothing is opened.
 
         Args:
             connections: how many requests may be under way at once, each on a connection of its own.
             memory: the folder in which is kept what devices taught us; None to forget it.
+            clock: the gateway's.
         """
         self.name = name
+        self.clock = clock
         self.place = place
         self.units = units
         self._quirks = quirks
@@ -208,7 +212,7 @@ class ModbusClientLink:
         self._report: Report | None = None
         self._dropped: dict[Point, Value] = {}
         self._busy_s = 0.0
-        self._load: tuple[float, float, int] = (time.monotonic(), 0.0, 0)
+        self._load: tuple[float, float, int] = (self.clock.monotonic_s(), 0.0, 0)
         self._is_behind = False
         self._counters = dict.fromkeys(
             ("requests", "timeouts", "exceptions", "bad_responses", "scans_missed", "writes",
@@ -238,7 +242,7 @@ class ModbusClientLink:
     @property
     def counters(self) -> Mapping[str, int]:
         """Totals since start, and how busy the line was during the last second or so."""
-        now_s = time.monotonic()
+        now_s = self.clock.monotonic_s()
         since_s, busy_s, percent = self._load
         if now_s - since_s >= 0.9:
             share = (self._busy_s - busy_s) / (now_s - since_s) / max(1, len(self._lanes))
@@ -280,7 +284,7 @@ class ModbusClientLink:
         """Return a link to the same place for other units or fewer points, which remembers nothing."""
         return ModbusClientLink(
             self.name, place or self.place, units, quirks=self._quirks,
-            connect_timeout_s=self._connect_timeout_s,
+            connect_timeout_s=self._connect_timeout_s, clock=self.clock,
         )  # fmt: skip
 
     async def connect(self) -> None:
@@ -324,7 +328,7 @@ class ModbusClientLink:
         """Poll and write until the connection is lost."""
         self._emit, self._report = emit, report
         self._agenda = Agenda()
-        now_s = time.monotonic()
+        now_s = self.clock.monotonic_s()
         for state in self._states:
             state.begin(now_s)
             for poll in state.polls:
@@ -371,7 +375,7 @@ class ModbusClientLink:
     @property
     def _can_write(self) -> bool:
         """Whether what is given now will be written soon or not at all."""
-        return self._is_connected and time.monotonic() - self._down_at_s <= PROMPT_S
+        return self._is_connected and self.clock.monotonic_s() - self._down_at_s <= PROMPT_S
 
     async def write(self, values: Mapping[Point, Value], *, until_s: float = NEVER) -> list[WriteResult]:
         """Write values and wait for the answers."""
@@ -439,7 +443,7 @@ class ModbusClientLink:
             lane.line = None
         lane.is_opening = True
         if not self._has_line:
-            self._down_at_s = min(self._down_at_s, time.monotonic())
+            self._down_at_s = min(self._down_at_s, self.clock.monotonic_s())
             asyncio.get_running_loop().call_later(PROMPT_S, self._give_up_writes)
         self._events.put_nowait(lane)
 
@@ -487,7 +491,7 @@ class ModbusClientLink:
                 self._writing = self._write_waiting()
                 self._drive(lane, self._writing)
                 continue
-            now_s = time.monotonic()
+            now_s = self.clock.monotonic_s()
             if self._background and not lane.was_background:
                 lane.was_background = True
                 steps, state, ask = self._background.popleft()
@@ -569,7 +573,7 @@ class ModbusClientLink:
         state, ask = lane.state, lane.ask
         if lane.number != number or state is None or ask is None:
             return  # it has ended while the unit was resting
-        now_s = time.monotonic()
+        now_s = self.clock.monotonic_s()
         rest_s = state.rests_until_s - now_s
         if rest_s > 0:
             asyncio.get_running_loop().call_later(rest_s, self._send_rested, lane, number)
@@ -616,7 +620,7 @@ class ModbusClientLink:
         state, poll, steps = lane.take()
         if state is None or ask is None:
             return
-        now_s = time.monotonic()
+        now_s = self.clock.monotonic_s()
         spent_s = now_s - lane.asked_s
         self._busy_s += spent_s
         if state.unit.quirks.pause_s:
@@ -642,7 +646,7 @@ class ModbusClientLink:
             else:
                 poll.misses = 0
             if not poll.is_gone:
-                self._emit(poll.reader.read(answer[2:], time.time_ns(), now_s))
+                self._emit(poll.reader.read(answer[2:], self.clock.wall_ns(), now_s))
                 if poll.is_fresh or poll.is_retry:
                     self._was_read(poll)
         elif poll is not None:
@@ -667,7 +671,7 @@ class ModbusClientLink:
         state, poll, steps = lane.take()
         if state is None or ask is None:
             return
-        now_s = time.monotonic()
+        now_s = self.clock.monotonic_s()
         self._busy_s += now_s - lane.asked_s
         if state.unit.quirks.pause_s:
             state.rests_until_s = now_s + state.unit.quirks.pause_s
@@ -704,7 +708,7 @@ class ModbusClientLink:
         for state in self._states:
             if state.unit.unit_id == unit_id and state.turns.rank is Rank.DEMOTED:
                 state.probes = 2
-                state.turns.probe_at_s = time.monotonic()
+                state.turns.probe_at_s = self.clock.monotonic_s()
 
     # --- what an answer, or none, means
 
@@ -713,7 +717,7 @@ class ModbusClientLink:
         if state.turns.rank is not Rank.LIVE:
             state.probe_after_s = FIRST_PROBE_S
             state.probes = 0
-            self._agenda.revive(state.turns, time.monotonic())
+            self._agenda.revive(state.turns, self.clock.monotonic_s())
         state.failures = 0
         state.was_hurried = False
         state.unreachable.clear()
@@ -864,7 +868,7 @@ class ModbusClientLink:
         """Say that the points of a block have no value, and why."""
         if poll.is_gone:
             return
-        batch = poll.group.without_value(reason, time.time_ns(), time.monotonic())
+        batch = poll.group.without_value(reason, self.clock.wall_ns(), self.clock.monotonic_s())
         if poll.reason == reason:
             batch = Batch(*batch[:5], ())
         else:
@@ -887,7 +891,7 @@ class ModbusClientLink:
             yield state, ask
         except DeviceExceptionError:
             # An answer, but perhaps to the request before: what was asked now may still be answered.
-            state.was_refused(ask, time.monotonic())
+            state.was_refused(ask, self.clock.monotonic_s())
         except RequestError:
             return
         else:
@@ -924,12 +928,12 @@ class ModbusClientLink:
             if state.knowledge.facts != before:
                 has_news = True
             elif not poll.is_gone and (is_broken_off or not state.explorer.was_passing):
-                poll.explore_at_s = time.monotonic() + EXPLORE_AGAIN_S
+                poll.explore_at_s = self.clock.monotonic_s() + EXPLORE_AGAIN_S
                 self._spoil(poll, reason)
             if is_broken_off:
                 break
         state.is_explored = False
-        now_s = time.monotonic()
+        now_s = self.clock.monotonic_s()
         others, state.to_explore = [*explored, *(other for other, _ in state.to_explore)], []
         for other in others:
             other.due_s = min(other.due_s, now_s) if other.explore_at_s <= now_s else now_s + other.period_s
@@ -962,14 +966,14 @@ class ModbusClientLink:
                     return False
                 if error.exception_code not in _LATER or attempt == LATER_TRIES:
                     raise
-                state.rests_until_s = time.monotonic() + _LATER_S * 2**attempt
+                state.rests_until_s = self.clock.monotonic_s() + _LATER_S * 2**attempt
             else:
                 return True
         return False
 
     def _plan_anew(self, state: UnitState) -> None:
         """Plan with what is known now, and say which points live in which groups from now on."""
-        now_s = time.monotonic()
+        now_s = self.clock.monotonic_s()
         gone, added = state.replan(now_s)
         self._agenda.drop(gone)
         for poll in added:
@@ -1029,7 +1033,7 @@ class ModbusClientLink:
 
     def _in_time(self, writes: Sequence[writing.Write]) -> list[writing.Write]:
         """Return the writes whose time is not over, and answer the others."""
-        now_s = time.monotonic()
+        now_s = self.clock.monotonic_s()
         for write in writes:
             if write.until_s <= now_s:
                 self._finish(write, WriteOutcome.EXPIRED, "its turn came too late")
@@ -1066,7 +1070,7 @@ class ModbusClientLink:
             except StopIteration:
                 return
             ask = Ask(state.unit.unit_id, request)
-            if state.is_out_of_step(ask, time.monotonic()):
+            if state.is_out_of_step(ask, self.clock.monotonic_s()):
                 yield from self._resynchronise(state)
                 if ask.shape in state.suspects or state.turns.rank is Rank.DEMOTED:
                     resend = _thrower(steps, RequestTimeoutError(state.unit.timeout_s))
@@ -1075,7 +1079,7 @@ class ModbusClientLink:
                 answer = yield state, ask
             except RequestError as error:
                 if state.suspects and isinstance(error, DeviceExceptionError):
-                    state.suspect(ask, time.monotonic())  # it may be the answer to an earlier one
+                    state.suspect(ask, self.clock.monotonic_s())  # it may be the answer to an earlier one
                 resend = _thrower(steps, error)
             else:
                 resend = _sender(steps, answer)

@@ -24,11 +24,11 @@ happens on a connection in `server_sessions.py`, how places are opened in `liste
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from fieldbus.clock import SYSTEM, Clock
 from fieldbus.errors import ConversionError, LinkDownError
 from fieldbus.link import NEVER, Delivery, Emit, Report, WriteOutcome, WriteResult
 from fieldbus.modbus import pdu
@@ -76,6 +76,7 @@ class ModbusServerLink:
         max_sessions: int = 64,
         idle_timeout_s: float = 60.0,
         has_echo: bool = False,
+        clock: Clock = SYSTEM,
     ) -> None:
         """Make the link; nothing is opened yet.
 
@@ -90,8 +91,10 @@ class ModbusServerLink:
             max_sessions: connections at one time.
             idle_timeout_s: after how much silence a connection is closed.
             has_echo: whether a serial line brings back what we send.
+            clock: the gateway's.
         """
         self.name = name
+        self.clock = clock
         self.host = host
         self.port = port
         self.units = units
@@ -168,12 +171,12 @@ class ModbusServerLink:
     async def run(self, emit: Emit, report: Report) -> None:
         """Serve until cancelled or the port is lost; look after silent connections."""
         self._emit = emit
-        now_s = time.monotonic()
+        now_s = self.clock.monotonic_s()
         for unit in self.units:
             for served in unit.points:
                 group = self._group_of.get(served.point)
                 if group is not None and served.initial is not None:
-                    emit(Batch(group, time.time_ns(), now_s, (served.initial,), NO_FLAWS, (0,)))
+                    emit(Batch(group, self.clock.wall_ns(), now_s, (served.initial,), NO_FLAWS, (0,)))
         lost = self._lost
         if lost is None:
             raise LinkDownError("not listening")
@@ -181,7 +184,7 @@ class ModbusServerLink:
             await asyncio.wait((lost,), timeout=min(1.0, self._idle_timeout_s / 4))
             if lost.done():
                 raise LinkDownError(lost.result())
-            limit_s = time.monotonic() - self._idle_timeout_s
+            limit_s = self.clock.monotonic_s() - self._idle_timeout_s
             for sessions in (self._silent, self._heard):
                 for session in list(sessions):
                     if session.active_s >= limit_s:
@@ -206,7 +209,7 @@ class ModbusServerLink:
         results = []
         for point, value in values.items():
             self._last.pop(point, None)
-            sample = Sample(value, Quality.GOOD, None, time.time_ns())
+            sample = Sample(value, Quality.GOOD, None, self.clock.wall_ns())
             try:
                 self._image_of[point].update(point, sample)
             except ConversionError as error:
@@ -216,7 +219,8 @@ class ModbusServerLink:
                 group = self._group_of.get(point)
                 if group is not None and self._emit is not None:  # as if a master had written it
                     self._last[point] = value
-                    self._emit(Batch(group, sample.time_ns, time.monotonic(), (value,), NO_FLAWS, (0,)))
+                    now_s = self.clock.monotonic_s()
+                    self._emit(Batch(group, sample.time_ns, now_s, (value,), NO_FLAWS, (0,)))
         return results
 
     async def close(self) -> None:
@@ -311,7 +315,7 @@ class ModbusServerLink:
         self._counters["writes"] += 1
         if self._emit is None:
             return
-        time_ns, now_s = time.time_ns(), time.monotonic()
+        time_ns, now_s = self.clock.wall_ns(), self.clock.monotonic_s()
         for served, value in written:
             point = served.point
             is_new = self._last.get(point) != value or point not in self._last

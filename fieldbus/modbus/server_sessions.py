@@ -22,11 +22,11 @@ and nothing else.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from fieldbus.clock import Clock
 from fieldbus.modbus.pdu import Frame
 from fieldbus.modbus.server_access import Right
 from fieldbus.modbus.server_framing import RequestFramer, datagram_request
@@ -39,6 +39,11 @@ _MOST_ANSWERS = 16
 
 class Service(Protocol):
     """What sessions need of the link: whoever has the registers."""
+
+    @property
+    def clock(self) -> Clock:
+        """The time that it goes by."""
+        ...
 
     def admits(self, address: object) -> bool:
         """Return whether a peer at an address is listened to; count it if not."""
@@ -70,6 +75,7 @@ class StreamSession(asyncio.Protocol):
 
     def __init__(self, service: Service, framer: RequestFramer, tls: TlsChannel | None = None) -> None:
         self._service = service
+        self._clock = service.clock
         self._framer = framer
         self._tls = tls
         self._right = Right.READWRITE if tls is None else Right.NONE
@@ -83,7 +89,7 @@ class StreamSession(asyncio.Protocol):
         self._silence: asyncio.TimerHandle | None = None
         self.has_asked = False
         """Whether it ever sent a whole request."""
-        self.active_s = time.monotonic()
+        self.active_s = self._clock.monotonic_s()
         """When it last sent a whole request, on the monotonic clock: a trickle of bytes is silence."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -115,7 +121,7 @@ class StreamSession(asyncio.Protocol):
             return
         if self._tls is not None:
             data = self._decrypted(self._tls, transport, data)
-        now_s = time.monotonic()
+        now_s = self._clock.monotonic_s()
         framer = self._framer
         frames = framer.feed(data, now_s)
         if framer.is_line:
@@ -195,7 +201,7 @@ class StreamSession(asyncio.Protocol):
 
     def _fall_silent(self) -> None:
         self._silence = None
-        now_s = time.monotonic()
+        now_s = self._clock.monotonic_s()
         frames = self._framer.expire(now_s)
         self._look_after_line()
         if frames:
@@ -282,6 +288,7 @@ class LineSession(asyncio.Protocol):
             on_lost: called with the reason when the port is gone.
         """
         self._service = service
+        self._clock = service.clock
         self._framer = framer
         self._silence_s = silence_s
         self._on_lost = on_lost
@@ -302,7 +309,7 @@ class LineSession(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take what came."""
-        self._answer(self._framer.feed(data, time.monotonic()))
+        self._answer(self._framer.feed(data, self._clock.monotonic_s()))
 
     def _answer(self, requests: list[Frame]) -> None:
         framer, service, loop = self._framer, self._service, asyncio.get_running_loop()
@@ -338,7 +345,7 @@ class LineSession(asyncio.Protocol):
 
     def _fall_silent(self) -> None:
         self._gap = None
-        self._answer(self._framer.expire(time.monotonic()))
+        self._answer(self._framer.expire(self._clock.monotonic_s()))
 
     def _stop(self) -> None:
         for timer in (self._gap, self._sending):

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from fieldbus.clock import SYSTEM, Clock
 from fieldbus.modbus.identification import LONGEST_TEXT, Identification
 from fieldbus.modbus.listen import ServerPlace
 from fieldbus.modbus.places import Framing, SerialPlace, TcpPlace, TlsFiles, UdpPlace
@@ -211,6 +212,7 @@ def build_server(
     version: str = "",
     file: FileOf = lambda _, name: Path(name),
     secret: SecretOf = lambda _, __: None,
+    clock: Clock = SYSTEM,
 ) -> ModbusServerLink:
     """Return the link that serves `devices`.
 
@@ -223,6 +225,7 @@ def build_server(
         version: ours, for FC 43/14.
         file: finds the files that the settings name.
         secret: finds the secrets that they refer to.
+        clock: the gateway's.
     """
     units = [
         ServedUnit(
@@ -248,4 +251,5 @@ def build_server(
         max_sessions=settings.max_sessions,
         idle_timeout_s=settings.idle_timeout,
         has_echo=settings.echo,
+        clock=clock,
     )

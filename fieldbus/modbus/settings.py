@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from fieldbus.clock import SYSTEM, Clock
 from fieldbus.modbus.link import ModbusClientLink
 from fieldbus.modbus.places import DialInPlace, Framing, Place, SerialPlace, TcpPlace, TlsFiles, UdpPlace
 from fieldbus.modbus.planner import Limits
@@ -317,6 +318,7 @@ def build_client(
     memory: Path | None = None,
     file: FileOf = lambda _, name: Path(name),
     secret: SecretOf = lambda _, __: None,
+    clock: Clock = SYSTEM,
 ) -> ModbusClientLink:
     """Return the link that polls `devices`.
 
@@ -325,6 +327,7 @@ def build_client(
         memory: the folder for what devices teach us.
         file: finds the files that the settings name.
         secret: finds the secrets that they refer to.
+        clock: the gateway's.
     """
     units = [
         Unit(
@@ -349,6 +352,7 @@ def build_client(
         memory=memory,
         quirks=settings.quirks.build(),
         connect_timeout_s=getattr(settings, "connect_timeout", 3.0),
+        clock=clock,
     )
 
 

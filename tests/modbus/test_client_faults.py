@@ -16,6 +16,7 @@ import pytest
 from conftest import eventually, free_port
 from fault_server import POISON, Connection, Fault, FaultServer, Good, fault_server, frame
 
+from fieldbus.clock import SYSTEM
 from fieldbus.errors import BadResponseError, LinkDownError, RequestTimeoutError
 from fieldbus.link import Delivery, DeviceHealth, Target, WriteOutcome, WriteResult
 from fieldbus.modbus import link as link_module
@@ -513,6 +514,8 @@ async def test_a_server_that_says_goodbye_behind_each_answer_is_noticed_at_once(
 
 class Asker:
     """Asks on a line and waits for the answer."""
+
+    clock = SYSTEM
 
     def __init__(self) -> None:
         self.line: Line | None = None

@@ -32,7 +32,7 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from fieldbus.clock import SYSTEM, Clock
@@ -48,13 +48,22 @@ from fieldbus.modbus import pdu, writing
 from fieldbus.modbus.agenda import NEVER, Agenda, Rank
 from fieldbus.modbus.client import Line
 from fieldbus.modbus.dial_in import dial_in_port
+from fieldbus.modbus.exploration import (
+    ASK_DIFFERENTLY,
+    LATER,
+    LATER_S,
+    LATER_TRIES,
+    Exploration,
+    reason_of,
+    resynchronise,
+)
 from fieldbus.modbus.framing import Ask
 from fieldbus.modbus.places import DialInPlace, Place, SerialPlace
 from fieldbus.modbus.planner import Block, Cost
 from fieldbus.modbus.quirks import LineQuirks
 from fieldbus.modbus.registers import RegisterPoint
 from fieldbus.modbus.transport import open_line
-from fieldbus.modbus.units import RETRY_S, Poll, Unit, UnitState, cost_on
+from fieldbus.modbus.units import RETRY_S, Poll, Steps, Unit, UnitState, cost_on
 from fieldbus.model import Batch, Group, Point, Reason, Value
 
 FAILURES_TO_DEMOTE = 2
@@ -66,24 +75,15 @@ PROBES_TO_HANG_UP = 6
 """How often in vain a device that dialled in must have been asked whether it is back."""
 MISSES_TO_SAY = 3
 """How often in a row a block must have been late before that is said."""
-LATER_TRIES = 3
-EXPLORE_AGAIN_S = 60.0
-"""After so long it is looked again why a block is refused, if that was not to be found out."""
 PROMPT_S = 0.5
 """How long a write may wait for a connection that is opened anew."""
 RELEARN_S = 86400.0
 """After so long the limits and walls of devices are forgotten and learned anew."""
 TROUBLE_S = 5.0
 """For so long after a silence on a line nobody is waited for in full while others wait."""
-_LATER_S = 0.1
 _SHORTEST_PATIENCE_S = 0.05
 _UNREACHABLE = (pdu.GATEWAY_PATH_UNAVAILABLE, pdu.GATEWAY_TARGET_FAILED_TO_RESPOND)
-_LATER = (pdu.ACKNOWLEDGE, pdu.SERVER_DEVICE_BUSY)
-_ASK_DIFFERENTLY = (pdu.ILLEGAL_DATA_ADDRESS, pdu.ILLEGAL_DATA_VALUE)
 _LOG = logging.getLogger("fieldbus")
-
-Steps = Generator[tuple[UnitState, Ask], bytes, None]
-"""What has several requests: yields them and is sent the answers' PDUs, or has the error thrown into it."""
 
 
 class _Lane:
@@ -203,6 +203,7 @@ class ModbusClientLink:
         """Since when there is no connection, while one is opened anew in a session."""
         self._writing: Steps | None = None
         self._relearning: asyncio.TimerHandle | None = None
+        self._exploration = Exploration(self)
         self._silent_at_s = -NEVER
         """When a request on the link was last not answered."""
         self._timer: asyncio.TimerHandle | None = None
@@ -334,7 +335,7 @@ class ModbusClientLink:
             for poll in state.polls:
                 self._agenda.add(poll)
         self._down_at_s = NEVER
-        self._relearning = asyncio.get_running_loop().call_later(RELEARN_S, self._relearn)
+        self._relearning = asyncio.get_running_loop().call_later(RELEARN_S, self._forget_limits)
         self._is_running = True
         try:
             for lane in self._lanes:
@@ -546,7 +547,7 @@ class ModbusClientLink:
         if line is not None and not line.framer.has_transactions and state.is_out_of_step(poll.ask, now_s):
             if state.different_ask() is None:
                 # Nothing else can be asked: not before nobody expects a late answer any more.
-                self._spoil(poll, Reason.TIMEOUT)
+                self.spoil(poll, Reason.TIMEOUT)
                 until_s = state.expected_until_s + 0.001
                 state.turns.probe_at_s = max(state.turns.probe_at_s, until_s)
                 poll.due_s = max(poll.due_s, until_s)
@@ -554,7 +555,7 @@ class ModbusClientLink:
                 return
             poll.due_s = min(poll.due_s, now_s)
             self._agenda.add(poll)
-            self._drive(lane, self._resynchronise(state))
+            self._drive(lane, resynchronise(state, self.clock))
             return
         if now_s < state.rests_until_s:
             poll.due_s = state.rests_until_s  # others may have their turn meanwhile
@@ -648,7 +649,7 @@ class ModbusClientLink:
             if not poll.is_gone:
                 self._emit(poll.reader.read(answer[2:], self.clock.wall_ns(), now_s))
                 if poll.is_fresh or poll.is_retry:
-                    self._was_read(poll)
+                    self._exploration.was_read(poll)
         elif poll is not None:
             try:
                 pdu.check_read_reply(ask.pdu, answer)
@@ -750,7 +751,7 @@ class ModbusClientLink:
             state.failures += 1
         reason = reason_of(error)
         if poll is not None:
-            self._spoil(poll, reason)
+            self.spoil(poll, reason)
         if state.failures >= (FAILURES_TO_DEMOTE if is_silence or state.unreachable else GARBLED_TO_DEMOTE):
             self._lose_unit(state, poll, reason, error, now_s)
         elif poll is not None:
@@ -770,22 +771,18 @@ class ModbusClientLink:
         self._answered(state)  # it lives: it said no
         if poll is None:
             return False
-        if code in _LATER and poll.tries < LATER_TRIES:
+        if code in LATER and poll.tries < LATER_TRIES:
             poll.tries += 1
-            poll.due_s = now_s + min(_LATER_S * 2**poll.tries, poll.period_s)
+            poll.due_s = now_s + min(LATER_S * 2**poll.tries, poll.period_s)
             self._agenda.add(poll)
             return True
         if (
-            code in _ASK_DIFFERENTLY
+            code in ASK_DIFFERENTLY
             and not poll.is_retry
             and not state.suspects
             and now_s >= poll.explore_at_s
         ):
-            if state.is_explored:
-                state.to_explore.append((poll, code))
-            else:
-                state.is_explored = True
-                self._drive_aside(self._explore(state, poll, code))
+            self._exploration.begin(poll, code)
             return True
         return False
 
@@ -807,7 +804,7 @@ class ModbusClientLink:
         if not state.polls:
             return
         for other in state.polls:  # it will not be read for a while: no value of it may look as if it were
-            self._spoil(other, Reason.TIMEOUT)
+            self.spoil(other, Reason.TIMEOUT)
         state.failures = max(state.failures, FAILURES_TO_DEMOTE - 1)
         state.probes = 2
         state.turns.probe_at_s = now_s
@@ -825,7 +822,7 @@ class ModbusClientLink:
         if not state.polls:
             return  # there is nothing to ask with: the next write will tell
         for other in state.polls:
-            self._spoil(other, reason)
+            self.spoil(other, reason)
         state.probes += 1
         state.turns.probe_at_s = now_s + state.probe_after_s * random.uniform(0.9, 1.0)
         state.probe_after_s = min(state.probe_after_s * 2, LONGEST_PROBE_S)
@@ -864,7 +861,7 @@ class ModbusClientLink:
                 self.name, poll.state.unit.device, poll.block.name, poll.period_s,
             )  # fmt: skip
 
-    def _spoil(self, poll: Poll, reason: str) -> None:
+    def spoil(self, poll: Poll, reason: str) -> None:
         """Say that the points of a block have no value, and why."""
         if poll.is_gone:
             return
@@ -880,26 +877,9 @@ class ModbusClientLink:
         if self._report is not None:
             self._report(event)
 
-    # --- in step again
+    # --- what the exploration needs of the link
 
-    def _resynchronise(self, state: UnitState) -> Steps:
-        """Ask a unit something whose answer cannot be mistaken for one that is late."""
-        ask = state.different_ask()
-        if ask is None:
-            return
-        try:
-            yield state, ask
-        except DeviceExceptionError:
-            # An answer, but perhaps to the request before: what was asked now may still be answered.
-            state.was_refused(ask, self.clock.monotonic_s())
-        except RequestError:
-            return
-        else:
-            state.in_step()
-
-    # --- learning
-
-    def _drive_aside(self, steps: Steps) -> None:
+    def drive_aside(self, steps: Steps) -> None:
         """Begin something whose steps let polls go between them."""
         try:
             state, ask = next(steps)
@@ -907,109 +887,25 @@ class ModbusClientLink:
             return
         self._background.append((steps, state, ask))
 
-    def _explore(self, state: UnitState, poll: Poll, code: int) -> Steps:
-        """Find out why blocks of a unit are refused, one after the other, and plan anew."""
-        limits = state.knowledge.limits(state.unit.limits)
-        state.to_explore.append((poll, code))
-        explored: list[Poll] = []
-        has_news = False
-        # All that is refused is looked at before the plan is made anew, which takes longer than to ask; but
-        # when less may be asked at once than was believed, or nothing now, what is left is asked for anew.
-        while state.to_explore and state.knowledge.limits(state.unit.limits) == limits:
-            poll, code = state.to_explore.pop(0)
-            explored.append(poll)
-            before = state.knowledge.facts
-            reason: str = f"{Reason.DEVICE_EXCEPTION} {code:02X}"
-            is_broken_off = False
-            try:
-                yield from self._explore_one(state, poll)
-            except RequestError as error:
-                is_broken_off, reason = True, reason_of(error)  # what was found out so far is kept
-            if state.knowledge.facts != before:
-                has_news = True
-            elif not poll.is_gone and (is_broken_off or not state.explorer.was_passing):
-                poll.explore_at_s = self.clock.monotonic_s() + EXPLORE_AGAIN_S
-                self._spoil(poll, reason)
-            if is_broken_off:
-                break
-        state.is_explored = False
-        now_s = self.clock.monotonic_s()
-        others, state.to_explore = [*explored, *(other for other, _ in state.to_explore)], []
-        for other in others:
-            other.due_s = min(other.due_s, now_s) if other.explore_at_s <= now_s else now_s + other.period_s
-            self._agenda.add(other)
-        if has_news:
-            self._plan_anew(state)
+    def schedule(self, poll: Poll) -> None:
+        """Take a poll that is due at its `due_s`."""
+        self._agenda.add(poll)
 
-    def _explore_one(self, state: UnitState, poll: Poll) -> Steps:
-        """Try the reads from which it follows why a block is refused."""
-        if not poll.is_fresh:
-            state.explorer.doubt()  # it was taken before: the device is not what it was
-        search = state.explorer.explore(poll.block)
-        is_taken: bool | None = None
-        while True:
-            try:
-                table, address, count = next(search) if is_taken is None else search.send(is_taken)
-            except StopIteration:
-                return
-            ask = Ask(state.unit.unit_id, pdu.read_request(table, address, count))
-            is_taken = yield from self._is_taken(state, ask)
-
-    def _is_taken(self, state: UnitState, ask: Ask) -> Generator[tuple[UnitState, Ask], bytes, bool]:
-        """Ask, and again a little later if the device is busy; return whether it takes the read."""
-        for attempt in range(LATER_TRIES + 1):
-            try:
-                answer = yield state, ask
-                pdu.check_read_reply(ask.pdu, answer)
-            except DeviceExceptionError as error:
-                if error.exception_code in _ASK_DIFFERENTLY:
-                    return False
-                if error.exception_code not in _LATER or attempt == LATER_TRIES:
-                    raise
-                state.rests_until_s = self.clock.monotonic_s() + _LATER_S * 2**attempt
-            else:
-                return True
-        return False
-
-    def _plan_anew(self, state: UnitState) -> None:
-        """Plan with what is known now, and say which points live in which groups from now on."""
-        now_s = self.clock.monotonic_s()
-        gone, added = state.replan(now_s)
+    def replanned(self, gone: Sequence[Poll], added: Sequence[Poll]) -> None:
+        """Take polls out of the plan and others in; tell which points live in which groups from now on."""
         self._agenda.drop(gone)
         for poll in added:
-            poll.is_first = False  # it goes on from here: another read in its slot would be one too many
             self._agenda.add(poll)
-        state.save()
         self.groups = self._groups()
         if added or gone:
             self._tell(Regrouped([poll.group for poll in gone], [poll.group for poll in added]))
-        for poll in added:
-            if poll.is_retry:  # until it has said so itself, which is soon
-                self._spoil(poll, f"{Reason.DEVICE_EXCEPTION} {pdu.ILLEGAL_DATA_ADDRESS:02X}")
-        if added:
-            names = ", ".join(sorted(item.point.name for item in state.refused_points))
-            _LOG.warning("%s: learned from its refusals: %s", state.unit.device, state.summary(names))
 
     def _groups(self) -> list[Group]:
         return [poll.group for state in self._states for poll in state.polls]
 
-    def _was_read(self, poll: Poll) -> None:
-        """Learn from a read that went well."""
-        state = poll.state
-        poll.is_fresh = False
-        state.explorer.took(poll.block.table, poll.block.count)
-        if poll.is_retry:
-            # It was starting, or is another device now: nothing that it refused is believed any more.
-            state.knowledge.refused.clear()
-            _LOG.info("%s: takes %s now", state.unit.device, poll.block.name)
-            self._plan_anew(state)
-
-    def _relearn(self) -> None:
-        """Forget limits and walls: a device may have been exchanged or updated."""
-        for state in self._states:
-            if state.forget_limits():
-                self._plan_anew(state)
-        self._relearning = asyncio.get_running_loop().call_later(RELEARN_S, self._relearn)
+    def _forget_limits(self) -> None:
+        self._exploration.forget_limits(self._states)
+        self._relearning = asyncio.get_running_loop().call_later(RELEARN_S, self._forget_limits)
 
     # --- writes
 
@@ -1071,7 +967,7 @@ class ModbusClientLink:
                 return
             ask = Ask(state.unit.unit_id, request)
             if state.is_out_of_step(ask, self.clock.monotonic_s()):
-                yield from self._resynchronise(state)
+                yield from resynchronise(state, self.clock)
                 if ask.shape in state.suspects or state.turns.rank is Rank.DEMOTED:
                     resend = _thrower(steps, RequestTimeoutError(state.unit.timeout_s))
                     continue
@@ -1143,15 +1039,6 @@ def _fault_of(ask: Ask, answer: bytes) -> RequestError | None:
     except RequestError as error:
         return error
     return BadResponseError(f"{len(answer)} bytes, {ask.size} were expected")
-
-
-def reason_of(error: RequestError) -> str:
-    """Return the reason that the points of a failed request get."""
-    if isinstance(error, RequestTimeoutError):
-        return Reason.TIMEOUT
-    if isinstance(error, DeviceExceptionError):
-        return f"{Reason.DEVICE_EXCEPTION} {error.exception_code:02X}"
-    return Reason.BAD_RESPONSE
 
 
 def _nowhere(_batch: Batch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -313,6 +313,10 @@ class UnitState:
         except OSError:
             return
         self._saved = text
+
+
+Steps = Generator[tuple[UnitState, Ask], bytes, None]
+"""What has several requests: yields them and is sent the answers' PDUs, or has the error thrown into it."""
 
 
 def _clusters(points: Iterable[RegisterPoint]) -> list[list[RegisterPoint]]:

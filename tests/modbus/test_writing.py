@@ -23,7 +23,8 @@ from fieldbus.errors import BadResponseError, RequestError, RequestTimeoutError
 from fieldbus.link import Delivery, Target, WriteOutcome, WriteResult
 from fieldbus.modbus import link as link_module
 from fieldbus.modbus import pdu
-from fieldbus.modbus.link import ModbusClientLink, reason_of
+from fieldbus.modbus.exploration import reason_of
+from fieldbus.modbus.link import ModbusClientLink
 from fieldbus.modbus.places import TcpPlace
 from fieldbus.modbus.point_settings import PointSettings
 from fieldbus.modbus.quirks import UnitQuirks

@@ -32,7 +32,7 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fieldbus.clock import SYSTEM, Clock
@@ -64,6 +64,7 @@ from fieldbus.modbus.quirks import LineQuirks
 from fieldbus.modbus.registers import RegisterPoint
 from fieldbus.modbus.transport import open_line
 from fieldbus.modbus.units import RETRY_S, Poll, Steps, Unit, UnitState, cost_on
+from fieldbus.modbus.write_queue import WriteQueue
 from fieldbus.model import Batch, Group, Point, Reason, Value
 
 FAILURES_TO_DEMOTE = 2
@@ -193,15 +194,12 @@ class ModbusClientLink:
         self.memory = memory
         self._lanes: list[_Lane] = []
         self._agenda: Agenda[Poll] = Agenda()
-        self._waiting: dict[Point, writing.Write] = {}
         self._background: deque[tuple[Steps, UnitState, Ask]] = deque()
-        self._is_writing = False
         self._is_connected = False
         self._is_running = False
         self._is_poked = False
         self._down_at_s = NEVER
         """Since when there is no connection, while one is opened anew in a session."""
-        self._writing: Steps | None = None
         self._relearning: asyncio.TimerHandle | None = None
         self._exploration = Exploration(self)
         self._silent_at_s = -NEVER
@@ -218,6 +216,9 @@ class ModbusClientLink:
         self._counters = dict.fromkeys(
             ("requests", "timeouts", "exceptions", "bad_responses", "scans_missed", "writes",
              "writes_failed", "writes_dropped"), 0)  # fmt: skip
+        self._writes = WriteQueue(
+            lambda point: self._place_of[point][1], self._tell, self._counters, self.clock
+        )
 
     @property
     def memory(self) -> Path | None:
@@ -314,12 +315,10 @@ class ModbusClientLink:
             steps.close()
         self._background.clear()
         self._lanes = []
-        self._is_writing = False
         self._silent_at_s = -NEVER
         if isinstance(self.place, DialInPlace):
             dial_in_port(self.place).release(self.place.registration)
-        for waiting in self._take_writes():
-            self._finish(waiting, WriteOutcome.FAILED, Reason.NOT_CONNECTED)
+        self._writes.fail_waiting(Reason.NOT_CONNECTED)
         self._events = asyncio.Queue()
         for state in self._states:
             state.forget_session()
@@ -365,7 +364,8 @@ class ModbusClientLink:
             place, state = self._place_of[point]
             if self._can_write and state.turns.rank is not Rank.DEMOTED:
                 self._dropped.pop(point, None)
-                self._queue(writing.Write(place, value, is_routed=True))
+                self._writes.put(writing.Write(place, value, is_routed=True))
+                self._poke()
                 continue
             refused.append(delivery)
             if self._dropped.get(point) != value:  # offered again and again, it is one loss
@@ -390,7 +390,8 @@ class ModbusClientLink:
                 reason = Reason.TIMEOUT if self._can_write else Reason.NOT_CONNECTED
                 answer.set_result(WriteResult(point, value, WriteOutcome.FAILED, reason))
                 continue
-            self._queue(writing.Write(place, value, [answer], until_s=until_s))
+            self._writes.put(writing.Write(place, value, [answer], until_s=until_s))
+            self._poke()
         return list(await asyncio.gather(*answers))
 
     def stuck_s(self, now_s: float) -> float:
@@ -406,7 +407,7 @@ class ModbusClientLink:
                 ends_s += lane.state.unit.timeout_s
                 due_s = min(due_s, ends_s)
             moved_s = max(moved_s, ends_s)
-        if self._waiting or self._background:
+        if self._writes or self._background:
             due_s = min(due_s, moved_s)
         return 0.0 if due_s == NEVER else max(0.0, now_s - max(due_s, moved_s))
 
@@ -452,10 +453,9 @@ class ModbusClientLink:
         """Fail what waits to be written if there is still no connection: it is not to be done later."""
         if self._has_line:
             return
-        for waiting in self._take_writes():
-            self._finish(waiting, WriteOutcome.FAILED, Reason.NOT_CONNECTED)
+        self._writes.fail_waiting(Reason.NOT_CONNECTED)
         for item in list(self._background):
-            if item[0] is self._writing:
+            if item[0] is self._writes.under_way:
                 self._background.remove(item)
                 item[0].close()
 
@@ -487,10 +487,8 @@ class ModbusClientLink:
     def _next(self, lane: _Lane) -> None:
         """Give a free connection something to do."""
         while self._is_running and lane.is_free:
-            if self._waiting and not self._is_writing:
-                self._is_writing = True
-                self._writing = self._write_waiting()
-                self._drive(lane, self._writing)
+            if self._writes.is_ready:
+                self._drive(lane, self._writes.begin())
                 continue
             now_s = self.clock.monotonic_s()
             if self._background and not lane.was_background:
@@ -906,126 +904,6 @@ class ModbusClientLink:
     def _forget_limits(self) -> None:
         self._exploration.forget_limits(self._states)
         self._relearning = asyncio.get_running_loop().call_later(RELEARN_S, self._forget_limits)
-
-    # --- writes
-
-    def _queue(self, write: writing.Write) -> None:
-        point = write.point.point
-        earlier = self._waiting.pop(point, None)
-        if earlier is not None:
-            if earlier.until_s < NEVER and earlier.value != write.value:
-                # A command's answer must not be that of another value.
-                self._settle(earlier, WriteOutcome.FAILED, "replaced by a newer value before it was sent")
-            else:
-                write.answers.extend(earlier.answers)
-            write.is_routed = write.is_routed or earlier.is_routed
-        self._waiting[point] = write
-        self._poke()
-
-    def _take_writes(self) -> list[writing.Write]:
-        waiting = list(self._waiting.values())
-        self._waiting.clear()
-        return waiting
-
-    def _in_time(self, writes: Sequence[writing.Write]) -> list[writing.Write]:
-        """Return the writes whose time is not over, and answer the others."""
-        now_s = self.clock.monotonic_s()
-        for write in writes:
-            if write.until_s <= now_s:
-                self._finish(write, WriteOutcome.EXPIRED, "its turn came too late")
-        return [write for write in writes if not write.is_finished]
-
-    def _write_waiting(self) -> Steps:
-        waiting = self._take_writes()
-        try:
-            for state, writes in self._by_unit(waiting):
-                runs = deque(writing.gather(self._in_time(writes), self._finish))
-                while runs:
-                    run = runs.popleft()
-                    left = self._in_time(run.given)
-                    if len(left) < len(run.given):  # those before it took long
-                        runs.extendleft(reversed(list(writing.gather(left, self._finish))))
-                        continue
-                    if state.turns.rank is Rank.DEMOTED:  # by the request before: others wait long enough
-                        for write in run.writes:
-                            self._finish(write, WriteOutcome.FAILED, Reason.TIMEOUT)
-                        continue
-                    yield from self._perform(state, run)
-        finally:
-            self._is_writing = False
-            for write in waiting:
-                self._finish(write, WriteOutcome.FAILED, Reason.NOT_CONNECTED)
-
-    def _perform(self, state: UnitState, run: writing.Run) -> Steps:
-        """Send the requests of a run to its unit."""
-        steps = writing.perform(run, state.unit.quirks, self._finish, reason_of)
-        resend: Callable[[], bytes] = lambda: next(steps)  # noqa: E731
-        while True:
-            try:
-                request = resend()
-            except StopIteration:
-                return
-            ask = Ask(state.unit.unit_id, request)
-            if state.is_out_of_step(ask, self.clock.monotonic_s()):
-                yield from resynchronise(state, self.clock)
-                if ask.shape in state.suspects or state.turns.rank is Rank.DEMOTED:
-                    resend = _thrower(steps, RequestTimeoutError(state.unit.timeout_s))
-                    continue
-            try:
-                answer = yield state, ask
-            except RequestError as error:
-                if state.suspects and isinstance(error, DeviceExceptionError):
-                    state.suspect(ask, self.clock.monotonic_s())  # it may be the answer to an earlier one
-                resend = _thrower(steps, error)
-            else:
-                resend = _sender(steps, answer)
-
-    def _by_unit(self, writes: Iterable[writing.Write]) -> list[tuple[UnitState, list[writing.Write]]]:
-        """Return writes in their order, those to one unit that follow each other together."""
-        found: list[tuple[UnitState, list[writing.Write]]] = []
-        for write in writes:
-            state = self._place_of[write.point.point][1]
-            if found and found[-1][0] is state:
-                found[-1][1].append(write)
-            else:
-                found.append((state, [write]))
-        return found
-
-    def _finish(self, write: writing.Write, outcome: WriteOutcome, reason: str | None) -> None:
-        """Answer a write, the first time that this is called for it."""
-        if write.is_finished:
-            return
-        write.is_finished = True
-        is_done = outcome in (WriteOutcome.WRITTEN, WriteOutcome.VERIFIED)
-        self._counters["writes" if is_done else "writes_failed"] += 1
-        value = write.value
-        if is_done and not write.point.table.is_bits and write.point.factor is None:
-            # What the registers hold now: the nearest step of the scale.
-            decoded = write.point.decode(write.point.encode(value))[0]
-            value = value if decoded is None else decoded
-        result = WriteResult(write.point.point, value, outcome, reason)
-        if write.is_routed:
-            self._tell(result)
-        _answer(write, result)
-
-    @staticmethod
-    def _settle(write: writing.Write, outcome: WriteOutcome, reason: str) -> None:
-        """Answer a write that is not tried."""
-        _answer(write, WriteResult(write.point.point, write.value, outcome, reason))
-
-
-def _answer(write: writing.Write, result: WriteResult) -> None:
-    for answer in write.answers:
-        if not answer.done():
-            answer.set_result(result)
-
-
-def _thrower(steps: writing.Steps, error: RequestError) -> Callable[[], bytes]:
-    return lambda: steps.throw(error)
-
-
-def _sender(steps: writing.Steps, answer: bytes) -> Callable[[], bytes]:
-    return lambda: steps.send(answer)
 
 
 def _fault_of(ask: Ask, answer: bytes) -> RequestError | None:

@@ -121,6 +121,8 @@ class WriteOutcome(StrEnum):
     REFUSED = "refused"
     FAILED = "failed"
     EXPIRED = "expired"
+    UNKNOWN = "unknown outcome"
+    """The bytes may have left, and no certain answer came: it may be written, or not."""
     ARMED = "armed"
     """Nothing was written: the same actor may do it now."""
 

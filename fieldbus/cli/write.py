@@ -46,6 +46,7 @@ from fieldbus.sample_json import iso_time
 _GRACE_S = 6.0
 """So much longer than a command is good its answer may take: what is sent in time is answered later."""
 _FINE = (WriteOutcome.WRITTEN, WriteOutcome.VERIFIED, WriteOutcome.ARMED)
+_STYLES = {**dict.fromkeys(_FINE, "green"), WriteOutcome.UNKNOWN: "yellow"}
 
 
 def write(
@@ -201,7 +202,8 @@ async def _write_afar(
             reason = f"no answer from gateway {gateway}: whether it was written is not known"
             for id_, name in waiting.items():
                 found[name] = {
-                    "point": name, "value": typed[name], "outcome": "failed", "reason": reason, "id": id_,
+                    "point": name, "value": typed[name], "outcome": str(WriteOutcome.UNKNOWN),
+                    "reason": reason, "id": id_,
                 }  # fmt: skip
     return [found[name] for name in typed]
 
@@ -235,7 +237,7 @@ def _print(found: Sequence[Mapping[str, Any]]) -> None:
     for name in ("point", "value", "outcome", "reason"):
         table.add_column(name)
     for item in found:
-        style = "green" if item["outcome"] in _FINE else "red"
+        style = _STYLES.get(item["outcome"], "red")
         table.add_row(
             cell(item["point"]), cell(item["value"]), cell(item["outcome"], style), cell(item["reason"] or "")
         )

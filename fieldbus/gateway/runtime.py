@@ -547,7 +547,7 @@ class Gateway:
             return WriteResult(point, value, WriteOutcome.FAILED, str(error))
         except Exception:
             _LOG.exception("%s: internal error while it was written", point.address)
-            return WriteResult(point, value, WriteOutcome.FAILED, "internal error")
+            return WriteResult(point, value, WriteOutcome.UNKNOWN, "internal error")
         return result
 
     # --- what is told

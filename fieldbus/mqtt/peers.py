@@ -7,8 +7,8 @@ Rules:
 * Each point has its own source time, so each is a group of its own.
 * A sample that is older than the one that was emitted last is not emitted: what was delayed on one way never
   takes the place of what came on another.
-* A command of ours carries its time and an id, is sent once, and is answered within its expiry or has failed.
-  One that somebody gave us does not live longer at the other gateway than it would here.
+* A command of ours carries its time and an id, is sent once, and is answered within its expiry, or its
+  outcome is unknown. One that somebody gave us does not live longer at the other gateway than it would here.
 * What is published below ``command/`` is an attempt to write, also if it names no point.
 * What is malformed is counted (`peer_faults`), and said once for each peer.
 
@@ -177,7 +177,7 @@ class Peers:
         self._keepalives.clear()
         for answer in self._answers.values():
             if not answer.done():
-                answer.set_result((WriteOutcome.FAILED, "the connection was lost before the answer came"))
+                answer.set_result((WriteOutcome.UNKNOWN, "the connection was lost before the answer came"))
         self._answers.clear()
         for task in list(self._tasks):
             task.cancel()
@@ -361,7 +361,7 @@ class Peers:
             async with asyncio.timeout(expires_s + _GRACE_S):
                 outcome, reason = await answer
         except TimeoutError:
-            outcome, reason = WriteOutcome.FAILED, "no answer: whether it was written is not known"
+            outcome, reason = WriteOutcome.UNKNOWN, "no answer: whether it was written is not known"
         finally:
             self._answers.pop(id_, None)
         return WriteResult(point, value, outcome, reason)

@@ -264,8 +264,8 @@ async def test_what_was_under_way_when_the_gateway_stopped_is_recorded_as_not_kn
     await office.desk.close()
     assert office.sent == [("press.speed", 1)]
     assert {(record["id"], record["outcome"]) for record in office.records()} == {
-        ("a", "failed"),
-        ("b", "failed"),
+        ("a", "unknown outcome"),
+        ("b", "unknown outcome"),
     }
     assert all("whether it was written is not known" in record["reason"] for record in office.records())
 

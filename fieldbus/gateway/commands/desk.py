@@ -39,7 +39,7 @@ MOST_AT_ONCE = 256
 LONGEST_ADDRESS = 512
 """No point has a longer one."""
 _DONE = (WriteOutcome.WRITTEN, WriteOutcome.VERIFIED)
-_COUNTED = (*_DONE, WriteOutcome.FAILED, "routed")
+_COUNTED = (*_DONE, WriteOutcome.FAILED, WriteOutcome.UNKNOWN, "routed")
 """How a write ended that the device may have got."""
 _LOG = logging.getLogger("fieldbus")
 
@@ -85,7 +85,9 @@ class Desk:
         self.gate = gate
         self.access = access
         self.audit = audit
-        self.counters = dict.fromkeys(("written", "refused", "failed", "expired", "fallbacks"), 0)
+        self.counters = dict.fromkeys(
+            ("written", "refused", "failed", "unknown outcome", "expired", "fallbacks"), 0
+        )
         self._write = write
         self._sample_of = sample_of
         self._records_each = records_each
@@ -161,7 +163,7 @@ class Desk:
         except asyncio.CancelledError:
             text = "the gateway stopped meanwhile: whether it was written is not known"
             self._record(
-                Answer(command, WriteOutcome.FAILED, text, received_ns, clock.wall_ns(), command.value)
+                Answer(command, WriteOutcome.UNKNOWN, text, received_ns, clock.wall_ns(), command.value)
             )
             raise
         answer = Answer(command, outcome, reason, received_ns, clock.wall_ns(), value)

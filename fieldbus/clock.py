@@ -34,6 +34,3 @@ class Clock:
 
 SYSTEM = Clock()
 """The machine's own time, for whatever belongs to no gateway. Nobody changes it."""
-
-monotonic_s: Callable[[], float] = time.monotonic
-wall_ns: Callable[[], int] = time.time_ns

@@ -21,6 +21,7 @@ from fieldbus.canbus.layout import Condition, Message, Signal
 from fieldbus.canbus.link import CanLink
 from fieldbus.canbus.messages import GLOBAL_ADDRESS, CanMessage, Guard, Request
 from fieldbus.canbus.settings import CanDeviceSettings, CanLinkSettings, MessageSettings
+from fieldbus.clock import SYSTEM, Clock
 from fieldbus.errors import ConversionError, closest
 from fieldbus.model import Access, Kind, Point, Value
 
@@ -313,6 +314,7 @@ def build_link(
     wanted: Sequence[Point],
     fault: Callable[[Sequence[str], str, str | None], None],
     file: Callable[[Sequence[str], str], Path | None],
+    clock: Clock = SYSTEM,
 ) -> CanLink:
     """Return the link for a bus."""
     options = settings.options()
@@ -344,6 +346,7 @@ def build_link(
         set(wanted),
         node=settings.node(gateway, name),
         bits_per_s=budget,
+        clock=clock,
     )
 
 

@@ -15,11 +15,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 
-from fieldbus import clock
 from fieldbus.canbus.bits import frame_bits
 from fieldbus.canbus.bus import Bus, BusStatus
 from fieldbus.canbus.kernel.error_frames import decode_error_frame
 from fieldbus.canbus.schedule import Schedule
+from fieldbus.clock import SYSTEM, Clock
 from fieldbus.link import Gauge
 from fieldbus.model import Kind, Value
 
@@ -51,13 +51,15 @@ _BITS_OF_BYTE = frame_bits(8, is_extended=True) / 8 - _BITS_OF_EMPTY / 8
 class Health:
     """Watches one bus through a session."""
 
-    def __init__(self, counters: dict[str, int], bitrate: int | None) -> None:
+    def __init__(self, counters: dict[str, int], bitrate: int | None, *, clock: Clock = SYSTEM) -> None:
         """Begin without a bus.
 
         Args:
             counters: where what happens is counted.
             bitrate: as configured, in bit/s.
+            clock: the gateway's.
         """
+        self._clock = clock
         self._counters = counters
         self._configured = bitrate
         self.values: dict[str, Value | None] = dict.fromkeys(GAUGES)
@@ -98,7 +100,7 @@ class Health:
         self._bus, self._changed, self._notice = bus, changed, notice
         self._schedule = schedule
         self._seen = bus.status()
-        self._seen_s = clock.monotonic_s()
+        self._seen_s = self._clock.monotonic_s()
         self.values = dict.fromkeys(GAUGES)
         state = self._seen.state
         if state is None and self._seen.frames is not None:
@@ -180,7 +182,7 @@ class Health:
         if state == before:
             return
         self.values["bus_state"] = state
-        self._active_since_s = clock.monotonic_s() if state == ERROR_ACTIVE else None
+        self._active_since_s = self._clock.monotonic_s() if state == ERROR_ACTIVE else None
         if state == BUS_OFF:
             self._went_off()
         elif before == BUS_OFF:
@@ -195,7 +197,7 @@ class Health:
         if self._schedule is None or self._is_restart_due:
             return
         self._is_restart_due = True
-        self._schedule.at(clock.monotonic_s() + self._wait_s, self._begin_restart)
+        self._schedule.at(self._clock.monotonic_s() + self._wait_s, self._begin_restart)
         self._wait_s = min(self._wait_s * 2, LONGEST_RESTART_S)
 
     def _begin_restart(self, _now_s: float) -> None:

@@ -19,10 +19,10 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import os
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
-from fieldbus import clock
 from fieldbus.canbus import health, polling
 from fieldbus.canbus.bus import ERROR, EXTENDED, EXTENDED_MASK, OWN, REMOTE, STANDARD_MASK, Bus
 from fieldbus.canbus.buses import open_bus
@@ -39,6 +39,7 @@ from fieldbus.canbus.outgoing import Address
 from fieldbus.canbus.replay import ReplayBus
 from fieldbus.canbus.schedule import Schedule
 from fieldbus.canbus.sending import Sender
+from fieldbus.clock import SYSTEM, Clock
 from fieldbus.errors import LinkDownError
 from fieldbus.link import (
     NEVER,
@@ -86,6 +87,7 @@ class CanLink:
         *,
         node: NodeSettings | None = None,
         bits_per_s: float | None = None,
+        clock: Clock = SYSTEM,
     ) -> None:
         """Take what is on the bus.
 
@@ -97,8 +99,10 @@ class CanLink:
             wanted: points that somebody reads; None for all.
             node: how we appear on a J1939 bus.
             bits_per_s: how much we may send; None for no limit.
+            clock: the gateway's.
         """
         self.name = name
+        self._clock = clock
         self.options = dict(options)
         self.messages = messages
         self.node_settings = node or NodeSettings()
@@ -107,7 +111,9 @@ class CanLink:
         written = set(targets)
         outgoing = [item for item in messages if written.intersection(item.points.values())]
         sent = set(outgoing)
-        self._listener = Listener((item for item in messages if item not in sent), wanted, self._counters)
+        self._listener = Listener(
+            (item for item in messages if item not in sent), wanted, self._counters, clock=clock
+        )
         self.groups: Sequence[Group] = self._listener.groups
         self._node: Node | None = None
         address = Address()
@@ -116,11 +122,13 @@ class CanLink:
                 item.request is not None and item.request.is_pgn for item in messages
             )
             self._counters.update(dict.fromkeys(j1939_node.COUNTERS, 0))
-            self._node = Node(self.node_settings, is_active=is_active, counters=self._counters)
+            self._node = Node(self.node_settings, is_active=is_active, counters=self._counters, clock=clock)
             address = self._node
-        self._sender = Sender(outgoing, written, self._counters, address=address, bits_per_s=bits_per_s)
-        self._health = health.Health(self._counters, _bitrate(options))
-        self._schedule = Schedule(self._drain_all, self._fail)
+        self._sender = Sender(
+            outgoing, written, self._counters, address=address, bits_per_s=bits_per_s, clock=clock
+        )
+        self._health = health.Health(self._counters, _bitrate(options), clock=clock)
+        self._schedule = Schedule(self._drain_all, self._fail, clock=clock)
         self._guarded = [item for item in self._listener.incoming if item.guard is not None]
         self._exact: dict[int, list[Incoming]] = {}
         self._by_pgn: dict[tuple[int, int | None], list[Incoming]] = {}
@@ -131,7 +139,9 @@ class CanLink:
         self._own_ids: frozenset[int] = frozenset()
         self._sources: dict[Incoming, int] = {}
         self._ambiguous: set[Incoming] = set()
-        self.open_bus: Callable[[Mapping[str, object]], Awaitable[Bus]] = open_bus
+        self.open_bus: Callable[[Mapping[str, object]], Awaitable[Bus]] = functools.partial(
+            open_bus, clock=clock
+        )
         """Opens the bus; a stepped replay puts its own in the place."""
         self._bus: Bus | None = None
         self._dropped_before = 0
@@ -184,6 +194,7 @@ class CanLink:
             points,
             node=node,
             bits_per_s=self._bits_per_s,
+            clock=self._clock,
         )
 
     # --- a session
@@ -222,8 +233,9 @@ class CanLink:
                 self._pgn_wanted,
                 self._notice,
             )
-        polling.start(self._listener.incoming, self._schedule, self._ask, self._give_up)
-        self._schedule.at(clock.monotonic_s() + 1.0, self._keep_house)
+        now_s = self._clock.monotonic_s()
+        polling.start(self._listener.incoming, self._schedule, self._ask, self._give_up, now_s)
+        self._schedule.at(now_s + 1.0, self._keep_house)
         report(GaugesChanged())
         await self._lost
 
@@ -235,7 +247,7 @@ class CanLink:
         """Send messages with values."""
         if self._node is not None:
             await self._node.is_ready()
-        if clock.monotonic_s() >= until_s:
+        if self._clock.monotonic_s() >= until_s:
             outcome = WriteOutcome.EXPIRED
             return [
                 WriteResult(point, value, outcome, "its turn came too late")
@@ -272,7 +284,7 @@ class CanLink:
             self._lost.set_exception(error)
 
     def _notice(self, text: str) -> None:
-        now_s = clock.monotonic_s()
+        now_s = self._clock.monotonic_s()
         if self._report is not None and now_s - self._said.get(text, float("-inf")) > _SAID_S:
             self._tell(Notice(text))
         if len(self._said) >= _MOST_SAID:
@@ -328,10 +340,10 @@ class CanLink:
 
     def _drain_all(self) -> None:
         """Take what has come in, as far as that is done soon: others have to have their turn too."""
-        end_s = clock.monotonic_s() + _LONGEST_LOOK_S
+        end_s = self._clock.monotonic_s() + _LONGEST_LOOK_S
         self._listener.is_behind = False
         while self._take() >= _FRAMES_PER_WAKE_UP:
-            if clock.monotonic_s() > end_s:
+            if self._clock.monotonic_s() > end_s:
                 self._listener.is_behind = True
                 return
 
@@ -359,9 +371,9 @@ class CanLink:
             # Somewhere among these, or just before them, frames are missing.
             self._node.lost_frames()
             self._node.is_unsure = True
-        now_s = clock.monotonic_s()
+        now_s = self._clock.monotonic_s()
         # Ages count from when the interface had the frame, not from when we came to look.
-        ahead_s = now_s - clock.wall_ns() * 1e-9
+        ahead_s = now_s - self._clock.wall_ns() * 1e-9
         earliest_s = now_s - _LONGEST_DELAY_S
         handlers, own_ids = self._handlers, self._own_ids
         for can_id, data, time_ns, flags in frames:

@@ -26,12 +26,12 @@ from itertools import compress
 from operator import ne
 from typing import Protocol
 
-from fieldbus import clock
 from fieldbus.canbus.codec import MessageDecoder
 from fieldbus.canbus.deadlines import Learned
 from fieldbus.canbus.layout import Condition, Signal
 from fieldbus.canbus.messages import CanMessage, Guard
 from fieldbus.canbus.schedule import Schedule
+from fieldbus.clock import SYSTEM, Clock
 from fieldbus.link import DeviceHealth, Emit, Report
 from fieldbus.model import NO_FLAWS, Batch, Flaw, Group, Point, Reason, Value
 
@@ -263,7 +263,12 @@ class Listener:
     """All messages of a bus that are listened to."""
 
     def __init__(
-        self, messages: Iterable[CanMessage], wanted: Collection[Point] | None, counters: dict[str, int]
+        self,
+        messages: Iterable[CanMessage],
+        wanted: Collection[Point] | None,
+        counters: dict[str, int],
+        *,
+        clock: Clock = SYSTEM,
     ) -> None:
         """Make the groups.
 
@@ -271,7 +276,9 @@ class Listener:
             messages: those that others send.
             wanted: the points that somebody reads; None for all.
             counters: where what happens is counted.
+            clock: the gateway's.
         """
+        self._clock = clock
         self.counters = counters
         self._devices: dict[str, _Device] = {}
         messages = list(messages)
@@ -304,11 +311,11 @@ class Listener:
     def start(self, emit: Emit, report: Report, schedule: Schedule) -> None:
         """Begin to listen."""
         self.emit, self._report, self._schedule = emit, report, schedule
-        now_s = clock.monotonic_s()
+        now_s = self._clock.monotonic_s()
         for incoming in self.incoming:
             for branch in incoming.branches:
                 if self._was_up:
-                    emit(branch.group.without_value(Reason.WAITING, clock.wall_ns(), now_s))
+                    emit(branch.group.without_value(Reason.WAITING, self._clock.wall_ns(), now_s))
         self._was_up = True
 
     def stop(self) -> None:
@@ -378,7 +385,7 @@ class Listener:
 
     def spoil(self, branches: Iterable[Branch], reason: str) -> None:
         """Say that branches have no value, and why; once."""
-        now_s, now_ns = clock.monotonic_s(), clock.wall_ns()
+        now_s, now_ns = self._clock.monotonic_s(), self._clock.wall_ns()
         for branch in branches:
             if branch.is_lost and (branch.lost_reason == reason or self._is_down):
                 continue
@@ -427,7 +434,7 @@ class Listener:
 
     def refresh(self) -> bool:
         """Have the newest values of what only watchers want; return whether they have just come."""
-        now_s = clock.monotonic_s()
+        now_s = self._clock.monotonic_s()
         began = not self.is_watched
         self.is_watched, self._watched_s = True, now_s
         for incoming in self.incoming:
@@ -440,7 +447,7 @@ class Listener:
         return began
 
     def _refresh(self, incoming: Incoming) -> None:
-        now_s = clock.monotonic_s()
+        now_s = self._clock.monotonic_s()
         for index, branch in enumerate(incoming.cold):
             if incoming.fault is not None:
                 self._take_away(branch, incoming.fault)
@@ -465,7 +472,7 @@ class Listener:
         if branch.is_lost and branch.lost_reason == reason:
             return
         branch.is_lost, branch.lost_reason, branch.data = True, reason, None
-        self.emit(branch.group.without_value(reason, clock.wall_ns(), clock.monotonic_s()))
+        self.emit(branch.group.without_value(reason, self._clock.wall_ns(), self._clock.monotonic_s()))
 
     def watchers_left(self, now_s: float) -> bool:
         """Return whether nobody has looked for a while, once."""

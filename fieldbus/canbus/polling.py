@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from fieldbus import clock
 from fieldbus.canbus.listening import Incoming
 from fieldbus.canbus.messages import Request
 from fieldbus.canbus.schedule import Act, Schedule
@@ -24,18 +23,16 @@ GiveUp = Callable[[Incoming, str], None]
 _SOON_S = 0.1
 
 
-def start(incoming: Sequence[Incoming], schedule: Schedule, ask: Ask, give_up: GiveUp) -> None:
-    """Begin to ask."""
-    now_s = clock.monotonic_s()
+def start(incoming: Sequence[Incoming], schedule: Schedule, ask: Ask, give_up: GiveUp, now_s: float) -> None:
+    """Begin to ask, at a moment of the monotonic clock."""
     for item in incoming:
         request = item.message.request
         if request is not None:
             item.asked_s = None
-            schedule.at(now_s, _asker(item, request, ask, give_up))
+            schedule.at(now_s, _asker(item, request, ask, give_up, now_s))
 
 
-def _asker(incoming: Incoming, request: Request, ask: Ask, give_up: GiveUp) -> Act:
-    next_s = clock.monotonic_s()
+def _asker(incoming: Incoming, request: Request, ask: Ask, give_up: GiveUp, next_s: float) -> Act:
     refused_s: float | None = None
 
     def act(now_s: float) -> float:

@@ -19,7 +19,6 @@ import errno
 import logging
 import queue
 import threading
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 
@@ -37,6 +36,7 @@ from fieldbus.canbus.bus import (
     Frame,
     Options,
 )
+from fieldbus.clock import SYSTEM, Clock
 from fieldbus.errors import LinkDownError
 
 # What python-can would say is said better by the gateway, once.
@@ -61,7 +61,7 @@ _GONE = {
 """What the system says when an interface is not there any more."""
 
 
-async def open_python_can(options: Options) -> PythonCanBus:
+async def open_python_can(options: Options, clock: Clock = SYSTEM) -> PythonCanBus:
     """Open a bus.
 
     Args:
@@ -79,7 +79,12 @@ async def open_python_can(options: Options) -> PythonCanBus:
         raise LinkDownError(f"{type(error).__name__}: {reason_of(error)}") from error
     _let_error_frames_through(bus)
     interface = options.get("interface")
-    return PythonCanBus(bus, has_echo=interface == "udp_multicast", may_block=interface not in _NEVER_BLOCK)
+    return PythonCanBus(
+        bus,
+        has_echo=interface == "udp_multicast",
+        may_block=interface not in _NEVER_BLOCK,
+        clock=clock,
+    )
 
 
 async def _open(options: Options) -> can.BusABC:
@@ -113,7 +118,15 @@ _NEVER_BLOCK = ("virtual", "udp_multicast")
 class PythonCanBus:
     """An open bus of python-can."""
 
-    def __init__(self, bus: can.BusABC, *, has_echo: bool = False, may_block: bool = False) -> None:
+    def __init__(
+        self,
+        bus: can.BusABC,
+        *,
+        has_echo: bool = False,
+        may_block: bool = False,
+        clock: Clock = SYSTEM,
+    ) -> None:
+        self._clock = clock
         self.dropped = 0
         self._may_block = may_block
         self._unsent: queue.Queue[can.Message | None] = queue.Queue(MAX_UNSENT_FRAMES)
@@ -178,7 +191,7 @@ class PythonCanBus:
 
     def drain(self, limit: int) -> Sequence[Frame]:
         """Return frames that are there."""
-        now_ns = time.time_ns()
+        now_ns = self._clock.wall_ns()
         if self._thread is not None:
             pending = self._pending
             taken = [pending.popleft() for _ in range(min(limit, len(pending)))]
@@ -204,11 +217,11 @@ class PythonCanBus:
             self._empty_reads = 0
             return taken
         if not self._empty_reads:
-            self._empty_since_s = time.monotonic()
+            self._empty_since_s = self._clock.monotonic_s()
         self._empty_reads += 1
         if self._empty_reads >= _EMPTY_READS:
             # Acknowledgements of an adapter, and frames that a driver left out, are nothing to read too.
-            if time.monotonic() - self._empty_since_s < _EMPTY_S:
+            if self._clock.monotonic_s() - self._empty_since_s < _EMPTY_S:
                 raise LinkDownError("the interface was closed")
             self._empty_reads = 0
         return taken
@@ -269,7 +282,7 @@ class PythonCanBus:
                     raise LinkDownError(reason_of(cause)) from error
             return False
         if self._has_echo:
-            now_s = time.monotonic()
+            now_s = self._clock.monotonic_s()
             if now_s > self._echo_clear_s:
                 self._echoes.clear()
                 self._echo_clear_s = now_s + _ECHO_S

@@ -33,10 +33,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from fieldbus import clock
 from fieldbus.canbus.bus import BITRATE_SWITCH, ERROR, FD, OWN, BusStatus, Cyclic, Frame
 from fieldbus.canbus.logs.logged import LogError, LoggedFrame
 from fieldbus.canbus.logs.reading import LogReader
+from fieldbus.clock import SYSTEM, Clock
 from fieldbus.errors import LinkDownError
 
 MAX_PENDING = 2000
@@ -115,7 +115,11 @@ class _Due(NamedTuple):
 
 
 async def open_replay(
-    options: Mapping[str, object], *, on_end: OnEnd | None = None, sent: Sent | None = None
+    options: Mapping[str, object],
+    *,
+    on_end: OnEnd | None = None,
+    sent: Sent | None = None,
+    clock: Clock = SYSTEM,
 ) -> ReplayBus:
     """Open a log for a link.
 
@@ -130,7 +134,7 @@ async def open_replay(
         settings = ReplaySettings.of(options)
         if settings.speed is None:
             raise ValueError("a stepped replay is for `fieldbus run`, which then lives on the log's time")
-        return ReplayBus(settings, on_end=on_end, sent=sent)
+        return ReplayBus(settings, on_end=on_end, sent=sent, clock=clock)
     except (ValueError, LogError) as error:
         raise LinkDownError(str(error)) from error
 
@@ -145,6 +149,7 @@ class ReplayBus:
         on_end: OnEnd | None = None,
         sent: Sent | None = None,
         stage: Stage | None = None,
+        clock: Clock = SYSTEM,
     ) -> None:
         """Open the log and read its first frame.
 
@@ -156,6 +161,7 @@ class ReplayBus:
         """
         if (settings.speed is None) != (stage is not None):
             raise ValueError("a stage is for stepped replays, and they need one")
+        self._clock = clock
         self.dropped = 0
         """Nothing: a log waits."""
         self._settings = settings
@@ -275,7 +281,7 @@ class ReplayBus:
         """Begin; the first frame is due at once."""
         self._loop = asyncio.get_running_loop()
         self._ready = ready
-        self._origin_s = clock.monotonic_s()
+        self._origin_s = self._clock.monotonic_s()
         if self._stage is not None:
             self._skip()
             self._stage.started(self)
@@ -294,7 +300,7 @@ class ReplayBus:
         speed = self._speed
         if speed is None or self._next is None or self._loop is None:
             return
-        until_ns = (clock.monotonic_s() - self._origin_s) * speed * 1e9
+        until_ns = (self._clock.monotonic_s() - self._origin_s) * speed * 1e9
         pending = self._pending
         for _ in range(MAX_PENDING):
             due = self._next
@@ -314,7 +320,7 @@ class ReplayBus:
         if len(self._pending) >= MAX_PENDING:
             return  # `drain` goes on
         due_s = self._origin_s + self._next.elapsed_ns / 1e9 / self._speed
-        delay_s = min(max(due_s - clock.monotonic_s(), _BURST_S), _LONGEST_SLEEP_S)
+        delay_s = min(max(due_s - self._clock.monotonic_s(), _BURST_S), _LONGEST_SLEEP_S)
         self._timer = self._loop.call_later(delay_s, self._wake)
 
     def drain(self, limit: int) -> Sequence[Frame]:
@@ -345,7 +351,7 @@ class ReplayBus:
     def send(self, can_id: int, data: bytes, flags: int = 0) -> bool:
         """Give the frame to whoever wants to know what would have been sent."""
         if self._sent is not None:
-            self._sent(can_id, data, flags, clock.wall_ns())
+            self._sent(can_id, data, flags, self._clock.wall_ns())
         return True
 
     def repeat(self, can_id: int, frames: Sequence[bytes], period_s: float, flags: int = 0) -> Cyclic | None:

@@ -12,7 +12,7 @@ import heapq
 import itertools
 from collections.abc import Callable
 
-from fieldbus import clock
+from fieldbus.clock import SYSTEM, Clock
 
 Act = Callable[[float], float | None]
 """Called with the monotonic time in seconds; returns when again."""
@@ -21,13 +21,21 @@ Act = Callable[[float], float | None]
 class Schedule:
     """Appointments of one session of a bus."""
 
-    def __init__(self, look_first: Callable[[], None], failed: Callable[[Exception], None]) -> None:
+    def __init__(
+        self,
+        look_first: Callable[[], None],
+        failed: Callable[[Exception], None],
+        *,
+        clock: Clock = SYSTEM,
+    ) -> None:
         """Begin without appointments.
 
         Args:
             look_first: takes what has come in; called before acts.
             failed: told of an exception that nobody foresaw; nothing is done any more then.
+            clock: the gateway's.
         """
+        self._clock = clock
         self._look_first = look_first
         self._failed = failed
         self._heap: list[tuple[float, int, Act]] = []
@@ -57,14 +65,14 @@ class Schedule:
         self._armed_s = float("inf")
         if self._heap:
             self._armed_s = self._heap[0][0]
-            delay_s = max(0.0, self._armed_s - clock.monotonic_s())
+            delay_s = max(0.0, self._armed_s - self._clock.monotonic_s())
             self._timer = asyncio.get_running_loop().call_later(delay_s, self._tick)
 
     def _tick(self) -> None:
         self._is_ticking = True
         try:
             self._look_first()
-            now_s = clock.monotonic_s()
+            now_s = self._clock.monotonic_s()
             due: list[Act] = []
             while self._heap and self._heap[0][0] <= now_s:
                 due.append(heapq.heappop(self._heap)[2])

@@ -24,7 +24,6 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from fieldbus import clock
 from fieldbus.canbus.bits import frame_bits
 from fieldbus.canbus.bus import EXTENDED, EXTENDED_MASK, Bus
 from fieldbus.canbus.j1939.identifiers import TRANSPORT_DATA, TRANSPORT_MANAGEMENT, pgn_of
@@ -32,6 +31,7 @@ from fieldbus.canbus.layout import Condition, Signal
 from fieldbus.canbus.messages import CanMessage
 from fieldbus.canbus.outgoing import Address, Budget, Outgoing
 from fieldbus.canbus.schedule import Schedule
+from fieldbus.clock import SYSTEM, Clock
 from fieldbus.errors import ConversionError, LinkDownError, RefusedError
 from fieldbus.link import Delivery, WriteOutcome, WriteResult
 from fieldbus.model import Point, Value
@@ -66,6 +66,7 @@ class Sender:
         *,
         address: Address | None = None,
         bits_per_s: float | None = None,
+        clock: Clock = SYSTEM,
     ) -> None:
         """Take what is written.
 
@@ -75,7 +76,9 @@ class Sender:
             counters: where what happens is counted.
             address: gives identifiers.
             bits_per_s: the budget; None for no limit.
+            clock: the gateway's.
         """
+        self._clock = clock
         self.outgoing: dict[Point, Outgoing] = {}
         self._signal_of: dict[Point, Signal] = {}
         for message in messages:
@@ -120,7 +123,7 @@ class Sender:
         """
         self._bus, self._schedule, self._lost, self._notice = bus, schedule, lost, notice
         self.is_silent = False
-        now_s = clock.monotonic_s()
+        now_s = self._clock.monotonic_s()
         for outgoing in self.messages:
             if outgoing.message.cycle_s is not None:
                 self._begin_safely(outgoing)
@@ -271,11 +274,11 @@ class Sender:
 
     async def _send_now(self, outgoing: Outgoing) -> str | None:
         """Send a message's frames once, waiting a moment for room; return why that failed, or None."""
-        end_s = clock.monotonic_s() + QUEUE_AGE_S
+        end_s = self._clock.monotonic_s() + QUEUE_AGE_S
         self._refusal = None
         for data in outgoing.frames():
             while not self._hand_over(outgoing, data):
-                if not self.is_up or clock.monotonic_s() > end_s:
+                if not self.is_up or self._clock.monotonic_s() > end_s:
                     return "the bus did not take the frame"
                 await asyncio.sleep(_RETRY_S)
         return self._refusal or await self._address.is_sent(outgoing.message)
@@ -289,7 +292,7 @@ class Sender:
         if self._budget is not None:
             message = outgoing.message.message
             bits = frame_bits(message.length, is_extended=message.is_extended, is_fd=message.is_fd)
-            wait_s = self._budget.wait_s(bits * len(outgoing.branches), clock.monotonic_s())
+            wait_s = self._budget.wait_s(bits * len(outgoing.branches), self._clock.monotonic_s())
             if wait_s > 0 and self._schedule is not None:
                 self._counters["tx_delayed"] += 1
                 outgoing.is_waiting = True
@@ -300,7 +303,7 @@ class Sender:
                         outgoing.is_unsent = True
                     self._send_changed(outgoing)
 
-                self._schedule.at(clock.monotonic_s() + wait_s, go_on)
+                self._schedule.at(self._clock.monotonic_s() + wait_s, go_on)
                 return
         self._transmit(outgoing)
 
@@ -308,7 +311,7 @@ class Sender:
         """Send a message now, by the bus's clock from now on if it has one."""
         if not outgoing.may_be_sent or not self.is_up:
             return
-        outgoing.sent_s = clock.monotonic_s()
+        outgoing.sent_s = self._clock.monotonic_s()
         outgoing.is_unsent = False
         if outgoing.message.cycle_s is not None and self._repeat(outgoing, outgoing.message.cycle_s):
             return
@@ -336,7 +339,7 @@ class Sender:
             if outgoing.cyclic is not None:
                 outgoing.cyclic.update(frames, at_once=True)
                 return True
-            outgoing.repeated_since_s = clock.monotonic_s()
+            outgoing.repeated_since_s = self._clock.monotonic_s()
             outgoing.cyclic = bus.repeat(
                 can_id, frames, cycle_s / len(outgoing.branches), outgoing.message.flags
             )
@@ -355,7 +358,7 @@ class Sender:
         if cyclic is not None:
             if outgoing.guard is not None and outgoing.message.cycle_s is not None:
                 # How many the bus has sent only the clock tells: rather one count too many than one twice.
-                took_s = clock.monotonic_s() - outgoing.repeated_since_s
+                took_s = self._clock.monotonic_s() - outgoing.repeated_since_s
                 outgoing.guard.advance(int(took_s / outgoing.message.cycle_s * len(outgoing.branches)) + 3)
             try:
                 cyclic.stop()
@@ -436,7 +439,7 @@ class Sender:
         self._notice(f"0x{can_id & EXTENDED_MASK:X} cannot be sent: {error}")
 
     def _wait(self, key: _Key, can_id: int, data: bytes, flags: int) -> None:
-        until_s = clock.monotonic_s() + QUEUE_AGE_S
+        until_s = self._clock.monotonic_s() + QUEUE_AGE_S
         if key in self._queue:
             until_s = self._queue[key].until_s
         elif len(self._queue) >= MAX_QUEUE:
@@ -444,7 +447,7 @@ class Sender:
             return
         elif not self._is_retrying and self._schedule is not None:
             self._is_retrying = True
-            self._schedule.at(clock.monotonic_s() + _RETRY_S, self._retry)
+            self._schedule.at(self._clock.monotonic_s() + _RETRY_S, self._retry)
         self._queue[key] = _Waiting(until_s, can_id, data, flags)
 
     def _drop(self, key: _Key) -> None:
@@ -468,7 +471,7 @@ class Sender:
     # --- the clock
 
     def _repeater(self, outgoing: Outgoing, cycle_s: float) -> Callable[[float], float]:
-        due_s = clock.monotonic_s()
+        due_s = self._clock.monotonic_s()
 
         def repeat(now_s: float) -> float:
             nonlocal due_s

@@ -36,7 +36,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fieldbus import clock
 from fieldbus.errors import ConfigError, LinkDownError
 from fieldbus.gateway.commands.access import LOCAL
 from fieldbus.gateway.commands.command import DEFAULT_EXPIRY_S, LONGEST_EXPIRY_S, MODES, Command
@@ -154,7 +153,7 @@ class ControlServer:
             isinstance(value, float) and not math.isfinite(value)
         ):
             value = str(value)
-        now_ns = clock.wall_ns()
+        now_ns = self._gateway.clock.wall_ns()
         command = Command(
             "local",
             "this machine",

@@ -18,6 +18,7 @@ from fieldbus.canbus.building import build_link, build_messages
 from fieldbus.canbus.layout import Message
 from fieldbus.canbus.messages import CanMessage
 from fieldbus.canbus.settings import CanDeviceSettings, CanLinkSettings
+from fieldbus.clock import SYSTEM, Clock
 from fieldbus.link import Link
 from fieldbus.modbus.point_settings import PointSettings
 from fieldbus.modbus.points import build_points, point_faults
@@ -109,6 +110,8 @@ class Assembly:
     """The folder for what devices teach us."""
     data_dir: Path = Path()
     """The folder for what must survive a restart."""
+    clock: Clock = SYSTEM
+    """The gateway's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +240,7 @@ def _assemble_client(parts: Assembly) -> Link:
         memory=parts.memory,
         file=parts.file,
         secret=parts.secret,
+        clock=parts.clock,
     )
 
 
@@ -251,6 +255,7 @@ def _assemble_server(parts: Assembly) -> Link:
         version=parts.version,
         file=parts.file,
         secret=parts.secret,
+        clock=parts.clock,
     )
 
 
@@ -270,6 +275,7 @@ def _assemble_can(parts: Assembly) -> Link:
         wanted=parts.sources,
         fault=parts.fault,
         file=parts.file,
+        clock=parts.clock,
     )
 
 
@@ -307,6 +313,7 @@ def _assemble_broker(parts: Assembly) -> Link:
         is_retained=settings.retain,
         max_queue=settings.queue,
         gather_s=settings.gather,
+        clock=parts.clock,
     )
 
 
@@ -318,6 +325,7 @@ def _assemble_store(parts: Assembly) -> Link:
         max_bytes=settings.max_size,
         max_age_s=settings.max_age,
         group_commit_s=settings.group_commit,
+        clock=parts.clock,
     )
 
 

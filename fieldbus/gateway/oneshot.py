@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from fieldbus.canbus.link import CanLink
+from fieldbus.clock import Clock
 from fieldbus.errors import LinkDownError, RefusedError
 from fieldbus.gateway.commands.access import LOCAL
 from fieldbus.gateway.commands.audit import Audit
@@ -52,13 +52,13 @@ async def _read_from(
         link = _link_for(plant, name, points)
     except LinkDownError as error:
         reason = f"{Reason.NOT_CONNECTED}: {error}"
-        found.update({point: Sample(None, Quality.BAD, reason, time.time_ns()) for point in points})
+        found.update({point: Sample(None, Quality.BAD, reason, plant.clock.wall_ns()) for point in points})
         return
-    await _read_link(link, points, timeout_s, found)
+    await _read_link(link, points, timeout_s, found, plant.clock)
 
 
 async def _read_link(
-    link: Link, points: Sequence[Point], timeout_s: float, found: dict[Point, Sample]
+    link: Link, points: Sequence[Point], timeout_s: float, found: dict[Point, Sample], clock: Clock
 ) -> None:
     place: dict[Point, tuple[Group, int]] = {}
 
@@ -105,7 +105,7 @@ async def _read_link(
     finally:
         await link.close()
     for point in points:
-        found.setdefault(point, Sample(None, Quality.BAD, reason, time.time_ns()))
+        found.setdefault(point, Sample(None, Quality.BAD, reason, clock.wall_ns()))
 
 
 async def write(plant: Plant, values: Mapping[Point, Value], timeout_s: float) -> list[WriteResult]:
@@ -126,7 +126,7 @@ async def write(plant: Plant, values: Mapping[Point, Value], timeout_s: float) -
         try:
             if not is_recorded:
                 raise RefusedError(f"the audit log cannot be written ({audit.trouble})")
-            gate.decide(Command("local", "one-shot", LOCAL, point.address, value), 0.0, time.time_ns())
+            gate.decide(Command("local", "one-shot", LOCAL, point.address, value), 0.0, plant.clock.wall_ns())
         except RefusedError as error:
             refusal = str(error)
         if refusal is not None:
@@ -144,7 +144,7 @@ async def write(plant: Plant, values: Mapping[Point, Value], timeout_s: float) -
         for result in await _write_link(link, members, timeout_s):
             results[result.point] = result
     for result in results.values():
-        _record(audit, result, samples.get(result.point))
+        _record(audit, result, samples.get(result.point), plant.clock)
     audit.close()
     return [results[point] for point in values]
 
@@ -163,10 +163,10 @@ async def _read_needed(plant: Plant, values: Mapping[Point, Value], timeout_s: f
     return await read(plant, readable, timeout_s) if readable else {}
 
 
-def _record(audit: Audit, result: WriteResult, old: Sample | None) -> None:
+def _record(audit: Audit, result: WriteResult, old: Sample | None, clock: Clock) -> None:
     """Record an attempt; a log that cannot be written is said, for nobody would look for it."""
     is_written = audit.record(
-        time.time_ns(),
+        clock.wall_ns(),
         {
             "way": "local", "actor": LOCAL, "from": "one-shot", "point": result.point.address,
             "value": result.value, "old": None if old is None else old.value, "outcome": str(result.outcome),

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fieldbus.clock import Clock
 from fieldbus.errors import Problem
 from fieldbus.gateway.commands.access import Access
 from fieldbus.gateway.commands.gate import Guard
@@ -48,6 +49,8 @@ class Plant:
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     """Link to what is different when it has to be made anew."""
     settings: GatewaySettings | None = None
+    clock: Clock = field(default_factory=Clock)
+    """The gateway's time: every link and every status has the same one."""
 
     @property
     def groups(self) -> list[Group]:

@@ -23,8 +23,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TextIO
 
-from fieldbus import clock
 from fieldbus.canbus.logs.candump import format_frame
+from fieldbus.clock import SYSTEM, Clock
 from fieldbus.link import (
     NEVER,
     Bundle,
@@ -47,7 +47,8 @@ _text = json.JSONEncoder(ensure_ascii=False).encode
 class Recorder:
     """Writes the lines."""
 
-    def __init__(self, output: TextIO) -> None:
+    def __init__(self, output: TextIO, clock: Clock = SYSTEM) -> None:
+        self._clock = clock
         self._output = output
         self.lines = 0
         self.trouble: OSError | None = None
@@ -74,7 +75,7 @@ class Recorder:
         if self.trouble is not None:
             return
         try:
-            self._output.write(f'{{"time":"{iso_time(clock.wall_ns())}",{rest}}}\n')
+            self._output.write(f'{{"time":"{iso_time(self._clock.wall_ns())}",{rest}}}\n')
         except OSError as error:
             self.trouble = error
             self.on_trouble()

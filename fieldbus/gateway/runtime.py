@@ -23,7 +23,8 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from fieldbus import __version__, clock
+from fieldbus import __version__
+from fieldbus.clock import Clock
 from fieldbus.durable.spool import Spool
 from fieldbus.errors import ConfigError, LinkDownError
 from fieldbus.gateway.commands.audit import Audit
@@ -77,6 +78,8 @@ class Gateway:
             load: loads the configuration anew, for changes that come by themselves.
         """
         self.plant = plant
+        self.clock: Clock = plant.clock
+        """Whose time everything in it goes by; the same after a reload."""
         self.desk: Desk
         self.delivered: dict[Point, Sample] = {}
         """The last sample that a route gave to each point that it writes."""
@@ -95,7 +98,7 @@ class Gateway:
         self._reload_timer: asyncio.TimerHandle | None = None
         self._reload_tasks: set[asyncio.Task[None]] = set()
         self.dead_men = DeadMen(self)
-        self._health = Health(plant.name, __version__, clock.wall_ns())
+        self._health = Health(plant.name, __version__, self.clock.wall_ns())
         self.audit: Audit | None = None
         if keeps:
             audit = {} if plant.settings is None else {"max_total": plant.settings.audit.max_size}
@@ -121,9 +124,9 @@ class Gateway:
                 "max_age_s": settings.max_age,
                 "group_commit_s": settings.group_commit,
             }
-        self._spool = Spool(plant.data_dir / "spool.db", say=_say_of_spool, **options)
+        self._spool = Spool(plant.data_dir / "spool.db", say=_say_of_spool, wall_ns=self._wall_ns, **options)
         self._spool.open()
-        self.exchange = Exchange(plant.name, __version__, plant.data_dir, self._spool, self)
+        self.exchange = Exchange(plant.name, __version__, plant.data_dir, self._spool, self, clock=self.clock)
 
     def _take_plant(self, plant: Plant) -> None:
         """Have the routing table and the gate of a plant."""
@@ -154,6 +157,7 @@ class Gateway:
             self._write,
             self.present,
             records_each=settings is not None and settings.routes == "each",
+            clock=self.clock,
         )
         if hasattr(self, "desk"):
             desk.adopt(self.desk)
@@ -164,7 +168,7 @@ class Gateway:
             point: guard for point, guard in plant.guards.items() if self.router.edge_to(point) is not None
         }
         """Of points that routes write."""
-        self.dead_men.take(plant.guards, clock.monotonic_s())
+        self.dead_men.take(plant.guards, self.clock.monotonic_s())
         self._machines = frozenset(
             edge.target.point
             for edge in plant.edges
@@ -183,6 +187,9 @@ class Gateway:
             if guard.max_change is not None:
                 found.append(point)
         return found
+
+    def _wall_ns(self) -> int:
+        return self.clock.wall_ns()
 
     @property
     def points(self) -> Mapping[str, Point]:
@@ -207,7 +214,7 @@ class Gateway:
 
     async def run(self) -> None:
         """Work until `stop`."""
-        self.dead_men.begin(clock.monotonic_s())
+        self.dead_men.begin(self.clock.monotonic_s())
         if self.audit is not None:
             try:
                 self.desk.restore(self.plant.points, self.plant.guards)
@@ -296,6 +303,7 @@ class Gateway:
             self._missed,
             self._catch_up,
             self._regroup,
+            clock=self.clock,
         )
         assert self._group is not None  # noqa: S101 - who calls is in it
         task = self._group.create_task(session.keep(), name=f"link {name}")
@@ -352,7 +360,7 @@ class Gateway:
         points = set(self.plant.points.values())
         self._refused = {point: text for point, text in self._refused.items() if point in points}
         gone: dict[str, list[Delivery]] = {}
-        now_ns = clock.wall_ns()
+        now_ns = self.clock.wall_ns()
         for edge in before:
             target = edge.target.point
             link = edge.target.link
@@ -426,7 +434,7 @@ class Gateway:
     def _emit(self, batch: Batch) -> None:
         """Route a batch; what every link calls with everything that it acquires."""
         router = self.router
-        deliveries = router.dispatch(batch, clock.monotonic_s())
+        deliveries = router.dispatch(batch, self.clock.monotonic_s())
         if deliveries:
             self._deliver(deliveries)
         if router.plans and batch.group in router.plans:
@@ -451,11 +459,11 @@ class Gateway:
         """Learn that a target has not, or no longer, the value that a route gave it."""
         self.router.missed(target)
         if target in self.delivered:
-            self.delivered[target] = Sample(None, Quality.BAD, Reason.NOT_CONNECTED, clock.wall_ns())
+            self.delivered[target] = Sample(None, Quality.BAD, Reason.NOT_CONNECTED, self.clock.wall_ns())
 
     def _catch_up(self, targets: Sequence[Point]) -> None:
         """Give a link that is up for the first time what came just before it was."""
-        now_s = clock.monotonic_s()
+        now_s = self.clock.monotonic_s()
         self._deliver(self.router.offer_missed(targets, now_s - START_UP_S, now_s))
 
     def _guarded(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
@@ -494,7 +502,7 @@ class Gateway:
         refusal = point.refusal(value)
         is_forever = refusal is not None
         if refusal is None and point in self._guards:
-            refusal = self.desk.admit(point, delivery.source, value, clock.monotonic_s())
+            refusal = self.desk.admit(point, delivery.source, value, self.clock.monotonic_s())
         if point in self._machines:
             self.desk.routed(point, delivery.source, value, refusal)
         if refusal is None:
@@ -523,14 +531,14 @@ class Gateway:
         self._timer_due_s = due_s
         self._timer = None
         if due_s != NEVER:
-            delay_s = max(0.0, due_s - clock.monotonic_s())
+            delay_s = max(0.0, due_s - self.clock.monotonic_s())
             self._timer = asyncio.get_running_loop().call_later(delay_s, self._expire)
 
     def _expire(self) -> None:
         self._timer = None
         self._timer_due_s = NEVER
         try:
-            self._deliver(self.router.expire(clock.monotonic_s()))
+            self._deliver(self.router.expire(self.clock.monotonic_s()))
         finally:
             self._arm()
 
@@ -559,10 +567,10 @@ class Gateway:
 
     async def _keep_house(self) -> None:
         """Once a second: health, the audit log on the disk, what watchers no longer want."""
-        summed_s = clock.monotonic_s()
+        summed_s = self.clock.monotonic_s()
         while True:
             await asyncio.sleep(STATUS_PERIOD_S)
-            now_s = clock.monotonic_s()
+            now_s = self.clock.monotonic_s()
             if now_s - summed_s >= ROUTES_PERIOD_S:
                 summed_s = now_s
                 self.desk.sum_up()
@@ -595,11 +603,11 @@ class Gateway:
             more["spool"] = {"bytes": self._spool.bytes, "trouble": self._spool.trouble}
             more["peers"] = self.exchange.intake.counters()
         places = {name: link.endpoint for name, link in self._links.items()}
-        return self._health.look(plant.link_status, places, plant.device_status, more, clock.wall_ns())
+        return self._health.look(plant.link_status, places, plant.device_status, more, self.clock.wall_ns())
 
     def stuck(self) -> str | None:
         """Return what makes no progress, None if all does: for a watchdog."""
-        now_s = clock.monotonic_s()
+        now_s = self.clock.monotonic_s()
         for name, (link, task) in self._sessions.items():
             if task.done():
                 return f"link {name} has ended"

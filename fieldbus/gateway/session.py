@@ -19,7 +19,7 @@ import logging
 import random
 from collections.abc import Callable, Sequence
 
-from fieldbus import clock
+from fieldbus.clock import SYSTEM, Clock
 from fieldbus.errors import LinkDownError, PeerIsBackError
 from fieldbus.gateway.system import Status
 from fieldbus.link import (
@@ -66,6 +66,8 @@ class Session:
         missed: Callable[[Point], None],
         is_first_up: Callable[[Sequence[Point]], None],
         regrouped: Callable[[Regrouped], None],
+        *,
+        clock: Clock = SYSTEM,
     ) -> None:
         """Take what the session works with.
 
@@ -76,7 +78,9 @@ class Session:
             is_first_up: called with the targets when the link is connected for the first time.
             missed: called with a target that has not, or no longer, the value that it was given.
             regrouped: called when the link acquires its points in other groups from now on.
+            clock: the gateway's.
         """
+        self._clock = clock
         self._targets = targets
         self._missed = missed
         self._is_first_up = is_first_up
@@ -99,13 +103,13 @@ class Session:
         self._short_sessions = 0
         """How many in a row ended as soon as they had begun."""
         self._up_at_s = 0.0
-        self._lost_at_s = clock.monotonic_s()
+        self._lost_at_s = self._clock.monotonic_s()
 
     async def keep(self) -> None:
         """Run until cancelled."""
         wait_s = FIRST_WAIT_S
         while True:
-            began_s = clock.monotonic_s()
+            began_s = self._clock.monotonic_s()
             is_back = False
             try:
                 await self._link.connect()
@@ -130,7 +134,7 @@ class Session:
                 self._went_down(reason)
             except Exception:
                 _LOG.exception("%s: internal error while it was lost", self._link.name)
-            if clock.monotonic_s() - began_s >= _HELD_S:
+            if self._clock.monotonic_s() - began_s >= _HELD_S:
                 wait_s = FIRST_WAIT_S
             if is_back:
                 await asyncio.sleep(_COURTESY_S)
@@ -145,7 +149,7 @@ class Session:
             _LOG.exception("%s: internal error while closing", self._link.name)
 
     def _came_up(self) -> None:
-        self._up_at_s = clock.monotonic_s()
+        self._up_at_s = self._clock.monotonic_s()
         if self._short_sessions > 1:
             # It was lost again at once, more than once: it is only said to be back when it has held.
             loop = asyncio.get_running_loop()
@@ -173,11 +177,11 @@ class Session:
             self._announcement.cancel()
             self._announcement = None
         if self._status.is_true("connected"):
-            was_short = clock.monotonic_s() - self._up_at_s < _SHAKY_S
+            was_short = self._clock.monotonic_s() - self._up_at_s < _SHAKY_S
             self._short_sessions = self._short_sessions + 1 if was_short else 0
         if self._is_announced:
             _LOG.warning("%s: lost (%s); trying again", self._link.name, reason)
-            self._lost_at_s = clock.monotonic_s()
+            self._lost_at_s = self._clock.monotonic_s()
             self._is_announced = False
         elif self._waiting_reason != reason:
             where = "not listening on" if self._link.is_listener else "no connection to"
@@ -187,7 +191,7 @@ class Session:
         if isinstance(self._link, GaugedLink):
             self._status.set(**self._link.gauge_values())
         self._tell(self._status)
-        time_ns, now_s = clock.wall_ns(), clock.monotonic_s()
+        time_ns, now_s = self._clock.wall_ns(), self._clock.monotonic_s()
         for group in self._link.groups:
             self._emit(group.without_value(Reason.NOT_CONNECTED, time_ns, now_s))
         for status in self._devices.values():

@@ -97,7 +97,7 @@ class Simulation:
             place = TcpPlace("127.0.0.1", _free_port())
         link.place = place
         link.memory = None  # what a simulator teaches is not true of the device
-        simulator = SimulatedPlc(name, place.host, place.port, link.units)
+        simulator = SimulatedPlc(name, place.host, place.port, link.units, clock=self._plant.clock)
         self._simulators.append((name, simulator, link.endpoint))
 
     def _serve_on_network(self, name: str, link: ModbusServerLink) -> None:
@@ -129,7 +129,7 @@ class Simulation:
             def heard(frame_id: int, data: bytes) -> None:
                 tell(name, frame_id, data)
 
-        simulator = SimulatedNodes(link.options, link.messages, mine, heard)
+        simulator = SimulatedNodes(link.options, link.messages, mine, heard, clock=self._plant.clock)
         self._simulators.append((name, simulator, link.endpoint))
 
     def _is_sent_by_us(self, message: CanMessage) -> bool:

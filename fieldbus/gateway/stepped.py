@@ -2,8 +2,8 @@
 
 Rules:
 
-* Time is virtual: the event loop, instead of waiting, jumps to what is due next; `clock` goes along, and the
-  wall clock shows the log's time. The same logs give the same output, byte for byte.
+* Time is virtual: the event loop, instead of waiting, jumps to what is due next; the gateway's
+  clock goes along and shows the log's time. The same logs give the same output, byte for byte.
 * Nothing is opened but the logs. Every link that is not a replayed bus is a `RecordingLink`, and what goes
   out over a replayed bus is recorded too.
 * Several logs run by their own times from the earliest first frame on; frames of the same time come in the
@@ -22,11 +22,9 @@ import dataclasses
 import logging
 import math
 import selectors
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol, TextIO, TypeVar, TypeVarTuple, Unpack, cast, runtime_checkable
 
-from fieldbus import clock
 from fieldbus.canbus.bus import Bus
 from fieldbus.canbus.logs.logged import LogError
 from fieldbus.canbus.replay import ReplayBus, ReplaySettings
@@ -168,6 +166,7 @@ class Stage:
                 on_end=lambda fault: self._ended(name, fault),
                 sent=lambda can_id, data, flags, _: self._recorder.frame(name, can_id, data, flags),
                 stage=self,
+                clock=plant.clock,
             )
             if self._buses[name].next_ns is None and settings.log_channel is not None:
                 text = f"there is no frame of channel {settings.log_channel} in {settings.path}"
@@ -261,16 +260,6 @@ def stepped_links(plant: Plant) -> list[str]:
     return stepped
 
 
-@contextmanager
-def _clock_of(loop: SteppedLoop) -> Iterator[None]:
-    before = clock.monotonic_s, clock.wall_ns
-    clock.monotonic_s, clock.wall_ns = loop.time, loop.wall_ns
-    try:
-        yield
-    finally:
-        clock.monotonic_s, clock.wall_ns = before
-
-
 def run_stepped(plant: Plant, output: TextIO, after_s: float = DEFAULT_AFTER_S) -> int:
     """Run a plant on the time of its logs, and write what it sends.
 
@@ -285,11 +274,12 @@ def run_stepped(plant: Plant, output: TextIO, after_s: float = DEFAULT_AFTER_S) 
         SteppedError: the plant is not for that, or a log could not be read to its end.
         OSError: the output could not be written.
     """
-    recorder = Recorder(output)
+    recorder = Recorder(output, plant.clock)
     stage = Stage(plant, recorder, after_s)
     recorder.on_trouble = stage.stop
     loop = SteppedLoop(stage.start_ns)
-    with _clock_of(loop), asyncio.Runner(loop_factory=lambda: loop) as runner:
+    plant.clock.monotonic_s, plant.clock.wall_ns = loop.time, loop.wall_ns
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
         runner.run(_run(stage))
     if recorder.trouble is not None:
         raise recorder.trouble

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from fieldbus import clock
+from fieldbus.clock import SYSTEM, Clock
 from fieldbus.link import Gauge, GaugedLink, Link
 from fieldbus.model import NO_FLAWS, Batch, Flaw, Group, Kind, Point, Reason, Value, bad
 
@@ -29,7 +29,8 @@ DEVICE = "sys"
 class Status:
     """One group of system points and their present values."""
 
-    def __init__(self, owner: str, gauges: Mapping[str, Gauge]) -> None:
+    def __init__(self, owner: str, gauges: Mapping[str, Gauge], *, clock: Clock = SYSTEM) -> None:
+        self._clock = clock
         self.owner = owner
         points = [
             Point(
@@ -70,14 +71,14 @@ class Status:
         flaws: Mapping[int, Flaw] = {
             index: missing for index, value in enumerate(self._values) if value is None
         } or NO_FLAWS
-        return Batch(self.group, clock.wall_ns(), clock.monotonic_s(), self._told, flaws, changed)
+        return Batch(self.group, self._clock.wall_ns(), self._clock.monotonic_s(), self._told, flaws, changed)
 
     def repeated(self) -> Batch:
         """Return what was told last, for who missed it."""
         told = self._values if self._told is None else self._told
         missing = bad(Reason.NOT_AVAILABLE)
         flaws = {index: missing for index, value in enumerate(told) if value is None} or NO_FLAWS
-        return Batch(self.group, clock.wall_ns(), clock.monotonic_s(), told, flaws, ())
+        return Batch(self.group, self._clock.wall_ns(), self._clock.monotonic_s(), told, flaws, ())
 
 
 _CONNECTED = {"connected": Gauge(Kind.BOOL), "reconnects": Gauge(Kind.INT)}
@@ -85,19 +86,20 @@ _ONLINE = {"online": Gauge(Kind.BOOL)}
 _RESPONSE_TIME = {"response_time_ms": Gauge(Kind.FLOAT, unit="ms")}
 
 
-def link_status(link: Link) -> Status:
+def link_status(link: Link, clock: Clock = SYSTEM) -> Status:
     """Return the status of a link, not connected yet."""
     gauges = _CONNECTED | dict.fromkeys(link.counters, Gauge(Kind.INT))
     if isinstance(link, GaugedLink):
         gauges |= link.gauges
-    status = Status(link.name, gauges)
+    status = Status(link.name, gauges, clock=clock)
     status.set(connected=False, reconnects=0, **link.counters)
     return status
 
 
-def device_status(device: str, *, has_response_time: bool) -> Status:
+def device_status(device: str, *, has_response_time: bool, clock: Clock = SYSTEM) -> Status:
     """Return the status of a device, not online yet."""
-    status = Status(device, _ONLINE | _RESPONSE_TIME if has_response_time else _ONLINE)
+    gauges = _ONLINE | _RESPONSE_TIME if has_response_time else _ONLINE
+    status = Status(device, gauges, clock=clock)
     status.set(online=False)
     return status
 

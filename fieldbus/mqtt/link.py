@@ -33,7 +33,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from fieldbus import clock
+from fieldbus.clock import SYSTEM, Clock
 from fieldbus.errors import LinkDownError
 from fieldbus.link import (
     NEVER,
@@ -91,6 +91,7 @@ class MqttLink:
         tls: TlsFiles | None = None,
         remotes: Sequence[RemoteGateway] = (),
         me: str | None = None,
+        clock: Clock = SYSTEM,
     ) -> None:
         """Take what the link works with; nothing is opened.
 
@@ -100,7 +101,9 @@ class MqttLink:
             tls: with what the connection is secured; None if it is not.
             remotes: other gateways whose points are devices of ours.
             me: under which name others send to us, if it is not the gateway's.
+            clock: the gateway's.
         """
+        self._clock = clock
         self._options: dict[str, Any] = {
             "version": version,
             "username": username,
@@ -112,6 +115,7 @@ class MqttLink:
             "gather_s": gather_s,
             "tls": tls,
             "remotes": remotes,
+            "clock": clock,
         }
         self._tls = tls
         self.places = points
@@ -139,7 +143,7 @@ class MqttLink:
                 self._readers.setdefault(place.topic, []).append((place, group))
         self._counters = dict.fromkeys(("received", "rx_bad", "peer_faults"), 0)
         self._me = me or gateway
-        self._peers = Peers(self._me, username or gateway, remotes, self._counters)
+        self._peers = Peers(self._me, username or gateway, remotes, self._counters, clock=clock)
         self.groups: Sequence[Group] = groups + self._peers.groups
         self.remotes = remotes
         """Other gateways whose points are devices of ours."""
@@ -280,7 +284,7 @@ class MqttLink:
                 elif target.point is not None:
                     put(self._topic_of[target.point], sample_bytes(target.point, delivery.sample))
             elif target.is_shared:
-                self._gatherer.take_delivery(target.topic, delivery, clock.monotonic_s())
+                self._gatherer.take_delivery(target.topic, delivery, self._clock.monotonic_s())
                 self._arm()
             elif target.gathers:
                 key = target.topic, delivery.source.device
@@ -293,32 +297,32 @@ class MqttLink:
 
     def gather(self, bundle: Bundle) -> None:
         """Put what needs no treatment into the message of its topic."""
-        self._gatherer.take_bundle(bundle, clock.monotonic_s())
+        self._gatherer.take_bundle(bundle, self._clock.monotonic_s())
         if self._timer is None:
             self._arm()
 
     def _arm(self) -> None:
         """Have `_expire` called when a message has waited long enough."""
         if self._timer is None and self._gatherer.next_due_s != NEVER:
-            delay_s = max(0.0, self._gatherer.next_due_s - clock.monotonic_s())
+            delay_s = max(0.0, self._gatherer.next_due_s - self._clock.monotonic_s())
             self._timer = asyncio.get_running_loop().call_later(delay_s, self._expire)
 
     def _expire(self) -> None:
         self._timer = None
-        self._gatherer.expire(clock.monotonic_s())
+        self._gatherer.expire(self._clock.monotonic_s())
         self._arm()
 
     async def write(self, values: Mapping[Point, Value], *, until_s: float = NEVER) -> list[WriteResult]:
         """Publish values on the topics of their points; of another gateway's points, ask it to write them."""
         results = []
         for point, value in values.items():
-            if clock.monotonic_s() >= until_s:
+            if self._clock.monotonic_s() >= until_s:
                 results.append(WriteResult(point, value, WriteOutcome.EXPIRED, "its turn came too late"))
                 continue
             if self._peers.has(point):
                 results.append(await self._peers.write(self, point, value, until_s=until_s))
                 continue
-            sample = Sample(value, Quality.GOOD, None, clock.wall_ns())
+            sample = Sample(value, Quality.GOOD, None, self._clock.wall_ns())
             try:
                 if self._client is None:
                     raise aiomqtt.MqttError("not connected")
@@ -373,7 +377,7 @@ class MqttLink:
         data = payload if isinstance(payload, bytes) else str(payload or "").encode()
         if str(message.topic).startswith(_OURS):
             self._receive_ours(message, data)
-        now_ns, now_s = clock.wall_ns(), clock.monotonic_s()
+        now_ns, now_s = self._clock.wall_ns(), self._clock.monotonic_s()
         for place, group in self._readers.get(str(message.topic), ()):
             sample = read(place, data, now_ns)
             if sample.is_bad:
@@ -507,7 +511,7 @@ class MqttLink:
         return aiomqtt.Will(self.status_topic, self._status("offline", _LOST), 1, True)
 
     def _status(self, status: str, reason: str | None = None) -> bytes:
-        found: dict[str, Any] = {"status": status, "reason": reason, "time": iso_time(clock.wall_ns())}
+        found: dict[str, Any] = {"status": status, "reason": reason, "time": iso_time(self._clock.wall_ns())}
         if status == "online":
             found["keepalive"] = self._keepalive_s
         if self._version:

@@ -25,7 +25,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from fieldbus import clock
+from fieldbus.clock import SYSTEM, Clock
 from fieldbus.link import (
     NEVER,
     Correspondent,
@@ -84,7 +84,13 @@ class Peers:
     """All other gateways of one broker."""
 
     def __init__(
-        self, me: str, actor: str, remotes: Iterable[RemoteGateway], counters: dict[str, int]
+        self,
+        me: str,
+        actor: str,
+        remotes: Iterable[RemoteGateway],
+        counters: dict[str, int],
+        *,
+        clock: Clock = SYSTEM,
     ) -> None:
         """Take them.
 
@@ -93,7 +99,9 @@ class Peers:
             actor: the name under which we give commands.
             remotes: those whose points are devices of ours.
             counters: where faults are counted.
+            clock: the gateway's.
         """
+        self._clock = clock
         self.me = me
         self.remotes = {remote.gateway: remote for remote in remotes}
         self.correspondent: Correspondent | None = None
@@ -236,7 +244,7 @@ class Peers:
         self._keepalives.pop(peer, None)
         if is_online and isinstance(keepalive_s, int | float) and 0 < keepalive_s <= _LONGEST_KEEPALIVE_S:
             self._keepalives[peer] = float(keepalive_s)
-            self._heard_s[peer] = clock.monotonic_s()
+            self._heard_s[peer] = self._clock.monotonic_s()
         reason = None if is_online else "the gateway is not connected to the broker"
         self._set_online(link, peer, is_online=is_online, reason=reason)
 
@@ -256,7 +264,7 @@ class Peers:
         shortest_s = min(self._keepalives.values(), default=_LOOK_S / _LOOKS)
         delay_s = min(_LOOK_S, max(0.05, shortest_s * _LOOKS))
         self._looker = asyncio.get_running_loop().call_later(delay_s, self._look, link)
-        now_s = clock.monotonic_s()
+        now_s = self._clock.monotonic_s()
         for peer, keepalive_s in list(self._keepalives.items()):
             silent_s = now_s - self._heard_s.get(peer, now_s)
             if peer in self.remotes and self._online.get(peer) and silent_s > PATIENCE * keepalive_s:
@@ -269,7 +277,7 @@ class Peers:
         except RecordError as error:
             self.fault(peer, f"what it sends live cannot be read: {error}")
             return
-        self._heard_s[peer] = clock.monotonic_s()
+        self._heard_s[peer] = self._clock.monotonic_s()
         if peer in self._keepalives:  # else it was under way when its sender went
             self._set_online(link, peer, is_online=True, reason=None)
         if self._online.get(peer) is not False:
@@ -280,7 +288,7 @@ class Peers:
         if self._emit is None:
             return
         groups, last_of = self._groups.get(peer, {}), self._last
-        now_ns, now_s = clock.wall_ns(), clock.monotonic_s()
+        now_ns, now_s = self._clock.wall_ns(), self._clock.monotonic_s()
         for address, sample in samples:
             group = groups.get(address)
             if group is None:
@@ -300,7 +308,7 @@ class Peers:
         """Say that no point of a gateway has a value."""
         if self._emit is None:
             return
-        now_ns, now_s = clock.wall_ns(), clock.monotonic_s()
+        now_ns, now_s = self._clock.wall_ns(), self._clock.monotonic_s()
         for group in self._groups.get(peer, {}).values():
             self._last.pop(group, None)
             self._emit(group.without_value(reason, now_ns, now_s))
@@ -309,7 +317,7 @@ class Peers:
         """Say that points have no value of which nothing more comes, since nobody wants them."""
         if self._emit is None:
             return
-        now_ns, now_s = clock.wall_ns(), clock.monotonic_s()
+        now_ns, now_s = self._clock.wall_ns(), self._clock.monotonic_s()
         for address, group in self._groups.get(peer, {}).items():
             if address not in wanted and self._last.pop(group, None) is not None:
                 self._emit(group.without_value(Reason.WAITING, now_ns, now_s))
@@ -348,9 +356,9 @@ class Peers:
         device, _, name = address.partition(".")
         topic = peering.topic(remote.gateway, "command", self._actor, device, name)
         id_ = secrets.token_hex(8)
-        expires_s = round(max(0.001, min(EXPIRY_S, until_s - clock.monotonic_s())), 3)
+        expires_s = round(max(0.001, min(EXPIRY_S, until_s - self._clock.monotonic_s())), 3)
         payload = json.dumps(
-            {"value": value, "id": id_, "time": iso_time(clock.wall_ns()), "expires": expires_s}
+            {"value": value, "id": id_, "time": iso_time(self._clock.wall_ns()), "expires": expires_s}
         ).encode()
         signature = None if remote.key is None else peering.sign(remote.key, topic, payload)
         answer: asyncio.Future[tuple[WriteOutcome, str | None]] = asyncio.get_running_loop().create_future()

@@ -13,7 +13,6 @@ import asyncio
 import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-from fieldbus import clock
 from fieldbus.canbus.bus import EXTENDED, REMOTE, Bus
 from fieldbus.canbus.buses import open_bus
 from fieldbus.canbus.codec import FrameEncoder
@@ -22,6 +21,7 @@ from fieldbus.canbus.j1939.connection import Sender as PacketSender
 from fieldbus.canbus.layout import Condition
 from fieldbus.canbus.messages import CanMessage, Guard
 from fieldbus.canbus.schedule import Schedule
+from fieldbus.clock import SYSTEM, Clock
 from fieldbus.errors import ConversionError, LinkDownError, RefusedError
 from fieldbus.simulate.motion import value_at
 
@@ -81,7 +81,10 @@ class SimulatedNodes:
         messages: Sequence[CanMessage],
         sent_by_gateway: Collection[CanMessage],
         on_frame: FrameSeen | None = None,
+        *,
+        clock: Clock = SYSTEM,
     ) -> None:
+        self._clock = clock
         self._options = dict(options)
         self._nodes = [_Node(message) for message in messages if message not in sent_by_gateway]
         self._asked = {
@@ -93,7 +96,7 @@ class SimulatedNodes:
         self._seen_pgns = {j1939.pgn_of(message.can_id) for message in sent_by_gateway if message.is_j1939}
         self._on_frame = on_frame
         self._bus: Bus | None = None
-        self._schedule = Schedule(self._listen, self._fail)
+        self._schedule = Schedule(self._listen, self._fail, clock=clock)
         self._senders: dict[int, PacketSender] = {}
         self._next: dict[int, dict[_Node, bytes]] = {}
         self._began_s = 0.0
@@ -105,14 +108,14 @@ class SimulatedNodes:
         Raises:
             LinkDownError: there is none.
         """
-        self._bus = await open_bus(self._options)
+        self._bus = await open_bus(self._options, clock=self._clock)
 
     async def run(self) -> None:
         """Send and answer until cancelled."""
         bus = self._bus
         if bus is None:
             raise LinkDownError("not open")
-        self._began_s = clock.monotonic_s()
+        self._began_s = self._clock.monotonic_s()
         lost = self._lost = asyncio.get_running_loop().create_future()
         bus.start(self._listen, lambda _error: None)
         try:
@@ -169,7 +172,7 @@ class SimulatedNodes:
             self._on_frame(can_id & ~EXTENDED, data)
 
     def _send(self, node: _Node) -> None:
-        data = node.data(clock.monotonic_s() - self._began_s)
+        data = node.data(self._clock.monotonic_s() - self._began_s)
         if node.message.is_j1939 and len(data) > 8:
             self._send_long(node, data)
         else:
@@ -181,7 +184,7 @@ class SimulatedNodes:
             self._next.setdefault(source, {})[node] = data  # one message in packets at a time from one node
             return
         sender = self._senders[source] = PacketSender(pgn, data, source)
-        now_s = clock.monotonic_s()
+        now_s = self._clock.monotonic_s()
         for can_id, part in sender.start(now_s):
             self._put(can_id, part, 0)
 

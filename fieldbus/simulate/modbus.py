@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+from fieldbus.clock import SYSTEM, Clock
 from fieldbus.link import Delivery, Target
 from fieldbus.modbus.converters import Epoch, time_text
 from fieldbus.modbus.register_types import integer_range
@@ -23,7 +23,10 @@ STEP_S = 0.2
 class SimulatedPlc:
     """The units of one link, served from their maps."""
 
-    def __init__(self, name: str, host: str, port: int, units: Sequence[Unit]) -> None:
+    def __init__(
+        self, name: str, host: str, port: int, units: Sequence[Unit], *, clock: Clock = SYSTEM
+    ) -> None:
+        self._clock = clock
         self._place: dict[Point, RegisterPoint] = {}
         self._moving: list[Point] = []
         self._resting: list[Point] = []
@@ -37,7 +40,9 @@ class SimulatedPlc:
             # Gaps read as 0 because a gateway reads over them, as it may with most PLCs.
             served.append(ServedUnit(unit.device, unit.unit_id, points, fills_gaps=True))
         self._factors = {place.factor.point for place in self._place.values() if place.factor is not None}
-        self._link = ModbusServerLink(f"simulated {name}", host, port, served, idle_timeout_s=3600.0)
+        self._link = ModbusServerLink(
+            f"simulated {name}", host, port, served, idle_timeout_s=3600.0, clock=clock
+        )
 
     @property
     def port(self) -> int:
@@ -56,12 +61,12 @@ class SimulatedPlc:
 
     async def run(self) -> None:
         """Move the registers until cancelled."""
-        began_s = time.monotonic()
+        began_s = self._clock.monotonic_s()
         serving = asyncio.create_task(self._link.run(_ignore, lambda _: None))
         try:
             while True:
                 await asyncio.sleep(STEP_S)
-                self._move(time.monotonic() - began_s)
+                self._move(self._clock.monotonic_s() - began_s)
         finally:
             serving.cancel()
             await self._link.close()
@@ -73,14 +78,18 @@ class SimulatedPlc:
         if point in self._factors:
             return _factor(self._place[point])
         place = self._place[point]
-        return _now(place.epoch) if place.epoch is not None else self._fitting(place, resting_value(point))
+        return (
+            self._now(place.epoch) if place.epoch is not None else self._fitting(place, resting_value(point))
+        )
 
     def _in_motion(self, point: Point, seconds: float) -> Value:
         if point in self._factors:
             return _factor(self._place[point])
         place = self._place[point]
         return (
-            _now(place.epoch) if place.epoch is not None else self._fitting(place, value_at(point, seconds))
+            self._now(place.epoch)
+            if place.epoch is not None
+            else self._fitting(place, value_at(point, seconds))
         )
 
     def _fitting(self, place: RegisterPoint, value: Value) -> Value:
@@ -94,8 +103,13 @@ class SimulatedPlc:
             return min(max(value, low or 0), high or 0)
         return value
 
+    def _now(self, epoch: Epoch) -> str:
+        seconds = 946_684_800 if epoch is Epoch.Y2000 else 0
+        raw = self._clock.wall_ns() // 1_000_000_000 - seconds
+        return time_text(raw * 1000 if epoch is Epoch.UNIX_MS else raw, epoch) or ""
+
     def _put(self, values: list[tuple[Point, Value]]) -> None:
-        now_ns = time.time_ns()
+        now_ns = self._clock.wall_ns()
         self._link.send(
             [
                 Delivery(Target("", point), point, Sample(value, Quality.GOOD, None, now_ns))
@@ -133,12 +147,6 @@ def as_served(points: Sequence[RegisterPoint]) -> list[RegisterPoint]:
 def _factor(place: RegisterPoint) -> int:
     """Return what a point holds that others name in `scale_from`."""
     return -1 if place.type.is_signed and place.low_bit is None else 0
-
-
-def _now(epoch: Epoch) -> str:
-    seconds = 946_684_800 if epoch is Epoch.Y2000 else 0
-    raw = int(time.time()) - seconds
-    return time_text(raw * 1000 if epoch is Epoch.UNIX_MS else raw, epoch) or ""
 
 
 def _ignore(_batch: Batch) -> None:

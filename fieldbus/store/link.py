@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fieldbus import clock
+from fieldbus.clock import SYSTEM, Clock
 from fieldbus.durable.committer import DEFAULT_GROUP_COMMIT_S, Committer
 from fieldbus.errors import LinkDownError
 from fieldbus.link import NEVER, Delivery, Emit, Notice, Report, WriteOutcome, WriteResult
@@ -52,7 +52,9 @@ class StoreLink:
         max_age_s: float,
         group_commit_s: float = DEFAULT_GROUP_COMMIT_S,
         max_waiting: int = MAX_WAITING,
+        clock: Clock = SYSTEM,
     ) -> None:
+        self._clock = clock
         self.name = name
         self.path = path
         self.marks: dict[str, int] = {}
@@ -177,11 +179,11 @@ class StoreLink:
         for item in items:
             if item.source is not None:
                 self._writer.mark(connection, item.source, item.seq)
-        now_s = clock.monotonic_s()
+        now_s = self._clock.monotonic_s()
         if now_s - self._trimmed_s < _TRIM_S:
             return 0
         self._trimmed_s = now_s
-        return self._writer.trim(connection, clock.wall_ns())
+        return self._writer.trim(connection, self._clock.wall_ns())
 
     def settled(self, *, is_committed: bool) -> None:
         """Forget what a failed transaction made."""

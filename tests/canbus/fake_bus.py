@@ -2,10 +2,10 @@
 
 import asyncio
 
-from fieldbus import clock
 from fieldbus.canbus import link as link_module
 from fieldbus.canbus.bus import BusStatus, Frame
 from fieldbus.canbus.link import CanLink
+from fieldbus.clock import SYSTEM
 from fieldbus.errors import LinkDownError
 from fieldbus.link import Delivery, DeviceHealth, Notice, Target
 from fieldbus.model import Quality, Sample
@@ -56,7 +56,7 @@ class FakeBus:
     # --- for the test
 
     def come(self, can_id, data, flags=0, time_ns=None):
-        self._incoming.append(Frame(can_id, bytes(data), time_ns or clock.wall_ns(), flags))
+        self._incoming.append(Frame(can_id, bytes(data), time_ns or SYSTEM.wall_ns(), flags))
         if self._ready is not None:
             asyncio.get_running_loop().call_soon(self._ready)
 
@@ -117,7 +117,7 @@ class Running:
     def __init__(self, monkeypatch, messages, targets=(), wanted=None, *, bus=None, **more):
         self.bus = bus or FakeBus()
 
-        async def open_bus(_options):
+        async def open_bus(_options, *, clock):
             return self.bus
 
         monkeypatch.setattr(link_module, "open_bus", open_bus)

@@ -5,12 +5,12 @@ import asyncio
 from conftest import eventually
 from fake_bus import FakeBus, Running
 
-from fieldbus import clock
 from fieldbus.canbus import listening
 from fieldbus.canbus.bus import EXTENDED, OWN, REMOTE, Frame
 from fieldbus.canbus.layout import Message, Signal
 from fieldbus.canbus.messages import CanMessage
 from fieldbus.canbus.protection import Checksum, Counter, Protection
+from fieldbus.clock import SYSTEM
 from fieldbus.model import Access, Kind, Point
 
 
@@ -246,7 +246,7 @@ async def test_a_flood_neither_holds_up_the_clock_nor_makes_anybody_silent(monke
         is_over = False
 
         def drain(limit):
-            return [] if is_over else [Frame(can_id, data, clock.wall_ns()) for can_id, data in flood]
+            return [] if is_over else [Frame(can_id, data, SYSTEM.wall_ns()) for can_id, data in flood]
 
         running.bus.drain = drain
         loop = asyncio.get_running_loop()

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fieldbus import clock
 from fieldbus.canbus.bus import FD
 from fieldbus.canbus.kernel import socketcan
 from fieldbus.canbus.kernel.frames import pack_frame
 from fieldbus.canbus.kernel.socketcan import SocketCanBus, open_socketcan
+from fieldbus.clock import Clock
 from fieldbus.errors import LinkDownError, RefusedError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="SocketCAN is Linux's")
@@ -199,13 +199,14 @@ class Traffic:
     def __init__(self, monkeypatch, latency_s, limit=1000):
         self.loop = HandLoop()
         monkeypatch.setattr(socketcan.asyncio, "get_running_loop", lambda: self.loop)
-        monkeypatch.setattr(clock, "monotonic_s", lambda: self.loop.now_s)
         self.raw = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.raw.bind(("127.0.0.1", 0))
         self.raw.setblocking(False)
         self.peer = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.peer.connect(self.raw.getsockname())
-        self.bus = SocketCanBus(self.raw, "can0", 1, latency_s=latency_s)
+        self.bus = SocketCanBus(
+            self.raw, "can0", 1, latency_s=latency_s, clock=Clock(lambda: self.loop.now_s)
+        )
         self.limit = limit
         self.taken = []
         self.told = []

@@ -214,7 +214,7 @@ def buses(monkeypatch):
     """Buses that are opened one after the other."""
     waiting = []
 
-    async def open_bus(options):
+    async def open_bus(options, **_):
         item = waiting.pop(0)
         if isinstance(item, Exception):
             raise item

@@ -7,6 +7,7 @@ from conftest import eventually
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fieldbus.clock import Clock
 from fieldbus.durable.spool_file import Row
 from fieldbus.gateway.exchange import pump as pump_module
 from fieldbus.gateway.exchange.pump import WINDOW, WINDOW_BYTES, Pump
@@ -63,7 +64,7 @@ class Bench:
     def __init__(self, *, by_peer=True, size=10):
         self.stream = FakeStream(size)
         self.carrier = FakeCarrier(by_peer=by_peer)
-        self.pump = Pump(self.stream, self.carrier, lambda: NOW_NS)
+        self.pump = Pump(self.stream, self.carrier, Clock(wall_ns=lambda: NOW_NS))
         self.task = None
 
     async def __aenter__(self):

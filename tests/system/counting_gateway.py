@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from types import MappingProxyType
 
-from fieldbus import clock
+from fieldbus.clock import SYSTEM
 from fieldbus.gateway import log, loop
 from fieldbus.gateway.config.loader import load
 from fieldbus.gateway.runtime import Gateway
@@ -113,7 +113,9 @@ class CountingLink:
         self._next += 1
         values = (number,) * self._points
         emit(
-            Batch(self._group, clock.wall_ns(), clock.monotonic_s(), values, NO_FLAWS, self._group.everything)
+            Batch(
+                self._group, SYSTEM.wall_ns(), SYSTEM.monotonic_s(), values, NO_FLAWS, self._group.everything
+            )
         )
 
     def _tell(self):

@@ -19,7 +19,6 @@ import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from fieldbus import clock
 from fieldbus.canbus.j1939.address import AddressClaimer, Name
 from fieldbus.canbus.j1939.connection import Responder
 from fieldbus.canbus.j1939.connection import Sender as PacketSender
@@ -46,6 +45,7 @@ from fieldbus.canbus.j1939.transport import Reassembler
 from fieldbus.canbus.messages import CanMessage
 from fieldbus.canbus.outgoing import Address
 from fieldbus.canbus.schedule import Schedule
+from fieldbus.clock import SYSTEM, Clock
 
 _NODE_PGNS = frozenset({TRANSPORT_MANAGEMENT, TRANSPORT_DATA, ACKNOWLEDGEMENT, REQUEST, ADDRESS_CLAIMED})
 _READY_S = 3.0
@@ -76,14 +76,18 @@ class NodeSettings:
 class Node(Address):
     """One node on one bus."""
 
-    def __init__(self, settings: NodeSettings, *, is_active: bool, counters: dict[str, int]) -> None:
+    def __init__(
+        self, settings: NodeSettings, *, is_active: bool, counters: dict[str, int], clock: Clock = SYSTEM
+    ) -> None:
         """Take who we are.
 
         Args:
             settings: address and NAME.
             is_active: whether we ever send; a listener has no address.
             counters: where what happens is counted.
+            clock: the gateway's.
         """
+        self._clock = clock
         self.is_active = is_active
         self._counters = counters
         self._claimer = AddressClaimer(settings.name, settings.address)
@@ -149,7 +153,7 @@ class Node(Address):
         self._begun, self._requested = begun, wanted
         self._due_s = float("inf")
         if self.is_active:
-            self._say(self._claimer.start(clock.monotonic_s()))
+            self._say(self._claimer.start(self._clock.monotonic_s()))
             self._settle()
 
     def stop(self) -> None:
@@ -169,7 +173,7 @@ class Node(Address):
         """Come to the bus again, after it was off: what was heard before may not hold any more."""
         if self.is_active and self._schedule is not None:
             self._reassembler.clear()
-            self._say(self._claimer.start(clock.monotonic_s()))
+            self._say(self._claimer.start(self._clock.monotonic_s()))
             self._settle()
 
     async def is_ready(self) -> bool:
@@ -196,7 +200,7 @@ class Node(Address):
     def heard(self, can_id: int, data: bytes, time_ns: int, at_s: float) -> None:
         """Take a frame of those."""
         pgn = pgn_of(can_id)
-        now_s = clock.monotonic_s()
+        now_s = self._clock.monotonic_s()
         if pgn in (ADDRESS_CLAIMED, REQUEST):
             if self.is_active:
                 self._say(self._claimer.heard(can_id, data, now_s))
@@ -275,7 +279,7 @@ class Node(Address):
             return True
         self._senders[destination] = sender
         self._failures.pop((destination, pgn), None)
-        self._say(sender.start(clock.monotonic_s()))
+        self._say(sender.start(self._clock.monotonic_s()))
         self._settle()
         return True
 

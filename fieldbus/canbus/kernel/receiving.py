@@ -28,12 +28,12 @@ import ctypes
 import select
 import socket
 import struct
-import time
 from collections.abc import Callable
 from typing import Protocol
 
 from fieldbus.canbus.bus import ERROR, FD, REMOTE, Frame
 from fieldbus.canbus.kernel.frames import FD_BYTES, MAX_CLASSIC_DATA, MAX_FD_DATA
+from fieldbus.clock import SYSTEM, Clock
 
 SO_TIMESTAMPNS = 35
 SO_RXQ_OVFL = 40
@@ -79,10 +79,10 @@ class Receiver(Protocol):
         """
 
 
-def receiver_of(raw: socket.socket) -> Receiver:
+def receiver_of(raw: socket.socket, clock: Clock = SYSTEM) -> Receiver:
     """Return the quickest way that this machine has."""
     call = find_recvmmsg()
-    return Single(raw) if call is None else Many(raw, call)
+    return Single(raw, clock) if call is None else Many(raw, call, clock)
 
 
 def find_recvmmsg() -> Callable[..., int] | None:
@@ -102,7 +102,8 @@ def find_recvmmsg() -> Callable[..., int] | None:
 class Single:
     """A frame a call, with what Python itself has."""
 
-    def __init__(self, raw: socket.socket) -> None:
+    def __init__(self, raw: socket.socket, clock: Clock = SYSTEM) -> None:
+        self._clock = clock
         self.overflow: int | None = None
         self._recvmsg = raw.recvmsg
 
@@ -134,14 +135,14 @@ class Single:
             flags |= FD | (fd_flags & 1) << 1
         is_remote = can_id & REMOTE and not can_id & ERROR
         data = bytes(length) if is_remote else wire[8 : 8 + length]
-        return _new(Frame, (can_id, data, time.time_ns() if time_ns is None else time_ns, flags))
+        return _new(Frame, (can_id, data, self._clock.wall_ns() if time_ns is None else time_ns, flags))
 
 
 class Many(Single):
     """Up to 64 frames a call."""
 
-    def __init__(self, raw: socket.socket, call: Callable[..., int]) -> None:
-        super().__init__(raw)
+    def __init__(self, raw: socket.socket, call: Callable[..., int], clock: Clock = SYSTEM) -> None:
+        super().__init__(raw, clock)
         self._is_busy = False
         """Whether frames came faster than they were taken when it was last looked."""
         poll = select.poll()
@@ -216,7 +217,7 @@ class Many(Single):
                 data = data[:length]  # noqa: PLW2901
             if can_id & REMOTE and not can_id & ERROR:
                 data = bytes(length)  # noqa: PLW2901 - whatever the sender's memory held
-            time_ns = seconds * _SECOND_NS + nanoseconds if kind == _STAMP else time.time_ns()
+            time_ns = seconds * _SECOND_NS + nanoseconds if kind == _STAMP else self._clock.wall_ns()
             if control_bytes > _STAMP_BYTES:
                 second_kind, lost = _SECOND.unpack_from(self._record_view, at + _SECOND_AT)
                 if second_kind == _OVERFLOW:

@@ -32,7 +32,6 @@ import socket
 import struct
 from collections.abc import Callable, Iterable, Sequence
 
-from fieldbus import clock
 from fieldbus.canbus.bus import FD, BusStatus, Cyclic, Frame
 from fieldbus.canbus.kernel import netlink
 from fieldbus.canbus.kernel.broadcast import Broadcaster
@@ -47,6 +46,7 @@ from fieldbus.canbus.kernel.frames import (
     pack_frame,
 )
 from fieldbus.canbus.kernel.receiving import SO_RXQ_OVFL, SO_TIMESTAMPNS, receiver_of
+from fieldbus.clock import SYSTEM, Clock
 from fieldbus.errors import LinkDownError, RefusedError
 
 RECEIVE_BUFFER = 4 * 1024 * 1024
@@ -88,6 +88,7 @@ async def open_socketcan(
     fd: bool = False,
     receive_buffer: int = RECEIVE_BUFFER,
     latency_s: float = LATENCY_S,
+    clock: Clock = SYSTEM,
 ) -> SocketCanBus:
     """Open a bus.
 
@@ -96,12 +97,15 @@ async def open_socketcan(
         fd: whether CAN FD frames are wanted even if the interface does not say that it has them.
         receive_buffer: bytes for frames that wait for us; what the machine allows, if that is less.
         latency_s: how long a frame may wait so that it is taken together with others; 0 for not at all.
+        clock: the gateway's.
 
     Raises:
         LinkDownError: there is no such interface, it is down, or this machine has no SocketCAN.
     """
     # Somebody who sets up an interface right now holds a lock that we may have to wait for.
-    opening = asyncio.get_running_loop().run_in_executor(None, _open, channel, fd, receive_buffer, latency_s)
+    opening = asyncio.get_running_loop().run_in_executor(
+        None, _open, channel, fd, receive_buffer, latency_s, clock
+    )
     try:
         return await asyncio.shield(opening)
     except asyncio.CancelledError:
@@ -109,7 +113,7 @@ async def open_socketcan(
         raise
 
 
-def _open(channel: str, fd: bool, receive_buffer: int, latency_s: float) -> SocketCanBus:
+def _open(channel: str, fd: bool, receive_buffer: int, latency_s: float, clock: Clock) -> SocketCanBus:
     if not hasattr(socket, "AF_CAN"):
         raise LinkDownError("this system has no SocketCAN")
     # An empty name would mean all interfaces.
@@ -141,7 +145,7 @@ def _open(channel: str, fd: bool, receive_buffer: int, latency_s: float) -> Sock
         raw.close()
         raise
     takes_fd = link is None or link.mtu != CLASSIC_BYTES
-    return SocketCanBus(raw, channel, index, takes_fd=takes_fd, latency_s=latency_s)
+    return SocketCanBus(raw, channel, index, takes_fd=takes_fd, latency_s=latency_s, clock=clock)
 
 
 def _discard(opened: asyncio.Future[SocketCanBus]) -> None:
@@ -170,7 +174,9 @@ class SocketCanBus:
         *,
         takes_fd: bool = True,
         latency_s: float = LATENCY_S,
+        clock: Clock = SYSTEM,
     ) -> None:
+        self._clock = clock
         self.dropped = 0
         self._latency_s = latency_s
         self._ready: Callable[[], None] = _nobody
@@ -186,7 +192,7 @@ class SocketCanBus:
         self._channel = channel
         self._index = index
         self._takes_fd = takes_fd
-        self._receiver = receiver_of(raw)
+        self._receiver = receiver_of(raw, clock)
         self._overflow = 0
         self._broadcaster: Broadcaster | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -213,7 +219,7 @@ class SocketCanBus:
         self._wake_ups += 1
         if self._wake_ups < _WAKE_UPS:
             return
-        now_s = clock.monotonic_s()
+        now_s = self._clock.monotonic_s()
         lasted_s, self._wake_ups_since_s, self._wake_ups = now_s - self._wake_ups_since_s, now_s, 0
         if lasted_s * _FRAMES_PER_LOOK <= _WAKE_UPS * self._latency_s and self._end is None:
             loop.remove_reader(self._raw.fileno())

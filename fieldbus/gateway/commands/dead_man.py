@@ -16,7 +16,7 @@ import logging
 from collections.abc import Mapping
 from typing import Protocol
 
-from fieldbus import clock
+from fieldbus.clock import Clock
 from fieldbus.gateway.commands.desk import Desk
 from fieldbus.gateway.commands.gate import Guard
 from fieldbus.link import WriteOutcome
@@ -35,6 +35,7 @@ class Surroundings(Protocol):
 
     router: Router
     desk: Desk
+    clock: Clock
 
 
 class DeadMen:
@@ -75,7 +76,7 @@ class DeadMen:
         try:
             while True:
                 await asyncio.sleep(LOOK_S if self._guards else IDLE_S)
-                silent = self.silent(clock.monotonic_s())
+                silent = self.silent(self._around.clock.monotonic_s())
                 for point in [point for point in self.fallen if point not in silent]:
                     del self.fallen[point]
                     _LOG.info("%s: its source is back", point.address)

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakValueDictionary
 
-from fieldbus import clock
+from fieldbus.clock import SYSTEM, Clock
 from fieldbus.errors import RefusedError
 from fieldbus.gateway.commands.access import LOCAL, Access
 from fieldbus.gateway.commands.audit import Audit
@@ -71,6 +71,7 @@ class Desk:
         sample_of: Callable[[Point], Sample | None],
         *,
         records_each: bool = False,
+        clock: Clock = SYSTEM,
     ) -> None:
         """Take what it works with.
 
@@ -81,7 +82,9 @@ class Desk:
             write: has a link write.
             sample_of: what is known of a point before it is written.
             records_each: whether each single write of a route is recorded.
+            clock: the gateway's.
         """
+        self._clock = clock
         self.gate = gate
         self.access = access
         self.audit = audit
@@ -103,7 +106,7 @@ class Desk:
 
     def instruct(self, instruction: Instruction) -> None:
         """Take what came on a topic."""
-        now_ns = clock.wall_ns()
+        now_ns = self._clock.wall_ns()
         unread = Command(
             "mqtt", instruction.topic, instruction.actor, instruction.point[:LONGEST_ADDRESS], ""
         )
@@ -155,7 +158,7 @@ class Desk:
             command: what is wanted.
             known: how it ended before; if it does so again, that is not recorded again.
         """
-        received_ns = clock.wall_ns()
+        received_ns = self._clock.wall_ns()
         lock = self._locks.setdefault(command.point, asyncio.Lock())
         try:
             async with lock:
@@ -163,10 +166,10 @@ class Desk:
         except asyncio.CancelledError:
             text = "the gateway stopped meanwhile: whether it was written is not known"
             self._record(
-                Answer(command, WriteOutcome.UNKNOWN, text, received_ns, clock.wall_ns(), command.value)
+                Answer(command, WriteOutcome.UNKNOWN, text, received_ns, self._clock.wall_ns(), command.value)
             )
             raise
-        answer = Answer(command, outcome, reason, received_ns, clock.wall_ns(), value)
+        answer = Answer(command, outcome, reason, received_ns, self._clock.wall_ns(), value)
         if (outcome, reason) == known:
             return answer
         if self._record(answer, old) or outcome not in (*_DONE, WriteOutcome.ARMED):
@@ -178,8 +181,8 @@ class Desk:
         if self.audit is not None and command.way != "fallback" and not self._can_record(self.audit):
             text = f"the audit log cannot be written ({self.audit.trouble})"
             return WriteOutcome.REFUSED, text, command.value, None
-        now_s = clock.monotonic_s()
-        now_ns = clock.wall_ns()
+        now_s = self._clock.monotonic_s()
+        now_ns = self._clock.wall_ns()
         try:
             point, value = self.gate.decide(command, now_s, now_ns)
         except ExpiredError as error:
@@ -194,17 +197,18 @@ class Desk:
         outcome, reason = result.outcome, result.reason
         if outcome in _DONE:
             if command.way == "fallback":
-                self.gate.note(point, value, clock.monotonic_s(), now_ns=clock.wall_ns())
+                self.gate.note(point, value, self._clock.monotonic_s(), now_ns=self._clock.wall_ns())
             else:
-                self._commanded_s[point.address] = clock.monotonic_s()
+                self._commanded_s[point.address] = self._clock.monotonic_s()
         return outcome, None if reason is None else str(reason), result.value, old
 
-    @staticmethod
-    def _can_record(audit: Audit) -> bool:
+    def _can_record(self, audit: Audit) -> bool:
         """Return whether what is done now can be recorded; after a failure that is tried."""
         if not audit.is_ready():
             return False
-        return audit.trouble is None or audit.record(clock.wall_ns(), {"way": "audit", "outcome": "resumed"})
+        return audit.trouble is None or audit.record(
+            self._clock.wall_ns(), {"way": "audit", "outcome": "resumed"}
+        )
 
     def _record(self, answer: Answer, old: Sample | None = None) -> bool:
         name = str(answer.outcome)
@@ -236,7 +240,7 @@ class Desk:
         """Ask the gate for a route; return why not, None if the value may be written."""
         command = Command("route", source.address, "route", point.address, value)
         try:
-            self.gate.decide(command, now_s, clock.wall_ns())
+            self.gate.decide(command, now_s, self._clock.wall_ns())
         except RefusedError as error:
             return str(error)
         return None
@@ -283,7 +287,7 @@ class Desk:
             "way": "route", "actor": "route", "from": found.source, "point": point.address, "value": value,
             "outcome": str(outcome) if refusal else "routed", "reason": refusal, "count": count,
         }  # fmt: skip
-        self.audit.record(clock.wall_ns(), record)
+        self.audit.record(self._clock.wall_ns(), record)
 
     # --- dead-man
 
@@ -327,7 +331,7 @@ class Desk:
         """Learn from the audit log which commands were executed lately, and which budgets are used."""
         if self.audit is None:
             return
-        now_ns, now_s = clock.wall_ns(), clock.monotonic_s()
+        now_ns, now_s = self._clock.wall_ns(), self._clock.monotonic_s()
         back_s = max([2 * LONGEST_EXPIRY_S, *(guard.min_interval_s for guard in guards.values())])
         if any(guard.daily_budget for guard in guards.values()):
             back_s = max(back_s, DAY_S)

@@ -20,6 +20,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from fieldbus import __version__
+from fieldbus.clock import Clock
 from fieldbus.errors import ConfigError, Problem, closest
 from fieldbus.gateway.commands.gate import Guard
 from fieldbus.gateway.config.protection import access_of, check_exposure, guards_of, is_gateway
@@ -38,7 +39,9 @@ from fieldbus.routing.table import Directory, Fault, Route, expand
 from fieldbus.settings import LinkSettings
 
 
-def load(file: Path, *, needs_secrets: bool = True, previous: Plant | None = None) -> Plant:
+def load(
+    file: Path, *, needs_secrets: bool = True, previous: Plant | None = None, clock: Clock | None = None
+) -> Plant:
     """Read a configuration.
 
     Args:
@@ -46,6 +49,7 @@ def load(file: Path, *, needs_secrets: bool = True, previous: Plant | None = Non
         needs_secrets: whether a secret that cannot be had is a problem, or only a warning.
         previous: the plant that is at work now. What is not changed of it is the very same in the new one:
             links with their devices and points, statuses, and routes between them.
+        clock: the gateway's time; without one, that of `previous`, or a new one that shows the machine's.
 
     Raises:
         ConfigError: with everything that is wrong.
@@ -53,17 +57,18 @@ def load(file: Path, *, needs_secrets: bool = True, previous: Plant | None = Non
     is_collecting = gc.isenabled()
     gc.disable()  # nothing of a plant is garbage, and looking for it doubles the time of a large one
     try:
-        return _Loader(file, needs_secrets, previous).load()
+        return _Loader(file, needs_secrets, previous, clock).load()
     finally:
         if is_collecting:
             gc.enable()
 
 
 class _Loader(Reading):
-    def __init__(self, file: Path, needs_secrets: bool, previous: Plant | None) -> None:
+    def __init__(self, file: Path, needs_secrets: bool, previous: Plant | None, clock: Clock | None) -> None:
         super().__init__(file, needs_secrets)
         self._file = file
         self._previous = previous
+        self._clock = clock or (Clock() if previous is None else previous.clock)
         self._fingerprints: dict[str, str] = {}
         self._guards: dict[Point, Guard] = {}
         self._memory: Path | None = None
@@ -121,6 +126,7 @@ class _Loader(Reading):
             shares={name: item.share for name, item in links.items() if isinstance(item, BrokerSettings)},
             fingerprints=self._fingerprints,
             settings=gateway,
+            clock=self._clock,
         )
 
     # --- sections
@@ -272,9 +278,13 @@ class _Loader(Reading):
         """Expand the routes, then make the links, which must know what is written to them."""
         # System points exist for routes before their links do; the links come with the same names.
         trial = self._assemble(gateway, links, types, devices, link_of, None)
-        statuses = {name: link_status(link) for name, link in trial.items()}
+        statuses = {name: link_status(link, self._clock) for name, link in trial.items()}
         device_statuses = {
-            name: device_status(name, has_response_time=LINK_TYPES[types[link_of[name]]].has_response_time)
+            name: device_status(
+                name,
+                has_response_time=LINK_TYPES[types[link_of[name]]].has_response_time,
+                clock=self._clock,
+            )
             for name, item in devices.items()
             if _has_online(item, LINK_TYPES[types[link_of[name]]])
         }
@@ -453,6 +463,7 @@ class _Loader(Reading):
                 file=lambda keys, file, link=name: self.path(file, ("links", link, *keys)),  # type: ignore[misc]
                 memory=self._memory,
                 data_dir=self.data_dir,
+                clock=self._clock,
                 sources=sources,
                 fault=lambda keys, message, hint, link=name: (  # type: ignore[misc]
                     None if edges is None else self.say(("links", link, *keys), message, hint)

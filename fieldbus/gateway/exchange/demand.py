@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from fieldbus.clock import SYSTEM, Clock
 from fieldbus.durable.spool import Spool
 from fieldbus.gateway.exchange.pumps import Pumps
 from fieldbus.gateway.exchange.sinks import LiveSink, PeerSink, Taker
@@ -64,6 +65,8 @@ class Demand:
         pumps: Pumps,
         is_online: Callable[[Key], bool],
         around: Surroundings,
+        *,
+        clock: Clock = SYSTEM,
     ) -> None:
         """Take what it works with.
 
@@ -74,7 +77,9 @@ class Demand:
             pumps: send streams.
             is_online: tells whether a peer is there.
             around: the gateway.
+            clock: its time.
         """
+        self._clock = clock
         self.links: Mapping[str, PeerLink] = {}
         self.shares: Mapping[str, re.Pattern[str]] = {}
         """Link to the addresses of points that others may have."""
@@ -115,14 +120,16 @@ class Demand:
         wanted = self.wanted.get(key)
         if wanted is None or wanted.live.link is not port:  # the link was made anew
             before = wanted
-            wanted = self.wanted[key] = Wanted(want, LiveSink(port, self.me, peer))
+            wanted = self.wanted[key] = Wanted(want, LiveSink(port, self.me, peer, clock=self._clock))
             if before is not None and before.durable is not None:
                 self._pumps.stop(before.durable.pump)
         wanted.want = want
         self.takers[live_name(link, peer)] = wanted.live
         if want.durable and wanted.durable is None:
             stream = self.spool.stream(data_name(link, peer), encode_row)
-            wanted.durable = PeerSink(port, self.me, peer, stream, lambda: self.is_online(key))
+            wanted.durable = PeerSink(
+                port, self.me, peer, stream, lambda: self.is_online(key), clock=self._clock
+            )
             self.takers[data_name(link, peer)] = wanted.durable
             self._pumps.start(wanted.durable.pump)
         if wanted.durable is not None and not want.durable:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from fieldbus import clock
+from fieldbus.clock import SYSTEM, Clock
 from fieldbus.durable.spool import Spool, Stream
 from fieldbus.gateway.commands.desk import Desk
 from fieldbus.gateway.exchange.demand import Demand, Key
@@ -98,7 +98,17 @@ class _SpoolKeeper:
 class Exchange:
     """All there is to other gateways and to brokers that is more than a message."""
 
-    def __init__(self, me: str, version: str, data_dir: Path, spool: Spool, around: Surroundings) -> None:
+    def __init__(
+        self,
+        me: str,
+        version: str,
+        data_dir: Path,
+        spool: Spool,
+        around: Surroundings,
+        *,
+        clock: Clock = SYSTEM,
+    ) -> None:
+        self._clock = clock
         self.me = me
         self.spool = spool
         self.intake = Intake(me)
@@ -118,7 +128,7 @@ class Exchange:
         self._pumps = Pumps()
         self._online: dict[Key, bool] = {}
         self._demand = Demand(
-            me, spool, self.takers, self._pumps, lambda key: self._online.get(key, False), around
+            me, spool, self.takers, self._pumps, lambda key: self._online.get(key, False), around, clock=clock
         )
         self._said: dict[tuple[str, str], bytes] = {}
         self._births: dict[str, bytes] = {}
@@ -207,7 +217,7 @@ class Exchange:
 
     def watched(self) -> None:
         """Learn that somebody looks at all points."""
-        now_s = clock.monotonic_s()
+        now_s = self._clock.monotonic_s()
         was_watched = self._is_watched
         self._watched_s = now_s
         if not was_watched:
@@ -221,7 +231,7 @@ class Exchange:
         """Once a second: tell peers that we are there; want no more what nobody watches any more."""
         for pump in self._pumps:
             pump.wake()
-        now_s = clock.monotonic_s()
+        now_s = self._clock.monotonic_s()
         if self._demand.visitors_gone(now_s):
             self._wants_changed()
         self._demand.beat(now_s)
@@ -230,7 +240,7 @@ class Exchange:
 
     @property
     def _is_watched(self) -> bool:
-        return clock.monotonic_s() - self._watched_s < WATCH_S
+        return self._clock.monotonic_s() - self._watched_s < WATCH_S
 
     def streams(self) -> dict[str, Stream]:
         """Return the streams by a name for people."""
@@ -283,7 +293,7 @@ class Exchange:
         key = (link, peer)
         if peering.is_visitor(peer):
             want = Want(want.live)
-            self._demand.visited_s[key] = clock.monotonic_s()
+            self._demand.visited_s[key] = self._clock.monotonic_s()
             before = self._demand.wanted.get(key)
             if before is not None and before.want == want:
                 return
@@ -326,7 +336,7 @@ class Exchange:
             self._fault(link, peer, "a chunk that says it is of another gateway")
             return
         self._look_for_doubles(link, place)
-        now_ns, now_s = clock.wall_ns(), clock.monotonic_s()
+        now_ns, now_s = self._clock.wall_ns(), self._clock.monotonic_s()
 
         def committed() -> None:
             self._acknowledge(link, peer, place.source, place.boot, place.stream)
@@ -446,7 +456,7 @@ class Exchange:
             for address, point in self._around.points.items()
             if share is None or share.fullmatch(address)
         ]
-        birth = peering.encode_birth(self.me, self._version, points, clock.wall_ns())
+        birth = peering.encode_birth(self.me, self._version, points, self._clock.wall_ns())
         self._links[link].publish(topic(self.me, "birth"), birth, None, is_retained=True)
 
     def say_births(self) -> None:
@@ -472,7 +482,9 @@ class Exchange:
             if _topics_name(name) not in self.spool.abouts:
                 self.spool.abouts[_topics_name(name)] = {"broker": name}
                 stream.set_about({"broker": name})
-            sink = self._topics[name] = TopicSink(self._links[name], self._plain[name], stream)
+            sink = self._topics[name] = TopicSink(
+                self._links[name], self._plain[name], stream, clock=self._clock
+            )
             self.takers[_topics_name(name)] = sink
             self._pumps.start(sink.pump)
         return sink

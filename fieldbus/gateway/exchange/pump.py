@@ -19,12 +19,12 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple, Protocol
 
+from fieldbus.clock import SYSTEM, Clock
 from fieldbus.durable.spool import Stream
 from fieldbus.durable.spool_file import Row
 
@@ -62,12 +62,12 @@ class _Sent(NamedTuple):
 class Pump:
     """One stream's."""
 
-    def __init__(self, stream: Stream, carrier: Carrier, wall_ns: Callable[[], int] = time.time_ns) -> None:
+    def __init__(self, stream: Stream, carrier: Carrier, clock: Clock = SYSTEM) -> None:
         self.stream = stream
         self.is_behind = False
         """Whether what was sent last had waited, or nothing can be sent."""
         self._carrier = carrier
-        self._wall_ns = wall_ns
+        self._clock = clock
         self._sent: deque[_Sent] = deque()
         self._size = 0
         self._session = 0
@@ -147,16 +147,16 @@ class Pump:
         return len(self._sent) >= WINDOW or self._size >= WINDOW_BYTES
 
     def _is_overdue(self) -> bool:
-        return not self._given and time.monotonic() - self._progressed_s >= RESEND_S
+        return not self._given and self._clock.monotonic_s() - self._progressed_s >= RESEND_S
 
     def _can_go_on(self) -> bool:
         return self._carrier.is_ready and not self._has_failed and not self._is_to_begin
 
     def _send(self, row: Row) -> None:
         session = self._session
-        self.is_behind = is_historical = self._wall_ns() - row.time_ns > HISTORICAL_S * 1e9
+        self.is_behind = is_historical = self._clock.wall_ns() - row.time_ns > HISTORICAL_S * 1e9
         if not self._sent:
-            self._progressed_s = time.monotonic()
+            self._progressed_s = self._clock.monotonic_s()
         self._sent.append(_Sent(row.last, len(row.data)))
         self._size += len(row.data)
         self._given += 1
@@ -189,19 +189,19 @@ class Pump:
             self._size -= -sent.size - 1
             acknowledged = sent.last
         if acknowledged:
-            self._progressed_s = time.monotonic()
+            self._progressed_s = self._clock.monotonic_s()
             self.stream.acknowledge(acknowledged)
 
     def _forget_sent(self) -> None:
         while self._sent and self._sent[0].last <= self.stream.floor:
             self._size -= self._sent.popleft().size
-            self._progressed_s = time.monotonic()
+            self._progressed_s = self._clock.monotonic_s()
 
     async def _wait_for_progress(self) -> bool:
         """Wait for news; return False if what was sent has to be sent again."""
         if self._is_overdue():
             return False
-        left_s = self._progressed_s + RESEND_S - time.monotonic()
+        left_s = self._progressed_s + RESEND_S - self._clock.monotonic_s()
         await self._wait(max(left_s, 0.0) if not self._given else _IDLE_S)
         return True
 

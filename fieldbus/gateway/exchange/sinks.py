@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from fieldbus import clock
+from fieldbus.clock import SYSTEM, Clock
 from fieldbus.durable.spool import Stream
 from fieldbus.durable.spool_file import Row
 from fieldbus.gateway.exchange.pump import Pump
@@ -47,18 +47,19 @@ class TopicSink:
 
     is_acknowledged_by_peer = False
 
-    def __init__(self, link: PeerLink, plain: Link, stream: Stream) -> None:
+    def __init__(self, link: PeerLink, plain: Link, stream: Stream, *, clock: Clock = SYSTEM) -> None:
         """Take where it goes.
 
         Args:
             link: the broker.
             plain: the same, as what takes deliveries.
             stream: the one in the spool.
+            clock: the gateway's.
         """
         self.link = link
         self._plain = plain
         self._stream = stream
-        self.pump = Pump(stream, self)
+        self.pump = Pump(stream, self, clock)
 
     def send(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         """Keep samples for the broker."""
@@ -137,14 +138,21 @@ class PeerSink:
     is_acknowledged_by_peer = True
 
     def __init__(
-        self, link: PeerLink, me: str, peer: str, stream: Stream, is_online: Callable[[], bool]
+        self,
+        link: PeerLink,
+        me: str,
+        peer: str,
+        stream: Stream,
+        is_online: Callable[[], bool],
+        *,
+        clock: Clock = SYSTEM,
     ) -> None:
         self.stream = stream
         self._link = link
         self._me = me
         self._peer = peer
         self._is_online = is_online
-        self.pump = Pump(stream, self)
+        self.pump = Pump(stream, self, clock)
 
     def send(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         """Keep samples for the peer."""
@@ -174,7 +182,8 @@ def peer_item(me: str, delivery: Delivery) -> Item:
 class LiveSink:
     """What a peer gateway wants as it comes."""
 
-    def __init__(self, link: PeerLink, me: str, peer: str) -> None:
+    def __init__(self, link: PeerLink, me: str, peer: str, *, clock: Clock = SYSTEM) -> None:
+        self._clock = clock
         self.conflated = 0
         """Samples that were replaced by newer ones because the broker did not keep up."""
         self.link = link
@@ -222,7 +231,7 @@ class LiveSink:
             items += self._newest.values()
             self._newest.clear()
         for first in range(0, len(items), _LIVE_SAMPLES):
-            self._publish(items[first : first + _LIVE_SAMPLES], clock.monotonic_s())
+            self._publish(items[first : first + _LIVE_SAMPLES], self._clock.monotonic_s())
 
     def _done(self, _is_done: bool) -> None:
         self._under_way -= 1

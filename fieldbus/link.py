@@ -70,6 +70,11 @@ class Target(NamedTuple):
         """The target's name for people: a point's address or ``link:topic``."""
         return self.point.address if self.point is not None else f"{self.link}:{self.topic}"
 
+    @property
+    def carries_quality(self) -> bool:
+        """Whether it can be told that a value went bad: topics, stores and other gateways always can."""
+        return self.point is None or self.point.carries_quality
+
 
 class Delivery(NamedTuple):
     """A sample on its way to a target."""

@@ -3,12 +3,14 @@
 Order of the steps, each optional:
 
 1. ``max_age``: a sample that is older is bad (stale).
-2. ``map``, then ``scale`` and ``offset``: the value changes, its source time and quality do not.
-3. ``on_bad``: a bad sample is held back, sent as it is, or replaced by a value (then uncertain, with
-   the reason for which it was bad).
-4. ``when`` and ``deadband``: whether the result differs enough from what was sent last. A change of
+2. ``on_uncertain``: an uncertain sample is sent as it is, held back, or bad from here on, for its reason.
+3. ``map``, then ``scale`` and ``offset``: the value changes, its source time and quality do not.
+4. ``on_bad``: a bad sample is held back, sent as it is, or replaced by a value (then uncertain, with
+   the reason for which it was bad). By default it is sent where the target carries quality, and held back
+   where it does not.
+5. ``when`` and ``deadband``: whether the result differs enough from what was sent last. A change of
    quality or reason always does.
-5. ``min_interval``: not sooner after the last; the newest waits and is sent when the time has come.
+6. ``min_interval``: not sooner after the last; the newest waits and is sent when the time has come.
 
 ``every`` repeats the newest sample when nothing was sent for that long.
 
@@ -24,7 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from fieldbus.link import Target
@@ -48,6 +50,14 @@ class OnBad(StrEnum):
     SEND = "send"
 
 
+class OnUncertain(StrEnum):
+    """What to do with an uncertain sample."""
+
+    SEND = "send"
+    HOLD = "hold"
+    BAD = "bad"
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """How the samples of one route are treated. Times in seconds."""
@@ -60,14 +70,16 @@ class Policy:
     linear: Linear = field(default_factory=Linear)
     mapping: Mapping[Value, Value] | None = None
     """Old value to new one. A value that is not in it has no translation and becomes bad."""
-    on_bad: OnBad = OnBad.HOLD
+    on_bad: OnBad | None = None
+    """None: `SEND` where the target carries quality, `HOLD` where it does not. An edge never has None."""
     substitute: Value | None = None
     """Sent instead of a bad sample, if not None."""
+    on_uncertain: OnUncertain = OnUncertain.SEND
     max_age_s: float | None = None
 
     @property
     def is_plain(self) -> bool:
-        """Whether samples go on as they are, without a clock: what is left are `when` and `on_bad`."""
+        """Whether good samples go on as they are, without a clock: `when` is all that is left for them."""
         return (
             self.every_s is None
             and self.deadband is None
@@ -77,6 +89,11 @@ class Policy:
             and self.substitute is None
             and self.max_age_s is None
         )
+
+    @property
+    def is_untreated(self) -> bool:
+        """Whether all samples go on as they are, but that bad ones may be left out."""
+        return self.is_plain and self.on_uncertain is OnUncertain.SEND
 
 
 class Edge:
@@ -99,6 +116,8 @@ class Edge:
     )
 
     def __init__(self, source: Point, target: Target, policy: Policy) -> None:
+        if policy.on_bad is None:
+            policy = replace(policy, on_bad=OnBad.SEND if target.carries_quality else OnBad.HOLD)
         self.source = source
         self.target = target
         self.policy = policy
@@ -221,6 +240,10 @@ class Edge:
     def _transform(self, sample: Sample) -> Sample | None:
         policy = self.policy
         value, quality, reason, time_ns = sample
+        if quality is Quality.UNCERTAIN and policy.on_uncertain is not OnUncertain.SEND:
+            if policy.on_uncertain is OnUncertain.HOLD:
+                return None
+            value = None
         if value is not None:
             if policy.mapping is not None:
                 if value in policy.mapping:

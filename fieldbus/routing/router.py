@@ -393,7 +393,7 @@ def _untreated(members: Sequence[tuple[int, Edge]]) -> dict[Edge, int]:
     All of a bundle are sent at the same times and treated the same when they are bad; where routes
     differ in that, or send a point twice under one name, the table's way, edge by edge, stays.
     """
-    found = {edge: index for index, edge in members if edge.policy.is_plain}
+    found = {edge: index for index, edge in members if edge.policy.is_untreated}
     kinds = {(edge.policy.when, edge.policy.on_bad) for edge in found}
     labels = {edge.target.label for _, edge in members}
     return found if len(kinds) == 1 and len(labels) == len(members) else {}

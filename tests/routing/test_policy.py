@@ -4,7 +4,7 @@ import pytest
 
 from fieldbus.link import Target
 from fieldbus.model import Access, Kind, Point, Quality, Sample
-from fieldbus.routing.policy import NEVER, Edge, OnBad, Policy, When
+from fieldbus.routing.policy import NEVER, Edge, OnBad, OnUncertain, Policy, When
 from fieldbus.scaling import Linear
 
 SOURCE = Point("plc", "speed", Kind.FLOAT)
@@ -90,8 +90,51 @@ def test_every_counts_from_the_last_that_was_sent():
     assert subject.due_s == 3.0
 
 
-def test_bad_is_held_back_by_default():
-    assert values(offer(edge(), good(1.0), bad(), good(1.0))) == [1.0, None, None]
+def test_bad_is_held_back_where_the_target_carries_no_quality():
+    assert offer(edge(), good(1.0), bad(), good(1.0)) == [good(1.0), None, None]
+    assert edge().policy.on_bad is OnBad.HOLD
+
+
+@pytest.mark.parametrize("target", [None, SERVED])
+def test_bad_is_sent_once_where_the_target_carries_quality(target):
+    sent = offer(edge(target), good(1.0), bad(), bad(), good(1.0))
+    assert sent == [good(1.0), bad(), None, good(1.0)]
+    assert edge(target).policy.on_bad is OnBad.SEND
+
+
+def test_what_the_route_says_of_bad_wins_on_a_topic():
+    assert offer(edge(None, on_bad=OnBad.HOLD), good(1.0), bad(), good(1.0)) == [good(1.0), None, None]
+
+
+UNCERTAIN = Sample(60000.0, Quality.UNCERTAIN, "out of range", 1)
+
+
+@pytest.mark.parametrize("target", [None, REGISTER, SERVED])
+def test_an_uncertain_value_goes_on_unless_the_route_says_otherwise(target):
+    assert offer(edge(target), good(1.0), UNCERTAIN, good(1.0)) == [good(1.0), UNCERTAIN, good(1.0)]
+
+
+@pytest.mark.parametrize("target", [None, REGISTER, SERVED])
+def test_an_uncertain_value_can_be_held_back_for_every_target(target):
+    subject = edge(target, on_uncertain=OnUncertain.HOLD)
+    assert offer(subject, good(1.0), UNCERTAIN, good(1.0)) == [good(1.0), None, None]
+
+
+def test_an_uncertain_value_can_be_made_bad():
+    bad_one = bad("out of range")
+    for target, told in ((None, bad_one), (SERVED, bad_one), (REGISTER, None)):
+        subject = edge(target, on_uncertain=OnUncertain.BAD)
+        assert offer(subject, good(1.0), UNCERTAIN)[1] == told
+    subject = edge(on_uncertain=OnUncertain.BAD, substitute=0)
+    assert offer(subject, UNCERTAIN) == [Sample(0, Quality.UNCERTAIN, "out of range", 1)]
+
+
+def test_an_uncertain_value_is_not_repeated_where_it_is_held_back():
+    subject = edge(on_uncertain=OnUncertain.HOLD, every_s=1.0)
+    subject.offer(good(1.0), 0.0, 0.0)
+    subject.offer(UNCERTAIN, 0.5, 0.5)
+    assert subject.expire(UNCERTAIN, 0.5, 1.0) is None
+    assert subject.due_s == 2.0
 
 
 def test_bad_is_sent_as_it_is_if_asked():

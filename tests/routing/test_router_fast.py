@@ -12,7 +12,7 @@ from fieldbus.gateway.plant import Plant
 from fieldbus.gateway.runtime import Gateway
 from fieldbus.link import Delivery, Target
 from fieldbus.model import Access, Batch, Group, Kind, Point, Quality, Reason, Sample, bad, uncertain
-from fieldbus.routing.policy import Edge, OnBad, Policy, When
+from fieldbus.routing.policy import Edge, OnBad, OnUncertain, Policy, When
 from fieldbus.routing.router import Router
 from fieldbus.scaling import Linear
 
@@ -40,7 +40,10 @@ TOPICS = [
 odd_values = st.sampled_from([math.nan, math.inf, -0.0, 10**400, "a", "", None])
 values = st.one_of(st.sampled_from([0, 1, True, False, 1.0, 2.5, 2.6]), odd_values)
 plain = st.builds(
-    Policy, when=st.sampled_from([When.CHANGE] * 3 + [When.SAMPLE]), on_bad=st.sampled_from(OnBad)
+    Policy,
+    when=st.sampled_from([When.CHANGE] * 3 + [When.SAMPLE]),
+    on_bad=st.sampled_from([None, *OnBad]),
+    on_uncertain=st.sampled_from(OnUncertain),
 )
 treated = st.builds(
     Policy,
@@ -49,7 +52,8 @@ treated = st.builds(
     min_interval_s=st.sampled_from([0.0, 0.5]),
     linear=st.sampled_from([Linear(), Linear(2, 1)]),
     mapping=st.sampled_from([None, {0: 1, 1: 1, 2.5: 0}]),
-    on_bad=st.sampled_from(OnBad),
+    on_bad=st.sampled_from([None, *OnBad]),
+    on_uncertain=st.sampled_from(OnUncertain),
     substitute=st.sampled_from([None, 7]),
     max_age_s=st.sampled_from([None, 1.5]),
 )
@@ -142,6 +146,8 @@ def test_only_what_is_not_treated_at_all_takes_the_short_way():
         assert not Policy(**{name: value}).is_plain, name
     assert Policy().is_plain
     assert Policy(when=When.SAMPLE, on_bad=OnBad.SEND).is_plain
+    assert Policy(on_uncertain=OnUncertain.HOLD).is_plain  # a good sample is none of its business
+    assert not Policy(on_uncertain=OnUncertain.HOLD).is_untreated
 
 
 # --- the guard

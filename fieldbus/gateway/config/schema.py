@@ -10,7 +10,7 @@ from pydantic import Field, TypeAdapter, field_validator
 
 from fieldbus.gateway.link_types import LINK_TYPES
 from fieldbus.modbus.point_settings import MapSettings
-from fieldbus.routing.policy import OnBad, Policy, When
+from fieldbus.routing.policy import OnBad, OnUncertain, Policy, When
 from fieldbus.routing.table import Route
 from fieldbus.scaling import Linear
 from fieldbus.settings import (
@@ -81,7 +81,16 @@ class RouteSettings(Settings):
     scale: Number = 1
     offset: Number = 0
     map: Mapping[Scalar, Scalar] | None = Field(None, description="{old: new}")
-    on_bad: Literal["hold", "send"] | Substitute = "hold"
+    on_bad: Literal["hold", "send"] | Substitute | None = Field(
+        None,
+        description="Of a bad sample: `hold` sends nothing, `send` sends it, `{value: 0}` replaces it. "
+        "By default `send` where the target carries quality, `hold` elsewhere.",
+    )
+    on_uncertain: Literal["send", "hold", "bad"] = Field(
+        "send",
+        description="Of an uncertain sample, such as one out of its range: `hold` sends nothing, `bad` "
+        "treats it as a bad one.",
+    )
     max_age: Duration | None = Field(None, description="An older sample is bad.")
     durable: bool = Field(
         False, description="Whether samples are kept on disk until the other side has them."
@@ -117,7 +126,11 @@ class RouteSettings(Settings):
         deadband = self.deadband
         if isinstance(deadband, str):
             percent, deadband = float(deadband.replace("%", "")), None
-        substitute = self.on_bad.value if isinstance(self.on_bad, Substitute) else None
+        substitute, on_bad = None, None
+        if isinstance(self.on_bad, Substitute):
+            substitute, on_bad = self.on_bad.value, OnBad.HOLD
+        elif self.on_bad is not None:
+            on_bad = OnBad(self.on_bad)
         policy = Policy(
             when=When(self.when),
             every_s=self.every,
@@ -125,7 +138,8 @@ class RouteSettings(Settings):
             min_interval_s=self.min_interval or 0.0,
             linear=Linear(self.scale, self.offset),
             mapping=self.map,
-            on_bad=OnBad.HOLD if isinstance(self.on_bad, Substitute) else OnBad(self.on_bad),
+            on_bad=on_bad,
+            on_uncertain=OnUncertain(self.on_uncertain),
             substitute=substitute,
             max_age_s=self.max_age,
         )

@@ -54,7 +54,15 @@ class Surroundings(Protocol):
     def database(self, device: str, name: str) -> Sequence[Message]:
         """Return the messages of a database."""
 
-    def fault(self, device: str, path: Sequence[str | int], message: str, hint: str | None = None) -> None:
+    def fault(
+        self,
+        device: str,
+        path: Sequence[str | int],
+        message: str,
+        hint: str | None = None,
+        *,
+        is_warning: bool = False,
+    ) -> None:
         """Report a problem at a path inside the device; ``points.NAME`` may stand in a map."""
 
     def is_serial_line(self, link: str) -> bool:
@@ -186,6 +194,11 @@ def _described(
         around.fault(device, (), "the device has no points", "give it `points` or a `map`")
     for name, message in point_faults(built, is_served=is_served):
         around.fault(device, ("points", name), message)
+    for name, item in points.items():
+        if item.has_doubtful_sign:
+            text = f"bits {item.bits} of an {item.register_type} are read without a sign"
+            hint = "write `signed: true` if their highest bit is the sign, `signed: false` if not"
+            around.fault(device, ("points", name), text, hint, is_warning=True)
     guards = {
         item.point: (name, point)
         for item in built

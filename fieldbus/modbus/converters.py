@@ -4,9 +4,6 @@ Rules:
 
 * Decoding never raises: it gives a value, or a flaw that says why there is none.
 * Encoding raises `ConversionError` for what cannot be expressed; nothing is cut, wrapped or clamped.
-* Text ends at its first NUL and loses its trailing spaces, however it was padded. A text of nothing
-  but NUL or spaces is the empty text, which is a value; one of nothing but FF is no text at all, it is
-  how devices fill registers that they do not have.
 * A time is ISO 8601 text in UTC: ``2026-11-23T14:02:11Z``. It is rounded to the nearest unit of the
   register when written. Raw 0 is the epoch, a value like any other, unless the point says that it is
   `invalid`.
@@ -32,34 +29,6 @@ NOT_A_NUMBER: Decoded = (None, bad(Reason.CONVERSION))
 
 LARGEST_EXPONENT = 10
 """Of a power of ten that stands in a register: SunSpec's go from -10 to 10."""
-
-
-class Pad(StrEnum):
-    """What a text that is shorter than its registers is filled with."""
-
-    NUL = "nul"
-    SPACE = "space"
-
-
-class Chars(StrEnum):
-    """Which bytes of a register hold characters."""
-
-    BOTH = "both"
-    HIGH = "high"
-    LOW = "low"
-
-    @property
-    def per_register(self) -> int:
-        """How many characters a register has."""
-        return 2 if self is Chars.BOTH else 1
-
-    @property
-    def places(self) -> slice:
-        """Where they are among the bytes of the registers, each with its high byte first."""
-        return _PLACES[self]
-
-
-_PLACES = {Chars.BOTH: slice(0, None, 1), Chars.HIGH: slice(0, None, 2), Chars.LOW: slice(1, None, 2)}
 
 
 class Epoch(StrEnum):
@@ -114,47 +83,6 @@ def range_checked(point: Point, convert: Convert) -> Convert:
         return value, flaw
 
     return decode
-
-
-def text_of(data: bytes, chars: Chars) -> Decoded:
-    """Return the text in registers, each with its high byte first."""
-    data = data[chars.places]
-    if data.count(0xFF) == len(data):
-        return NOT_AVAILABLE
-    data = data.split(b"\0", 1)[0]
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError:
-        text = data.decode("latin-1")  # every byte is a character there: nothing is lost
-    return text.rstrip(" "), None
-
-
-def text_bytes(value: Value, size: int, pad: Pad, chars: Chars) -> bytes:
-    """Return the registers of a text, each with its high byte first.
-
-    Args:
-        value: the text, written as UTF-8.
-        size: how many bytes the registers have.
-        pad: what fills the characters that are left.
-        chars: which bytes hold characters; the others become 0.
-
-    Raises:
-        ConversionError: it is no text, too long, or would end at a NUL of its own.
-    """
-    if not isinstance(value, str):
-        raise ConversionError(f"{value!r} is not text")
-    try:
-        data = value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ConversionError(f"{value!r} cannot be written as UTF-8") from error
-    room = size // 2 * chars.per_register
-    if len(data) > room:
-        raise ConversionError(f"text of {len(data)} bytes does not fit the {room} that there are")
-    if b"\0" in data:
-        raise ConversionError("a text ends at NUL and cannot contain one")
-    registers = bytearray(size)
-    registers[chars.places] = data.ljust(room, b" " if pad is Pad.SPACE else b"\0")
-    return bytes(registers)
 
 
 def time_text(raw: int, epoch: Epoch) -> str | None:

@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable, Sequence
 from fieldbus.errors import ConversionError
 from fieldbus.modbus import pdu
 from fieldbus.modbus.converters import power_of_ten
-from fieldbus.modbus.register_types import Table, arrangement
+from fieldbus.modbus.register_types import Table, wire_arrangement
 from fieldbus.modbus.registers import RegisterPoint
 from fieldbus.model import Point, Quality, Sample, Value
 
@@ -349,4 +349,4 @@ def nan_bytes(served: RegisterPoint) -> bytes:
     if not served.invalid:
         return served.nan()
     raw = min(served.invalid).to_bytes(served.count * 2, "big")
-    return arrangement(served.order)(raw)
+    return wire_arrangement(served.order)(raw)

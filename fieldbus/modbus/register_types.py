@@ -12,7 +12,8 @@ DCBA  little endian                   both
 ====  ==============================  =====================================
 
 The same words serve 48 and 64 bits (all words in reverse, bytes in reverse) and 16 bits (where only
-the bytes can swap).
+the bytes can swap). Any other order is spelled out, one letter for each byte on the wire: ``GHEFCDAB`` for
+64 bits, ``CDABEF`` for 48, ``ACBD`` for 32 or 24.
 
 8- and 24-bit integers own their register(s) whole: the unused high bits are ignored when read, and
 filled by zero or sign extension when written. The same words serve strings: which byte of a register
@@ -23,8 +24,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import StrEnum
-
-from fieldbus.scaling import Linear
 
 
 class Table(StrEnum):
@@ -56,6 +55,17 @@ class Order(StrEnum):
     CDAB = "CDAB"
     BADC = "BADC"
     DCBA = "DCBA"
+
+
+_WORDS = frozenset(Order)
+_LETTERS = "ABCDEFGH"
+
+
+class Format(StrEnum):
+    """How registers are a value, where they are not simply the number that the type names."""
+
+    SIGN_MAGNITUDE = "sign_magnitude"
+    M10K = "m10k"
 
 
 class RegisterType(StrEnum):
@@ -104,23 +114,44 @@ class RegisterType(StrEnum):
         return self.value.startswith("bcd")
 
 
-def integer_range(type_: RegisterType, bit_count: int, linear: Linear) -> tuple[float | None, float | None]:
-    """Return the engineering range that a type can express; None where it has no useful bound."""
-    if type_ is RegisterType.FLOAT16:
-        return linear.range_of(-65504.0, 65504.0)
-    if type_.is_float or type_ is RegisterType.STRING:
-        return None, None
-    if bit_count:
-        return linear.range_of(0, (1 << bit_count) - 1)
-    if type_.is_bcd:
-        return linear.range_of(0, 10 ** (type_.bits // 4) - 1)
-    if type_.is_signed:
-        return linear.range_of(-(1 << type_.bits - 1), (1 << type_.bits - 1) - 1)
-    return linear.range_of(0, (1 << type_.bits) - 1)
+Arrange = Callable[[bytes], bytes]
 
 
-def arrangement(order: Order) -> Callable[[bytes], bytes]:
-    """Return what brings wire bytes into ABCD order. Each arrangement is its own inverse."""
+def is_order(text: str, size: int) -> bool:
+    """Return whether a text names an order of `size` bytes: one of the four words, or each byte's letter."""
+    return text in _WORDS or (len(text) == size and sorted(text) == [*_LETTERS[:size]])
+
+
+def plain_order(text: str, size: int) -> str:
+    """Return the word that arranges `size` bytes as an order does, or the order itself if there is none."""
+    data = bytes(range(size))
+    own = arrangement(text)(data)
+    return next((word for word in Order if _word_arrangement(word)(data) == own), text)
+
+
+def arrangement(order: str) -> Arrange:
+    """Return the function that brings wire bytes into ABCD order.
+
+    Args:
+        order: see `is_order`. Each of the four words is its own inverse; of others, see `wire_arrangement`.
+    """
+    if order in _WORDS:
+        return _word_arrangement(Order(order))
+    return _picking([order.index(letter) for letter in _LETTERS[: len(order)]])
+
+
+def wire_arrangement(order: str) -> Arrange:
+    """Return the function that brings bytes in ABCD order into the order on the wire."""
+    if order in _WORDS:
+        return _word_arrangement(Order(order))
+    return _picking([_LETTERS.index(letter) for letter in order])
+
+
+def _picking(places: list[int]) -> Arrange:
+    return lambda data: bytes([data[place] for place in places])
+
+
+def _word_arrangement(order: Order) -> Arrange:
     if order is Order.ABCD:
         return bytes
     if order is Order.DCBA:

@@ -1,4 +1,4 @@
-"""Registers and engineering values: one codec per point, chosen at load.
+"""Points with their places in a register map, and their codecs, chosen at load (`point_codec.py`).
 
 The power of ten of a value may stand in a register of its own (`factor`, SunSpec's scale factors). Such
 a value is decoded with the factor out of the same payload; where the factor is no value or no exponent
@@ -6,10 +6,6 @@ from -10 to 10, there is no value.
 
 Rules:
 
-* Decoding never raises: it gives a value, or a flaw that says why there is none.
-* Encoding refuses what cannot be expressed; nothing is wrapped or clamped. A value is rounded to the
-  nearest step of its scale, since a register has no others. What would become one of the point's own
-  `invalid` raw values is refused too: nobody could read it back.
 * Encoding a bit or a range of bits gives registers in which only those bits are set (`bit_mask`): who
   writes them merges them with the others.
 """
@@ -22,42 +18,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fieldbus.errors import ConversionError
+from fieldbus.modbus import point_codec
 from fieldbus.modbus.converters import (
     NOT_A_NUMBER,
     NOT_AVAILABLE,
-    Chars,
     Convert,
     Decoded,
     Epoch,
-    Pad,
-    float_converter,
     power_of_ten,
-    range_checked,
-    raw_time,
-    text_bytes,
-    text_of,
-    time_text,
 )
-from fieldbus.modbus.register_types import Order, RegisterType, Table, arrangement
-from fieldbus.model import Kind, Point, Value
+from fieldbus.modbus.formats.numbers import raw_range
+from fieldbus.modbus.formats.text import Chars, Pad
+from fieldbus.modbus.register_types import Format, Order, RegisterType, Table, wire_arrangement
+from fieldbus.model import Point, Value
 from fieldbus.scaling import Linear
 
 __all__ = ["OnBad", "Order", "RegisterPoint", "RegisterType", "Table"]
-
-
-_FLOAT_CODE = {16: "e", 32: "f", 64: "d"}
-_WHOLE_CODE = {
-    RegisterType.BOOL: "H",
-    RegisterType.UINT16: "H",
-    RegisterType.INT16: "h",
-    RegisterType.UINT32: "I",
-    RegisterType.INT32: "i",
-    RegisterType.UINT64: "Q",
-    RegisterType.INT64: "q",
-    RegisterType.FLOAT16: "e",
-    RegisterType.FLOAT32: "f",
-    RegisterType.FLOAT64: "d",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +60,12 @@ class RegisterPoint:
     low_bit: int | None = None
     """First bit of a bit or bit range inside the value, 0 is the least significant."""
     bit_count: int = 0
-    order: Order = Order.ABCD
+    is_signed_field: bool = False
+    """Of a bit range: whether its highest bit is the sign."""
+    order: str = Order.ABCD
+    """One of the words of `Order`, or the letter of each byte on the wire."""
+    format: Format | None = None
+    """How the registers are the value, if not simply as the type says."""
     linear: Linear = field(default_factory=Linear)
     invalid: frozenset[int] = frozenset()
     """Raw values that mean "no value", as the unsigned number that the registers hold. Of a bit field too
@@ -93,6 +74,8 @@ class RegisterPoint:
     """Of a string."""
     chars: Chars = Chars.BOTH
     """Of a string."""
+    encoding: str | None = None
+    """Of a string; None for UTF-8 (or, when it is read, Latin-1)."""
     epoch: Epoch | None = None
     """Of an integer that is a time: what it counts."""
     factor: RegisterPoint | None = None
@@ -128,10 +111,12 @@ class RegisterPoint:
     @property
     def struct_code(self) -> str:
         """The big-endian `struct` code that unpacks it from its registers."""
-        code = _WHOLE_CODE.get(self.type)
-        if code is None or self.order is not Order.ABCD or (self.invalid and self.type.is_float):
-            return f"{self.count * 2}s"
-        return code
+        return point_codec.struct_code(self)
+
+    @property
+    def raw_range(self) -> tuple[int, int]:
+        """The lowest and the highest raw number of its registers, or of its bits of them."""
+        return raw_range(self.type, self.format, self.bit_count, is_signed_field=self.is_signed_field)
 
     def decoder(self, exponent: int | None = None) -> Convert | None:
         """Return the converter of what `struct_code` unpacks, or None if that is the value.
@@ -139,23 +124,7 @@ class RegisterPoint:
         Args:
             exponent: the present power of ten of a point that has a `factor`.
         """
-        linear = self._linear(exponent)
-        if self.struct_code.endswith("s"):
-            return self._decoder_of_bytes(linear)
-        if self.type.is_float:
-            return range_checked(self.point, float_converter(linear))
-        is_plain = (
-            self.low_bit is None
-            and linear.is_identity
-            and not self.invalid
-            and self.point.minimum is None
-            and self.point.maximum is None
-            and self.epoch is None
-            and self.factor is None
-        )
-        if is_plain and self.type is not RegisterType.BOOL:
-            return None
-        return self._integer_converter(1 << self.count * 16, linear)
+        return point_codec.decoder(self, self._linear(exponent))
 
     def scaled_decoder(self) -> Callable[[object, object], Decoded]:
         """Return the converter of what `struct_code` unpacks of this point and of its factor."""
@@ -188,82 +157,6 @@ class RegisterPoint:
             raise ConversionError(f"{exponent} is not a power of ten from -10 to 10")
         return self.linear.times_power_of_ten(exponent)
 
-    def _decoder_of_bytes(self, linear: Linear) -> Convert:
-        arrange = arrangement(self.order)
-        if self.type is RegisterType.STRING:
-            chars = self.chars
-            return lambda raw: text_of(arrange(raw), chars)  # type: ignore[arg-type]
-        if self.type.is_float:
-            number = struct.Struct(">" + _FLOAT_CODE[self.type.bits])
-            convert = range_checked(self.point, float_converter(linear))
-            invalid = self.invalid
-
-            def decode_float(raw: object) -> Decoded:
-                data = arrange(raw)  # type: ignore[arg-type]
-                if invalid and int.from_bytes(data, "big") in invalid:
-                    return NOT_AVAILABLE
-                return convert(number.unpack(data)[0])
-
-            return decode_float
-        if self.type.is_bcd:
-            return self._bcd_decoder(arrange, linear)
-        bits = 16 if self.type is RegisterType.BOOL else self.type.bits
-        signed = self.type.is_signed
-        mask, sign = (1 << bits) - 1, 1 << (bits - 1)
-        convert_integer = self._integer_converter(1 << bits, linear)
-
-        def decode_integer(raw: object) -> Decoded:
-            number = int.from_bytes(arrange(raw), "big") & mask  # type: ignore[arg-type]
-            return convert_integer(number - (mask + 1) if signed and number & sign else number)
-
-        return decode_integer
-
-    def _bcd_decoder(self, arrange: Callable[[bytes], bytes], linear: Linear) -> Convert:
-        convert = self._integer_converter(1 << self.type.bits, linear)
-        invalid = self.invalid
-
-        def decode(raw: object) -> Decoded:
-            data = arrange(raw)  # type: ignore[arg-type]
-            if invalid and int.from_bytes(data, "big") in invalid:
-                return NOT_AVAILABLE
-            digits = data.hex()
-            return convert(int(digits)) if digits.isdecimal() else NOT_A_NUMBER
-
-        return decode
-
-    def _integer_converter(self, modulus: int, linear: Linear) -> Convert:
-        """Return the converter of an integer that was made whole: sentinel, bits, scale, range."""
-        forward = None if linear.is_identity else linear.forward_int()
-        if self.factor is not None and linear.is_integer:
-            # Whether the factor is 0 or -1, the value is a float.
-            numerator, addend, _ = linear.parts
-            forward = lambda raw: float(raw * numerator + addend)  # noqa: E731 - as short as its siblings
-        invalid = frozenset() if self.type.is_bcd else self.invalid
-        low_bit, mask = self.low_bit, (1 << self.bit_count) - 1
-        is_bool, epoch = self.point.kind is Kind.BOOL, self.epoch
-
-        def decode(raw: object) -> Decoded:
-            number: int = raw  # type: ignore[assignment]
-            if invalid and number % modulus in invalid:
-                return NOT_AVAILABLE
-            if low_bit is not None:
-                number = (number >> low_bit) & mask
-            if is_bool:
-                return bool(number), None
-            return (number if forward is None else forward(number)), None
-
-        if epoch is None:
-            return decode if is_bool else range_checked(self.point, decode)
-
-        def decode_time(raw: object) -> Decoded:
-            number: int = raw  # type: ignore[assignment]
-            if invalid and number % modulus in invalid:
-                return NOT_AVAILABLE
-            text = time_text(number, epoch)
-            return NOT_A_NUMBER if text is None else (text, None)
-
-        return decode_time
-
     def encoder(self, exponent: int | None = None) -> Callable[[Value], bytes]:
         """Return the converter from an engineering value to its registers, as on the wire.
 
@@ -275,77 +168,7 @@ class RegisterPoint:
         Raises:
             ConversionError: the point has a factor, of which there is no exponent.
         """
-        arrange = arrangement(self.order)
-        size = self.count * 2
-        linear = self._linear(exponent)
-        if self.type is RegisterType.STRING:
-            pad, chars = self.pad, self.chars
-            return lambda value: arrange(text_bytes(value, size, pad, chars))
-        if self.type.is_float:
-            return self._float_encoder(arrange)
-        to_raw = self._raw_of(linear)
-        low, high = self._raw_range()
-        shift, is_bcd, name = self.low_bit or 0, self.type.is_bcd, self.type.value
-        modulus = 1 << (16 if self.type is RegisterType.BOOL else self.type.bits)
-        invalid = self.invalid if self.low_bit is None else frozenset()  # the other bits decide as well
-
-        def encode(value: Value) -> bytes:
-            raw = to_raw(value)
-            if not low <= raw <= high:
-                raise ConversionError(f"{value} does not fit {name}")
-            if is_bcd:
-                raw = int(str(raw), 16)
-            if invalid and raw % modulus in invalid:
-                raise _means_no_value(value, raw % modulus)
-            return arrange((raw << shift).to_bytes(size, "big", signed=raw < 0))
-
-        return encode
-
-    def _raw_of(self, linear: Linear) -> Callable[[Value], int]:
-        """Return the converter from an engineering value to the nearest raw integer, of whatever size."""
-        inverse, epoch, is_bool = linear.inverse_int, self.epoch, self.point.kind is Kind.BOOL
-        if epoch is not None:
-            return lambda value: raw_time(value, epoch)
-
-        def to_raw(value: Value) -> int:
-            if isinstance(value, str):
-                raise ConversionError(f"{value!r} is not a number")
-            if is_bool and value not in (0, 1):
-                raise ConversionError(f"{value} is neither 0 nor 1")
-            return inverse(value)
-
-        return to_raw
-
-    def _float_encoder(self, arrange: Callable[[bytes], bytes]) -> Callable[[Value], bytes]:
-        number = struct.Struct(">" + _FLOAT_CODE[self.type.bits])
-        inverse = None if self.linear.is_identity else self.linear.inverse_float
-        invalid = self.invalid
-
-        def encode(value: Value) -> bytes:
-            if isinstance(value, str):
-                raise ConversionError(f"{value!r} is not a number")
-            try:
-                raw = value if inverse is None else inverse(value)
-                data = number.pack(raw) if math.isfinite(raw) else b""
-            except (OverflowError, struct.error):
-                data = b""
-            if not data:
-                raise ConversionError(f"{value} does not fit {self.type}")
-            if invalid and int.from_bytes(data, "big") in invalid:
-                raise _means_no_value(value, int.from_bytes(data, "big"))
-            return arrange(data)
-
-        return encode
-
-    def _raw_range(self) -> tuple[int, int]:
-        if self.low_bit is not None:
-            return 0, (1 << self.bit_count) - 1
-        if self.type.is_bcd:
-            return 0, 10 ** (self.count * 4) - 1
-        bits = self.type.bits
-        if self.type.is_signed:
-            return -(1 << bits - 1), (1 << bits - 1) - 1
-        return 0, (1 << bits) - 1
+        return point_codec.encoder(self, self._linear(exponent))
 
     def encode(self, value: Value, exponent: int | None = None) -> bytes:
         """Encode one value; for many of the same point there is `encoder`.
@@ -361,8 +184,7 @@ class RegisterPoint:
 
     def nan(self) -> bytes:
         """Return the registers of a float that is not a number."""
-        number = struct.pack(">" + _FLOAT_CODE[self.type.bits], math.nan)
-        return arrangement(self.order)(number)
+        return point_codec.nan(self)
 
     @property
     def bit_mask(self) -> int:
@@ -371,7 +193,7 @@ class RegisterPoint:
         if self.low_bit is None:
             return (1 << size * 8) - 1
         mask = ((1 << self.bit_count) - 1 << self.low_bit).to_bytes(size, "big")
-        return int.from_bytes(arrangement(self.order)(mask), "big")
+        return int.from_bytes(wire_arrangement(self.order)(mask), "big")
 
     def encode_bit(self, value: Value) -> bool:
         """Return the state of a coil that holds an engineering value.
@@ -395,7 +217,3 @@ class RegisterPoint:
         token = struct.unpack(">" + self.struct_code, data)[0]
         convert = self.decoder(exponent)
         return (token, None) if convert is None else convert(token)
-
-
-def _means_no_value(value: Value, raw: int) -> ConversionError:
-    return ConversionError(f"{value} would be the raw value 0x{raw:X}, which means that there is no value")

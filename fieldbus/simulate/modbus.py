@@ -9,7 +9,7 @@ from dataclasses import replace
 from fieldbus.clock import SYSTEM, Clock
 from fieldbus.link import Delivery, Target
 from fieldbus.modbus.converters import Epoch, time_text
-from fieldbus.modbus.register_types import integer_range
+from fieldbus.modbus.formats.text import character_size
 from fieldbus.modbus.registers import RegisterPoint
 from fieldbus.modbus.server import ModbusServerLink, ServedUnit
 from fieldbus.modbus.units import Unit
@@ -95,12 +95,12 @@ class SimulatedPlc:
     def _fitting(self, place: RegisterPoint, value: Value) -> Value:
         """Return the value, or as much of it as the registers have room for."""
         if isinstance(value, str):
-            return value[: place.length * place.chars.per_register]
+            room = place.length * place.chars.per_register // character_size(place.encoding)
+            return value[:room]
         if place.factor is not None:
-            low, high = integer_range(
-                place.type, place.bit_count, place.linear.times_power_of_ten(_factor(place.factor))
-            )
-            return min(max(value, low or 0), high or 0)
+            linear = place.linear.times_power_of_ten(_factor(place.factor))
+            low, high = linear.range_of(*place.raw_range)
+            return min(max(value, low), high)
         return value
 
     def _now(self, epoch: Epoch) -> str:

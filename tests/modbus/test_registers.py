@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fieldbus.errors import ConversionError
-from fieldbus.modbus.converters import Chars, Epoch, Pad
+from fieldbus.modbus.converters import Epoch
+from fieldbus.modbus.formats.text import Chars, Pad
 from fieldbus.modbus.registers import Order, RegisterPoint, RegisterType, Table
 from fieldbus.model import Kind, Point
 from fieldbus.scaling import Linear

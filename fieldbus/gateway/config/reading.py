@@ -164,18 +164,26 @@ class Reading:
                 self._databases[path] = found.messages
         return self._databases[path]
 
-    def fault(self, device: str, path: Sequence[str | int], message: str, hint: str | None = None) -> None:
+    def fault(
+        self,
+        device: str,
+        path: Sequence[str | int],
+        message: str,
+        hint: str | None = None,
+        *,
+        is_warning: bool = False,
+    ) -> None:
         """Report a problem at a path inside a device, or in its map if it stands there."""
         if not path and device in self.incomplete:
             return
         own = ("devices", device, *path)
         found = self.map_of.get(device)
         if found is not None and tuple(path) in found.source.marks and own not in self.source.marks:
-            problem = found.source.problem(path, message, hint)
+            problem = found.source.problem(path, message, hint, is_warning=is_warning)
             if problem not in self.problems:  # a map that several devices share complains once
                 self.problems.append(problem)
             return
-        self.say(own, message, hint)
+        self.problems.append(self.source.problem(own, message, hint, is_warning=is_warning))
 
     def is_serial_line(self, link: str) -> bool:
         """Return whether all units of a link hear each other."""

@@ -1,0 +1,1 @@
+"""What lies in registers beside plain numbers: digits, signs, text, calendar fields."""

@@ -20,6 +20,7 @@ from fieldbus.canbus.j1939.signals import as_j1939
 from fieldbus.canbus.layout import Condition, Message, Signal
 from fieldbus.canbus.link import CanLink
 from fieldbus.canbus.messages import GLOBAL_ADDRESS, CanMessage, Guard, Request
+from fieldbus.canbus.outgoing import Outgoing
 from fieldbus.canbus.settings import CanDeviceSettings, CanLinkSettings, MessageSettings
 from fieldbus.clock import SYSTEM, Clock
 from fieldbus.errors import ConversionError, closest
@@ -313,10 +314,23 @@ def build_link(
     gateway: str,
     wanted: Sequence[Point],
     fault: Callable[[Sequence[str], str, str | None], None],
+    warn: Callable[[str, Sequence[str], str, str | None], None],
     file: Callable[[Sequence[str], str], Path | None],
     clock: Clock = SYSTEM,
 ) -> CanLink:
-    """Return the link for a bus."""
+    """Return the link for a bus.
+
+    Args:
+        name: of the link.
+        settings: of the link.
+        messages: of all its devices.
+        targets: points that routes write.
+        gateway: its name.
+        wanted: points that routes read.
+        fault: reports a problem at a path inside the link: message and hint.
+        warn: reports what is only worth knowing at a path inside a device.
+        file: finds a file that the link names.
+    """
     options = settings.options()
     if settings.interface == "replay":
         options["channel"] = file(("channel",), str(settings.channel))
@@ -332,7 +346,8 @@ def build_link(
             if first != name_of_it:
                 text = f"{first} and {name_of_it} go out under one identifier: nobody can tell them apart"
                 fault((), text, "one of the two in the routes")
-        _check_sent(item, [signal for signal, point in item.points.items() if point in written], fault)
+        routed = [signal for signal, point in item.points.items() if point in written]
+        _check_sent(item, routed, fault, warn)
     budget = None
     if settings.max_tx_load is not None and settings.bitrate is not None:
         cyclic = _check_budget(settings, messages, set(targets), fault)
@@ -351,9 +366,12 @@ def build_link(
 
 
 def _check_sent(
-    item: CanMessage, routed: Sequence[Signal], fault: Callable[[Sequence[str], str, str | None], None]
+    item: CanMessage,
+    routed: Sequence[Signal],
+    fault: Callable[[Sequence[str], str, str | None], None],
+    warn: Callable[[str, Sequence[str], str, str | None], None],
 ) -> None:
-    """Refuse what cannot be done with a message that routes write."""
+    """Refuse what cannot be done with a message that routes write; list what it carries beside them."""
     if not routed:
         return
     name = f"{item.device}.{item.message.name}"
@@ -363,6 +381,15 @@ def _check_sent(
         if item.says_absent and signal not in item.safe:
             text = f"{name}.{signal.name} has no raw value that means `not available`"
             fault((), text, f"on_bad of {item.message.name} with a safe value for it: {{{signal.name}: 0}}")
+    outgoing = Outgoing(item, routed)
+    for signal in outgoing.undecided():
+        text = f"{name} cannot be sent: nothing sets its multiplexer {signal.name}"
+        hint = f"a route to {signal.name} or to a signal of a branch, or on_bad: {{{signal.name}: …}}"
+        fault((), text, hint)
+    if beside := outgoing.unwritten():
+        words = ", ".join(map(outgoing.words, beside))
+        text = f"{item.message.name} is sent with signals that no route writes: {words}"
+        warn(item.device, (), text, f"other values for them: `on_bad` of {item.message.name}, or routes")
 
 
 def _check_budget(

@@ -17,7 +17,7 @@ clears its bits before it sets them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -30,6 +30,7 @@ _MAX_PLANS = 1024
 
 _Steps = tuple[tuple[int, frozenset[int]], ...]
 """A condition, with indexes of selectors and their bits."""
+_State = tuple[list[int], list[int], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,8 @@ class _Plan:
     """… and of the big-endian ones."""
     is_shared: bool
     """Whether signals share bits."""
+    names: frozenset[str]
+    """The signals that are in the frame."""
 
 
 class FrameEncoder:
@@ -125,6 +128,35 @@ class FrameEncoder:
             found = self._frames[branch] = self._build(branch)
         return found
 
+    def present(self, branch: Condition = ()) -> frozenset[str]:
+        """Return the names of the signals that are in the frame of a branch now."""
+        raw = self._raw
+        if branch:
+            raw = raw.copy()
+            for index, bits in self._forced(branch):
+                raw[index] = bits
+        return self._plan(raw).names
+
+    def selects(self, name: str, values: Iterable[int]) -> bool:
+        """Return whether a selector has one of the raw values now."""
+        index = self._index.get(name)
+        return index is not None and self._raw[index] in selector_bits(self._signals[index], values)
+
+    def bits(self, name: str) -> int | None:
+        """Return the bits of a signal as they are sent now; None if no frame has it."""
+        index = self._index.get(name)
+        return None if index is None else self._raw[index]
+
+    def state(self) -> _State:
+        """Return all that was set, for `restore`."""
+        return self._raw.copy(), self._turns.copy(), self._turn
+
+    def restore(self, state: _State) -> None:
+        """Undo all that was set since `state`."""
+        raw, turns, self._turn = state
+        self._raw, self._turns = raw.copy(), turns.copy()
+        self._frames.clear()
+
     def _build(self, branch: Condition) -> bytes:
         raw = self._raw
         forced = dict(self._forced(branch))
@@ -192,7 +224,8 @@ class FrameEncoder:
         for index in present:
             places[self._signals[index].is_little_endian].append((index, self._shifts[index]))
         is_shared = bool(_shared([self._masks[index] for index in present]))
-        return _Plan(background, places[True], places[False], is_shared)
+        names = frozenset(self._signals[index].name for index in present)
+        return _Plan(background, places[True], places[False], is_shared, names)
 
     def _place(self, index: int, bits: int) -> int:
         """Return a signal's bits where they are in the frame, as a big-endian integer."""

@@ -150,6 +150,28 @@ class Signal:
             raw -= 1 << self.length
         return self.linear.forward_int()(raw)
 
+    def raw_of(self, bits: int) -> Number:
+        """Return the raw value of bits: an integer with its sign, or a float."""
+        if self.is_float:
+            found: float = FLOATS[self.length].unpack(bits.to_bytes(self.length // 8, "big"))[0]
+            return found
+        return bits - (1 << self.length) if self.is_signed and bits >> self.length - 1 else bits
+
+    def words(self, bits: int) -> str:
+        """Return what bits mean, for people: ``2 (running)``, ``61.5 °C``, ``not available``."""
+        if self.absent_from is not None and bits >= self.absent_from:
+            return "not available"
+        raw = self.raw_of(bits)
+        try:
+            value = self.linear.forward_float()(raw) if self.is_float else self.linear.forward_int()(int(raw))
+        except OverflowError:
+            return f"raw {raw}"
+        text = f"{value:.10g}" if isinstance(value, float) else str(value)
+        label = self.labels.get(int(raw)) if not self.is_float else None
+        if label is not None:
+            return f"{text} ({label})"
+        return f"{text} {self.unit}" if self.unit else text
+
     def initial_raw(self) -> int:
         """Return the bits of the start value; it is raw in the database."""
         if self.is_float:

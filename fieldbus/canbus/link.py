@@ -87,6 +87,7 @@ class CanLink:
         *,
         node: NodeSettings | None = None,
         bits_per_s: float | None = None,
+        needs_all: bool = False,
         clock: Clock = SYSTEM,
     ) -> None:
         """Take what is on the bus.
@@ -99,6 +100,7 @@ class CanLink:
             wanted: points that somebody reads; None for all.
             node: how we appear on a J1939 bus.
             bits_per_s: how much we may send; None for no limit.
+            needs_all: whether a message is sent only if all of its signals have a value; for one write.
             clock: the gateway's.
         """
         self.name = name
@@ -125,7 +127,13 @@ class CanLink:
             self._node = Node(self.node_settings, is_active=is_active, counters=self._counters, clock=clock)
             address = self._node
         self._sender = Sender(
-            outgoing, written, self._counters, address=address, bits_per_s=bits_per_s, clock=clock
+            outgoing,
+            written,
+            self._counters,
+            address=address,
+            bits_per_s=bits_per_s,
+            needs_all=needs_all,
+            clock=clock,
         )
         self._health = health.Health(self._counters, _bitrate(options), clock=clock)
         self._schedule = Schedule(self._drain_all, self._fail, clock=clock)
@@ -177,8 +185,8 @@ class CanLink:
     def aside(self, points: Collection[Point], *, is_write: bool) -> CanLink:
         """Return a link of its own for just these points."""
         messages = [item for item in self.messages if not set(points).isdisjoint(item.points.values())]
-        if is_write:  # once, and nothing but what was asked for
-            messages = [dataclasses.replace(item, cycle_s=None, safe={}) for item in messages]
+        if is_write:  # once; what is not written has the value that the configuration names, or none
+            messages = [dataclasses.replace(item, cycle_s=None) for item in messages]
         # On a J1939 bus it is a node of its own, beside the one that the gateway may be just now.
         own = self.node_settings.name
         number = (own.identity_number + 1 + os.getpid()) % (1 << 21)
@@ -194,6 +202,7 @@ class CanLink:
             points,
             node=node,
             bits_per_s=self._bits_per_s,
+            needs_all=is_write,
             clock=self._clock,
         )
 

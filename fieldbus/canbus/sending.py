@@ -2,16 +2,16 @@
 
 Rules:
 
-* Only messages of which a route writes a signal are ever sent, and none before a route has given one a
-  value. Signals that no route has given a value yet have their start value.
+* Only messages of which a route writes a signal are ever sent, and only while each routed signal in the
+  frame has a value (`outgoing`). A signal that was not heard yet is like one whose source is bad.
 * A message is sent when a routed signal of it changes, and at its cycle time. While the source of a
-  routed signal is bad the signal has its safe value, if the configuration says one; else the message
-  is not sent: its receivers see it missing, as they would see a dead node.
+  routed signal is bad the signal has its safe value, if the configuration says one; else the message,
+  or the branch, is not sent: its receivers see it missing, as they would see a dead node.
 * What the bus has no room for waits, for at most `QUEUE_AGE_S`; a newer frame takes the place of an older
   one of the same message. What is too old is dropped and counted.
 * Where a budget of the bus's load is set, a change that would exceed it waits until it does not; what is
   then sent is the newest.
-* After the bus was lost everything begins with start values again: what routes gave before is old.
+* After the bus was lost every signal needs a value again: what routes gave before is old.
 
 Design: a cyclic message is handed to the kernel's broadcast manager, which goes on while the gateway is
 stalled. It is told every second that we are there; otherwise it ends by itself.
@@ -40,6 +40,9 @@ QUEUE_AGE_S = 0.25
 MAX_QUEUE = 512
 _RETRY_S = 0.002
 _KEEP_ALIVE_S = 1.0
+_SAY_MISSING_S = 10.0
+"""So long after the bus came up, messages that still wait for a value are named in the log."""
+_MOST_NAMED = 8
 
 
 class _Waiting(NamedTuple):
@@ -66,6 +69,7 @@ class Sender:
         *,
         address: Address | None = None,
         bits_per_s: float | None = None,
+        needs_all: bool = False,
         clock: Clock = SYSTEM,
     ) -> None:
         """Take what is written.
@@ -76,6 +80,7 @@ class Sender:
             counters: where what happens is counted.
             address: gives identifiers.
             bits_per_s: the budget; None for no limit.
+            needs_all: whether a message is sent only if all of its signals have a value; for one write.
             clock: the gateway's.
         """
         self._clock = clock
@@ -83,7 +88,7 @@ class Sender:
         self._signal_of: dict[Point, Signal] = {}
         for message in messages:
             routed = [signal for signal, point in message.points.items() if point in targets]
-            outgoing = Outgoing(message, routed)
+            outgoing = Outgoing(message, routed, needs_all=needs_all)
             for signal in routed:
                 self.outgoing[message.points[signal]] = outgoing
                 self._signal_of[message.points[signal]] = signal
@@ -126,18 +131,20 @@ class Sender:
         now_s = self._clock.monotonic_s()
         for outgoing in self.messages:
             if outgoing.message.cycle_s is not None:
-                self._begin_safely(outgoing)
                 schedule.at(now_s, self._repeater(outgoing, outgoing.message.cycle_s))
         if self.messages:
             schedule.at(now_s + _KEEP_ALIVE_S, self._keep_alive)
+            schedule.at(now_s + _SAY_MISSING_S, self._say_missing)
 
-    def _begin_safely(self, outgoing: Outgoing) -> None:
-        """Have a cyclic message say its safe values until there are others, if it has them all."""
-        points = [point for point, item in self.outgoing.items() if item is outgoing]
-        if all(self._signal_of[point] in outgoing.message.safe for point in points):
-            for point in points:
-                self._put_safe(outgoing, point, self._signal_of[point])
-            outgoing.has_value = True
+    def _say_missing(self, _now_s: float) -> None:
+        """Say once which messages wait for a value."""
+        for outgoing in self.messages:
+            message, missing = outgoing.message, outgoing.missing - outgoing.given
+            unheard = [signal for signal in message.message.signals if signal in missing]
+            if unheard and outgoing.given:
+                self._notice(
+                    f"{message.device}.{message.message.name} is not sent: no value yet for {_named(unheard)}"
+                )
 
     def stop(self) -> None:
         """End the session."""
@@ -189,38 +196,19 @@ class Sender:
     def _put(self, outgoing: Outgoing, point: Point, value: Value | None) -> bool:
         """Put a value in; return whether the message is to be sent because of it."""
         signal = self._signal_of[point]
-        was_bad = point in outgoing.bad
         if value is not None:
             try:
                 if (refusal := point.refusal(value)) is not None:
                     raise ConversionError(refusal)
-                is_changed = outgoing.encoder.set(signal.name, value)
+                return outgoing.give(signal, value)
             except ConversionError:
                 # What cannot be said is not replaced by what was said before.
                 self._counters["conversions_failed"] += 1
-                return self._put_safe(outgoing, point, signal)
-            is_first = not outgoing.has_value
-            outgoing.bad.discard(point)
-            outgoing.safe.discard(point)
-            outgoing.has_value = True
-            # What is not repeated goes out as often as the route says, changed or not.
-            is_due = outgoing.message.cycle_s is None or outgoing.is_unsent
-            return is_changed or was_bad or is_first or is_due
-        return self._put_safe(outgoing, point, signal)
-
-    def _put_safe(self, outgoing: Outgoing, point: Point, signal: Signal) -> bool:
-        """Have a signal without value say what it is to say then; return whether that is to be sent."""
-        if signal not in outgoing.message.safe:
-            outgoing.bad.add(point)
+        is_changed = outgoing.take_away(signal)
+        if signal in outgoing.missing:
             self._still(outgoing)
-            return False
-        safe = outgoing.message.safe[signal]
-        if safe is None:
-            is_changed = outgoing.encoder.set_absent(signal.name)
-        else:
-            is_changed = outgoing.encoder.set(signal.name, safe)
-        outgoing.safe.add(point)
-        return (is_changed or outgoing.is_unsent) and outgoing.has_value
+            return outgoing.is_repeated_in_part  # the branches without the signal go on
+        return is_changed or outgoing.is_unsent
 
     async def write(self, values: Mapping[Point, Value]) -> list[WriteResult]:
         """Send messages with values and say how that ended.
@@ -247,36 +235,53 @@ class Sender:
                     refusal = WriteResult(point, values[point], WriteOutcome.REFUSED, reason)
                     results.setdefault(point, refusal)
                 continue
-            for point in points:
-                outgoing.encoder.set(self._signal_of[point].name, values[point])
-                outgoing.bad.discard(point)
-                outgoing.safe.discard(point)
-            outgoing.has_value = True
-            failure = await self._send_now(outgoing)
-            left = len(outgoing.message.points) - len(points)
-            others = "not available, or start values" if outgoing.message.is_j1939 else "start values"
-            note = f"other signals of {outgoing.message.message.name}: {others}" if left else None
-            for point in points:
-                outcome = WriteOutcome.WRITTEN if failure is None else WriteOutcome.FAILED
-                said = self._signal_of[point].nearest(values[point])
-                results[point] = WriteResult(point, said, outcome, failure or note)
+            for result in await self._write_message(outgoing, {point: values[point] for point in points}):
+                results[result.point] = result
         return [results[point] for point in values]
+
+    async def _write_message(self, outgoing: Outgoing, values: Mapping[Point, Value]) -> list[WriteResult]:
+        """Send one message with values that fit, if nothing else in its frames is without a value."""
+        before = outgoing.state()
+        signals = {self._signal_of[point]: value for point, value in values.items()}
+        for signal, value in signals.items():
+            outgoing.give(signal, value)
+        branches = outgoing.branches_with(signals)
+        refusal = _write_refusal(outgoing, signals, branches)
+        if refusal is not None:
+            outgoing.restore(before)
+            refused = WriteOutcome.REFUSED
+            return [WriteResult(point, value, refused, refusal) for point, value in values.items()]
+        failure = await self._send_now(outgoing, branches)
+        outgoing.touched.difference_update(signals)
+        others = outgoing.beside(signals, branches)
+        note = None
+        if others:
+            more = "" if len(others) <= _MOST_NAMED else f" and {len(others) - _MOST_NAMED} more"
+            note = f"in the same frame: {', '.join(map(outgoing.words, others[:_MOST_NAMED]))}{more}"
+        outcome = WriteOutcome.WRITTEN if failure is None else WriteOutcome.FAILED
+        return [
+            WriteResult(point, self._signal_of[point].nearest(value), outcome, failure or note)
+            for point, value in values.items()
+        ]
 
     def send_pgn(self, pgn: int) -> bool:
         """Send the message of a PGN once, as it is now; return whether there is one that may be sent."""
         for outgoing in self.messages:
             is_meant = outgoing.message.is_j1939 and pgn_of(outgoing.message.can_id) == pgn
-            if is_meant and outgoing.may_be_sent and self.is_up:
-                for branch, data in zip(outgoing.branches, outgoing.frames(), strict=True):
+            if is_meant and self.is_up and (ready := outgoing.ready()):
+                for branch, data in zip(ready, outgoing.frames(ready), strict=True):
                     self._enqueue(outgoing, branch, data)
                 return True
         return False
 
-    async def _send_now(self, outgoing: Outgoing) -> str | None:
-        """Send a message's frames once, waiting a moment for room; return why that failed, or None."""
+    async def _send_now(self, outgoing: Outgoing, branches: Sequence[Condition]) -> str | None:
+        """Send the frames of branches once, waiting a moment for room; return why that failed, or None."""
         end_s = self._clock.monotonic_s() + QUEUE_AGE_S
         self._refusal = None
-        for data in outgoing.frames():
+        cycle_s = outgoing.message.cycle_s
+        if cycle_s is not None and self.is_up and self._repeat(outgoing, outgoing.ready(), cycle_s):
+            return self._refusal  # the bus goes on with these values
+        for data in outgoing.frames(branches):
             while not self._hand_over(outgoing, data):
                 if not self.is_up or self._clock.monotonic_s() > end_s:
                     return "the bus did not take the frame"
@@ -287,12 +292,12 @@ class Sender:
 
     def _send_changed(self, outgoing: Outgoing) -> None:
         """Send what a change made of a message, within the budget."""
-        if not outgoing.may_be_sent or outgoing.is_waiting:
+        if outgoing.is_waiting or not (branches := outgoing.changed()):
             return
         if self._budget is not None:
             message = outgoing.message.message
             bits = frame_bits(message.length, is_extended=message.is_extended, is_fd=message.is_fd)
-            wait_s = self._budget.wait_s(bits * len(outgoing.branches), self._clock.monotonic_s())
+            wait_s = self._budget.wait_s(bits * len(branches), self._clock.monotonic_s())
             if wait_s > 0 and self._schedule is not None:
                 self._counters["tx_delayed"] += 1
                 outgoing.is_waiting = True
@@ -305,27 +310,30 @@ class Sender:
 
                 self._schedule.at(self._clock.monotonic_s() + wait_s, go_on)
                 return
-        self._transmit(outgoing)
+        self._transmit(outgoing, branches)
 
-    def _transmit(self, outgoing: Outgoing) -> None:
-        """Send a message now, by the bus's clock from now on if it has one."""
-        if not outgoing.may_be_sent or not self.is_up:
+    def _transmit(self, outgoing: Outgoing, branches: Sequence[Condition]) -> None:
+        """Send branches of a message now, by the bus's clock from now on if it has one."""
+        if not branches or not self.is_up:
             return
         outgoing.sent_s = self._clock.monotonic_s()
         outgoing.is_unsent = False
-        if outgoing.message.cycle_s is not None and self._repeat(outgoing, outgoing.message.cycle_s):
+        outgoing.touched.clear()
+        if outgoing.message.cycle_s is not None and self._repeat(
+            outgoing, branches, outgoing.message.cycle_s
+        ):
             return
         # Every branch is tried, whether the bus took the one before or not.
-        for branch, data in zip(outgoing.branches, outgoing.frames(), strict=True):
+        for branch, data in zip(branches, outgoing.frames(branches), strict=True):
             self._enqueue(outgoing, branch, data)
 
-    def _repeat(self, outgoing: Outgoing, cycle_s: float) -> bool:
-        """Have the bus repeat a message with its present content; return whether it does.
+    def _repeat(self, outgoing: Outgoing, branches: Sequence[Condition], cycle_s: float) -> bool:
+        """Have the bus repeat branches of a message with their present content; return whether it does.
 
-        Branches take their turn, so that each is sent once a cycle.
+        They take their turn, so that each is sent once a cycle.
         """
         bus = self._bus
-        frames = outgoing.turn()
+        frames = outgoing.turn(branches)
         can_id = self.can_id(outgoing)
         if (
             bus is None
@@ -334,15 +342,16 @@ class Sender:
             or len(frames[0]) > (64 if outgoing.message.flags else 8)
         ):
             return False
-        outgoing.repeated = frames
+        if outgoing.cyclic is not None and outgoing.repeated_branches != len(branches):
+            self._still(outgoing)  # another rhythm
+            frames = outgoing.turn(branches) or frames
+        outgoing.repeated, outgoing.repeated_branches = frames, len(branches)
         try:
             if outgoing.cyclic is not None:
                 outgoing.cyclic.update(frames, at_once=True)
                 return True
             outgoing.repeated_since_s = self._clock.monotonic_s()
-            outgoing.cyclic = bus.repeat(
-                can_id, frames, cycle_s / len(outgoing.branches), outgoing.message.flags
-            )
+            outgoing.cyclic = bus.repeat(can_id, frames, cycle_s / len(branches), outgoing.message.flags)
         except LinkDownError as error:
             self._lost(error)
             return True
@@ -359,7 +368,9 @@ class Sender:
             if outgoing.guard is not None and outgoing.message.cycle_s is not None:
                 # How many the bus has sent only the clock tells: rather one count too many than one twice.
                 took_s = self._clock.monotonic_s() - outgoing.repeated_since_s
-                outgoing.guard.advance(int(took_s / outgoing.message.cycle_s * len(outgoing.branches)) + 3)
+                outgoing.guard.advance(
+                    int(took_s / outgoing.message.cycle_s * outgoing.repeated_branches) + 3
+                )
             try:
                 cyclic.stop()
             except (LinkDownError, OSError):
@@ -382,7 +393,7 @@ class Sender:
         for outgoing in self.messages:
             is_due = outgoing.is_unsent and (bool(outgoing.safe) or not after_outage)
             if outgoing.message.cycle_s is not None or is_due:
-                self._transmit(outgoing)
+                self._transmit(outgoing, outgoing.changed())
 
     def _enqueue(self, outgoing: Outgoing, branch: Condition, data: bytes) -> None:
         can_id = self.can_id(outgoing)
@@ -480,7 +491,7 @@ class Sender:
                 return due_s + 1.0  # the bus does it
             # A frame that a change caused a moment ago serves as this cycle's.
             if now_s - outgoing.sent_s >= cycle_s * 0.5:
-                self._transmit(outgoing)
+                self._transmit(outgoing, outgoing.ready())
             return due_s
 
         return repeat
@@ -501,6 +512,29 @@ class Sender:
             for outgoing in self.messages
             if outgoing.repeated and self.can_id(outgoing) == can_id
         )
+
+
+def _write_refusal(
+    outgoing: Outgoing, written: Mapping[Signal, Value], branches: Sequence[Condition]
+) -> str | None:
+    """Return why a message cannot be sent with what is written, or None."""
+    name = outgoing.message.message.name
+    present = {item for branch in branches for item in outgoing.encoder.present(branch)}
+    lost = [signal for signal in written if signal.name not in present]
+    if lost:
+        return f"not sent: {_named(lost)} of {name} would be in no frame, by its multiplexer"
+    missing = dict.fromkeys(signal for branch in branches for signal in outgoing.missing_in(branch))
+    if not missing:
+        return None
+    return (
+        f"not sent: {name} has no value for {_named(list(missing))}; "
+        f"write all of them at once, or name values under `on_bad` of the message"
+    )
+
+
+def _named(signals: Sequence[Signal]) -> str:
+    more = "" if len(signals) <= _MOST_NAMED else f" and {len(signals) - _MOST_NAMED} more"
+    return ", ".join(signal.name for signal in signals[:_MOST_NAMED]) + more
 
 
 def _nobody(_what: object) -> None:

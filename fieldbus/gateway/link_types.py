@@ -114,6 +114,8 @@ class Assembly:
     """Points that routes read."""
     fault: Callable[[Sequence[str], str, str | None], None] = lambda _path, _message, _hint: None
     """Reports a problem at a path of keys inside the link."""
+    warn: Callable[[str, Sequence[str], str, str | None], None] = lambda _device, _path, _message, _hint: None
+    """Reports what is worth knowing at a path of keys inside a device."""
     memory: Path | None = None
     """The folder for what devices teach us."""
     data_dir: Path = Path()
@@ -287,6 +289,7 @@ def _assemble_can(parts: Assembly) -> Link:
         gateway=parts.gateway,
         wanted=parts.sources,
         fault=parts.fault,
+        warn=parts.warn,
         file=parts.file,
         clock=parts.clock,
     )

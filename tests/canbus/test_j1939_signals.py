@@ -45,7 +45,7 @@ def test_what_nobody_has_given_a_value_is_sent_as_not_available():
     message = as_j1939(Message("M", 0xF00400, True, 8, signals))
     encoder = FrameEncoder(message)
     encoder.set("A", 7)
-    assert encoder.frame() == b"\x07\xff\xff\x05\xfe\xff\xff\xff"
+    assert encoder.frame() == b"\x07\xff\xff\xff\xfe\xff\xff\xff"
     values, flaws = BranchDecoder(message, message.signals).decode(encoder.frame())
-    assert list(values) == [7, None, 5, 0]
-    assert [flaw.reason for flaw in flaws.values()] == ["not available"]
+    assert list(values) == [7, None, None, 0]
+    assert [flaw.reason for flaw in flaws.values()] == ["not available"] * 2

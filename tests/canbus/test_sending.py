@@ -25,6 +25,11 @@ def command(safe=None, **more):
 
 
 def routed(message):
+    """Return what routes write: X, and not Y."""
+    return [point_of(message, "X")]
+
+
+def all_points(message):
     return list(message.points.values())
 
 
@@ -48,7 +53,7 @@ async def test_a_signal_can_say_that_it_is_not_available(monkeypatch):
 
 async def test_a_cyclic_message_with_safe_values_for_all_says_them_until_there_are_others(monkeypatch):
     message = command({"X": 1, "Y": 2}, cycle_s=0.02)
-    async with Running(monkeypatch, [message], routed(message)) as running:
+    async with Running(monkeypatch, [message], all_points(message)) as running:
         await eventually(lambda: len(running.bus.sent) >= 2)
         assert set(running.bus.taken()) == {(0x200, b"\x01\x02")}
         running.route(point_of(message, "X"), 50)
@@ -59,7 +64,7 @@ async def test_a_cyclic_message_with_safe_values_for_all_says_them_until_there_a
 @pytest.mark.parametrize(("safe", "cycle_s"), [({"X": 1}, 0.01), ({"X": 1, "Y": 2}, None)])
 async def test_other_messages_are_not_sent_before_there_was_a_value(monkeypatch, safe, cycle_s):
     message = command(safe, cycle_s=cycle_s)
-    async with Running(monkeypatch, [message], routed(message)) as running:
+    async with Running(monkeypatch, [message], all_points(message)) as running:
         running.route(point_of(message, "X"), None)
         await asyncio.sleep(0.05)
         assert running.bus.taken() == []
@@ -265,7 +270,7 @@ async def test_a_write_that_the_bus_refuses_is_not_written(monkeypatch):
 
 async def test_of_a_message_of_which_one_value_is_refused_nothing_is_sent(monkeypatch):
     message = command()
-    async with Running(monkeypatch, [message], routed(message)) as running:
+    async with Running(monkeypatch, [message], all_points(message)) as running:
         x, y = point_of(message, "X"), point_of(message, "Y")
         results = await running.link.write({x: 5, y: 500})
         assert [result.outcome for result in results] == [WriteOutcome.REFUSED] * 2
@@ -302,10 +307,13 @@ async def test_branches_that_take_turns_under_one_identifier(monkeypatch):
     async with Running(monkeypatch, [message], targets, bus=bus) as running:
         running.route(targets[0], 0x11)
         running.route(targets[1], 0x22)
-        cyclic = bus.cyclics[-1]
-        assert (len(bus.cyclics), cyclic.period_s) == (1, 0.1)
+        first, cyclic = bus.cyclics
+        # Page 2 is not sent before it was written; then both take their turn within the cycle.
+        assert (first.period_s, {frame[:2].hex() for frame in first.frames}) == (0.2, {"0111"})
+        assert (cyclic.period_s, first.is_over) == (0.1, True)
         assert [frame[:2].hex() for frame in cyclic.frames[:4]] == ["0111", "0222", "0111", "0222"]
-        assert [frame[2] for frame in cyclic.frames] == list(range(16))
+        counts = [frame[2] for frame in cyclic.frames]
+        assert counts == [(counts[0] + index) % 16 for index in range(16)]
 
 
 def test_what_is_left_to_wait_of_a_budget_is_never_too_short_for_a_clock():

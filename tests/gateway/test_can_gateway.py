@@ -16,6 +16,7 @@ from fieldbus.canbus import listening
 from fieldbus.canbus.bus import BusStatus
 from fieldbus.canbus.j1939 import identifiers as j1939
 from fieldbus.canbus.python_can import PythonCanBus
+from fieldbus.errors import ConfigError
 from fieldbus.gateway import oneshot
 from fieldbus.gateway.config.loader import load
 from fieldbus.gateway.runtime import Gateway
@@ -156,7 +157,7 @@ async def test_a_frame_becomes_a_register_and_a_frame_again(tmp_path):
         bench.heard()
         bench.say(256, struct.pack("<HhI", 8000, -50, 0))
         await bench.reads(SPEED, float_answer(1000.0))
-        assert (512, struct.pack("<HB", 4000, 0) + b"\0") in bench.heard()
+        assert bench.heard() == []  # nobody has given Limit a value yet
         await bench.reads(ONLINE, "020101")
         # A master's write is a frame in the same moment, the other signal beside it.
         answer = await bench.ask("10000a000204" + struct.pack(">f", 4200.0).hex())
@@ -317,6 +318,45 @@ async def test_who_looks_sees_what_no_route_wants_and_only_as_long_as_he_looks(t
         assert bench.watched("ecu.Quiet.Level").reason == "waiting for first value"
 
 
+# --- what check says of messages that are sent
+
+
+def loaded(folder, messages, dbc, *targets):
+    (folder / "bus.dbc").write_text(dbc)
+    routes = "".join(f"  - {{from: panel.demand, to: ecu.{target}}}\n" for target in targets)
+    (folder / "plant.yaml").write_text(
+        f"""version: 1
+gateway: {{name: gw}}
+links:
+  can0: {{type: can, interface: virtual, channel: x}}
+  hmi: {{type: modbus-server, host: 127.0.0.1, port: 1503}}
+devices:
+  ecu: {{link: can0, database: bus.dbc, messages: {messages}}}
+  panel: {{link: hmi, points: {{demand: {{table: holding, address: 10, access: readwrite}}}}}}
+routes:
+{routes}"""
+    )
+    return load(folder / "plant.yaml")
+
+
+def test_signals_that_nothing_routes_to_are_listed_with_their_values(tmp_path):
+    dbc = DBC + 'BA_DEF_ SG_ "GenSigStartValue" INT 0 255;\nBA_ "GenSigStartValue" SG_ 512 Limit 80;\n'
+    (warning,) = loaded(tmp_path, "{}", dbc, "Command.Speed").warnings
+    assert warning.path == "devices.ecu"
+    assert warning.message == "Command is sent with signals that no route writes: Limit=80 %"
+    assert loaded(tmp_path, "{Command: {on_bad: {Limit: 50}}}", dbc, "Command.Speed").warnings == []
+
+
+def test_a_multiplexer_that_nothing_sets_is_a_problem(tmp_path):
+    dbc = DBC.replace("BO_ 512", 'BO_ 513 Paged: 3 GW\n SG_ Page M : 0|8@1+ (1,0) [0|0] "" ECU\n'
+                      ' SG_ A m1 : 8|8@1+ (1,0) [0|0] "" ECU\n SG_ C : 16|8@1+ (1,0) [0|0] "" ECU\n'
+                      "BO_ 512")  # fmt: skip
+    with pytest.raises(ConfigError, match=r"ecu\.Paged cannot be sent: nothing sets its multiplexer Page"):
+        loaded(tmp_path, "{}", dbc, "Paged.C")
+    assert loaded(tmp_path, "{}", dbc, "Paged.A").warnings[0].message.endswith("C=0")
+    assert loaded(tmp_path, "{Paged: {on_bad: {Page: 1, A: 0}}}", dbc, "Paged.C").warnings == []
+
+
 # --- one-shot
 
 
@@ -345,16 +385,22 @@ async def test_a_signal_is_written_once(tmp_path):
         plant = load(tmp_path / "plant.yaml")
         bench.heard()
         limit, speed = plant.points["ecu.Command.Limit"], plant.points["ecu.Status.Speed"]
+        torque = plant.points["ecu.Status.Torque"]
         (result,) = await oneshot.write(plant, {limit: 60}, 1.0)
         assert result.outcome is WriteOutcome.WRITTEN
-        assert "other signals of Command: start values" in result.reason
+        assert result.reason == "in the same frame: Speed=0 rpm"  # which the configuration names
         assert bench.heard() == [(512, b"\0\0\x3c\0")]
         (result,) = await oneshot.write(plant, {limit: 101}, 1.0)
         assert (result.outcome, "outside 0 … 100" in result.reason) == (WriteOutcome.REFUSED, True)
         assert bench.heard() == []
-        (result,) = await oneshot.write(plant, {speed: 101}, 1.0)  # others' messages can be said too
-        assert result.outcome is WriteOutcome.WRITTEN
-        assert bench.heard()[0][0] == 256
+        # Others' messages can be sent too, but no signal of them has a value that nobody gave.
+        (result,) = await oneshot.write(plant, {speed: 101}, 1.0)
+        assert result.outcome is WriteOutcome.REFUSED
+        assert "Status has no value for Torque" in result.reason
+        assert bench.heard() == []
+        results = await oneshot.write(plant, {speed: 101, torque: -5}, 1.0)
+        assert [result.outcome for result in results] == [WriteOutcome.WRITTEN] * 2
+        assert bench.heard() == [(256, struct.pack("<HhI", 808, -50, 0))]
 
 
 J1939 = """version: 1
@@ -453,9 +499,13 @@ async def test_who_only_reads_what_is_sent_anyway_is_silent(engine):
 
 async def test_a_j1939_signal_is_written_once_under_an_address_that_was_claimed(engine):
     demand = engine.plant.points["engine.TSC1.EngRequestedSpeed"]
+    mode = engine.plant.points["engine.TSC1.EngOverrideControlMode"]
     (result,) = await oneshot.write(engine.plant, {demand: 1000}, 3.0)
-    assert result.outcome is WriteOutcome.WRITTEN
-    await engine.answer((on_bus(0, OURS, 0, 3), b"\xfc\x40\x1f\xff\xff\xff\xff\xff"))
+    assert result.outcome is WriteOutcome.REFUSED
+    assert "TSC1 has no value for EngOverrideControlMode" in result.reason
+    results = await oneshot.write(engine.plant, {demand: 1000, mode: 1}, 3.0)
+    assert [result.outcome for result in results] == [WriteOutcome.WRITTEN] * 2
+    await engine.answer((on_bus(0, OURS, 0, 3), b"\xfd\x40\x1f\xff\xff\xff\xff\xff"))
     pgns = [j1939.pgn_of(frame_id) for frame_id, _ in engine.heard]
     assert pgns == [j1939.REQUEST, j1939.ADDRESS_CLAIMED, 0]
 

@@ -5,8 +5,8 @@ Rules:
 * The raw values that mean an error or no value follow from the size (`j1939.indicators`), except where the
   database gives such a raw value a name that means something else: 3 of two bits can be a mode.
 * Floats have no such values, and selectors say which page a frame is, whatever their bits.
-* What nobody has given a value is sent as not available, unless the database has a start value for it. Bits
-  that belong to no signal are sent as ones.
+* What nobody has given a value is sent as not available, whatever start value the database has. Bits that
+  belong to no signal are sent as ones.
 """
 
 from __future__ import annotations
@@ -46,6 +46,4 @@ def _with_indicators(signal: Signal) -> Signal:
     if any(raw >= error_from for raw in states):
         error_from = absent_from
     ones = (1 << signal.length) - 1
-    return dataclasses.replace(
-        signal, error_from=error_from, absent_from=absent_from, raw_initial=signal.raw_initial or ones
-    )
+    return dataclasses.replace(signal, error_from=error_from, absent_from=absent_from, raw_initial=ones)

@@ -468,6 +468,9 @@ class _Loader(Reading):
                 fault=lambda keys, message, hint, link=name: (  # type: ignore[misc]
                     None if edges is None else self.say(("links", link, *keys), message, hint)
                 ),
+                warn=lambda device, keys, message, hint: (
+                    None if edges is None else self.warn(("devices", device, *keys), message, hint)
+                ),
             )
             built[name] = link_type.assemble(parts)
         return built

@@ -326,6 +326,10 @@ class Reading:
         """Report a problem at a path of the configuration."""
         self.problems.append(self.source.problem(path, message, hint))
 
+    def warn(self, path: PathT, message: str, hint: str | None = None) -> None:
+        """Report what is worth knowing at a path of the configuration."""
+        self.problems.append(self.source.problem(path, message, hint, is_warning=True))
+
     def _missing_secret(self, path: PathT, message: str) -> None:
         problem = self.source.problem(path, message, is_warning=not self._needs_secrets)
         if problem not in self.problems:

@@ -332,7 +332,7 @@ links:
   hmi: {{type: modbus-server, host: 127.0.0.1, port: 1503}}
 devices:
   ecu: {{link: can0, database: bus.dbc, messages: {messages}}}
-  panel: {{link: hmi, points: {{demand: {{table: holding, address: 10, access: readwrite}}}}}}
+  panel: {{link: hmi, points: {{demand: {{table: holding, address: 10, access: readwrite, max: 100}}}}}}
 routes:
 {routes}"""
     )

@@ -1177,6 +1177,10 @@ def target(device: str = "unit1") -> RegisterPoint:
     return settings.build(device, "target", is_served=False)
 
 
+async def is_up(watch: Watch) -> None:
+    await eventually(lambda: watch.link._is_connected)
+
+
 def refused(peer: LinePeer, unit_id: int = 1, after_s: float = 0.0) -> Callable[[bytes], object]:
     """Return what refuses a write instead of doing it: the drive is in local control."""
     return lambda _: peer.later(frame_of(peer, unit_id, b"\x86\x03"), after_s)
@@ -1219,7 +1223,7 @@ async def test_before_the_first_write_something_is_read_to_learn_of_echoes(line:
         peer.asked.clear()
         watch = watched(place, Unit("unit1", 1, [own], 1.0, 0.3))
         async with watching(watch):
-            await eventually(lambda: watch.link._is_connected)
+            await is_up(watch)
             if refuses:
                 peer.faults += [peer.send, refused(peer)]
             [result] = await watch.link.write({own.point: 50})
@@ -1236,7 +1240,7 @@ async def test_a_copy_of_a_write_alone_is_not_its_confirmation(line: Line_, has_
     own = target()
     watch = watched(place, Unit("unit1", 1, [own], 1.0, 0.2))
     async with watching(watch):
-        await eventually(lambda: watch.link._is_connected)
+        await is_up(watch)
         peer.faults += [lambda _: None, (lambda _: None) if has_echo else peer.send]
         [result] = await watch.link.write({own.point: 50})
         assert result.outcome not in (WriteOutcome.WRITTEN, WriteOutcome.VERIFIED)

@@ -297,6 +297,10 @@ class Correspondent(Protocol):
     def connected(self, link: str) -> None:
         """Learn that the link can send."""
 
+    def wants_each(self, point: Point) -> bool:
+        """Return whether every sample of a point is wanted, not only the newest."""
+        ...
+
 
 @runtime_checkable
 class PeerLink(Protocol):

@@ -45,7 +45,7 @@ LINK_TOTALS = (
     "conversions_failed", "sessions", "sessions_refused", "bad_frames", "published", "received", "rx_bad",
     "answers_dropped", "points_refused", "load_percent", "bus_state", "bus_load_percent", "tx_error_count",
     "rx_error_count", "error_frames", "bus_offs", "restarts", "tx_delayed", "rx_not_believed",
-    "j1939_messages", "j1939_broken", "rx_missing",
+    "j1939_messages", "j1939_broken", "rx_missing", "rx_conflated",
 )  # fmt: skip
 """Totals of links in the order of their places, four registers each. Append, never insert."""
 MAY_BE_UNKNOWN = frozenset({"bus_state", "tx_error_count", "rx_error_count"})

@@ -29,7 +29,9 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol, cast
 
 from fieldbus.errors import LinkDownError
-from fieldbus.mqtt import packets
+from fieldbus.mqtt import answers, packets
+from fieldbus.mqtt.properties import MAX_REMAINING, MalformedPacketError
+from fieldbus.text import printable
 
 WINDOW = 200
 """Messages under way at most, whatever the broker allows."""
@@ -55,6 +57,8 @@ class Message(NamedTuple):
     done: Callable[[bool], None] | None = None
     """Called with True when nothing is left to do: the broker has it, or will never take it. Called with
     False when the broker has not got it: then its giver sends it again."""
+    properties: bytes = b""
+    """As `packets.publish_properties` makes them."""
 
 
 class Owner(Protocol):
@@ -83,7 +87,14 @@ class Owner(Protocol):
 class Connection(asyncio.Protocol):
     """One connection. Begins with the CONNECT that its owner writes."""
 
-    def __init__(self, owner: Owner) -> None:
+    def __init__(self, owner: Owner, max_incoming: int = MAX_INCOMING, ids: range = range(1, 65536)) -> None:
+        """Wait to be opened.
+
+        Args:
+            owner: whose messages go out here.
+            max_incoming: longest packet that the broker may send.
+            ids: packet identifiers of these messages.
+        """
         loop = asyncio.get_running_loop()
         self.transport: asyncio.Transport
         self.connected: asyncio.Future[None] = loop.create_future()
@@ -92,12 +103,14 @@ class Connection(asyncio.Protocol):
         """Ends with `LinkDownError`."""
         for future in (self.connected, self.lost):
             future.add_done_callback(_look)
+        self.was_answered = False
+        """Whether the broker has sent anything."""
         self.under_way: dict[int, Message] = {}
         """By packet identifier, in the order in which they were sent."""
         self._owner = owner
         self._loop = loop
-        self._splitter = packets.Splitter(MAX_INCOMING)
-        self._ids = itertools.cycle(range(1, 65536))
+        self._splitter = packets.Splitter(max_incoming)
+        self._ids = itertools.cycle(ids)
         self._window = 0
         self._is_full = False
         """Whether half of the window has to be acknowledged before anything is sent."""
@@ -108,7 +121,7 @@ class Connection(asyncio.Protocol):
         self._is_paused = False
         self._is_awake = False
         self._is_looking = False
-        self._max_bytes = packets.MAX_REMAINING
+        self._max_bytes = MAX_REMAINING
         self._first = 0
         self._can_retain = True
         self._keeper: asyncio.TimerHandle | None = None
@@ -144,13 +157,15 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Handle what arrived."""
-        self._is_heard = True
+        self._is_heard = self.was_answered = True
         if self._is_full and self._socket is not None and _QUICKACK is not None:
             self._socket.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
         try:
             for first, rest in self._splitter.split(data):
                 self._handle(first, rest)
-        except packets.MalformedPacketError as error:
+                if self.lost.done():
+                    return
+        except MalformedPacketError as error:
             self._end(f"the broker sends what is not MQTT 5: {error}")
             return
         if self._owner.waiting or self._owner.sure:
@@ -197,12 +212,9 @@ class Connection(asyncio.Protocol):
             flags = first
             if message.is_retained is not None:
                 flags = first | 1 if message.is_retained and self._can_retain else first & ~1
-            try:
-                packet = packets.publish(flags, message.topic.encode(), message.payload, packet_id)
-            except ValueError:
-                packet = b""
-            if not packet or len(packet) > self._max_bytes:
-                self._owner.refused(message, "its messages are longer than the broker accepts", is_final=True)
+            packet, trouble = self._packet(flags, message, packet_id)
+            if trouble is not None:
+                self._owner.refused(message, trouble, is_final=True)
                 continue
             if packet_id:
                 under_way[packet_id] = message
@@ -216,6 +228,22 @@ class Connection(asyncio.Protocol):
             self.look()
         if not under_way and not waiting and not sure:
             self._owner.done()
+
+    def _packet(self, flags: int, message: Message, packet_id: int) -> tuple[bytes, str | None]:
+        """Return PUBLISH, or why there can be none."""
+        try:
+            topic = message.topic.encode()
+            if message.properties:
+                packet = packets.publish_with(flags, topic, message.payload, packet_id, message.properties)
+            else:
+                packet = packets.publish(flags, topic, message.payload, packet_id)
+        except UnicodeEncodeError:
+            return b"", "the topic is not valid Unicode text"
+        except ValueError:
+            packet = b""
+        if not packet or len(packet) > self._max_bytes:
+            return b"", "its messages are longer than the broker accepts"
+        return packet, None
 
     def look(self) -> None:
         """Read what has arrived by now; go on reading only if that is needed soon."""
@@ -257,6 +285,8 @@ class Connection(asyncio.Protocol):
     # --- inside
 
     def _handle(self, first: int, rest: bytes) -> None:
+        if not self.connected.done() and first not in (packets.CONNACK, packets.DISCONNECT):
+            raise MalformedPacketError(f"a packet 0x{first:02X} before CONNACK")
         if first == packets.PUBACK and len(rest) == 2:  # nearly all
             message = self.under_way.pop(rest[0] << 8 | rest[1], None)
             if message is not None:
@@ -264,12 +294,14 @@ class Connection(asyncio.Protocol):
         elif first in (packets.PUBACK, packets.PUBREC, packets.PUBCOMP):
             self._acknowledged(first, rest)
         elif first == packets.CONNACK:
-            self._accepted(packets.read_connack(rest))
+            self._accepted(answers.read_connack(rest))
         elif first == packets.DISCONNECT:
-            self._end(packets.read_disconnect(rest))
+            self._end(answers.read_disconnect(rest))
+        elif first != packets.PINGRESP:
+            raise MalformedPacketError(f"a packet 0x{first:02X} that nothing was sent for")
 
     def _acknowledged(self, first: int, rest: bytes) -> None:
-        packet_id, code, text = packets.read_ack(rest)
+        packet_id, code, text = answers.read_ack(rest)
         message = self.under_way.get(packet_id)
         if message is None:
             return
@@ -282,9 +314,9 @@ class Connection(asyncio.Protocol):
             self._owner.published(message)
         del self.under_way[packet_id]
 
-    def _accepted(self, answer: packets.Connack) -> None:
+    def _accepted(self, answer: answers.Connack) -> None:
         if self.connected.done():
-            raise packets.MalformedPacketError("a second CONNACK")
+            raise MalformedPacketError("a second CONNACK")
         if answer.reason_code >= packets.FIRST_ERROR:
             self._end(f"{answer.reason}, as client '{self._owner.client_id}'")
             return
@@ -347,7 +379,7 @@ def words(error: Exception) -> str:
     if isinstance(error, ConnectionRefusedError):
         return "connection refused"
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"the broker's certificate is not accepted: {error.verify_message}"
+        return f"the broker's certificate is not accepted: {printable(error.verify_message)}"
     if isinstance(error, ssl.SSLError):
         return f"TLS: {(error.reason or 'failed').lower().replace('_', ' ')}"
     if isinstance(error, OSError) and error.errno and error.errno > 0:  # else it is the resolver's

@@ -2,20 +2,22 @@
 
 Rules:
 
-* What routes send waits in a queue of our own, bounded in messages; when it is full the oldest goes
-  and is counted. It also fills while the broker is away, and is sent in order when it is back.
+* What routes send waits in a queue of our own, bounded in messages; when it is full the oldest message is
+  dropped and counted. It also fills while the broker is away, and is sent in order when it is back.
 * A message leaves the queue when the broker has acknowledged it (QoS 1); what was under way when the
   connection broke is sent again, first.
 * Samples for one topic that gathers travel together: `gather` says which and when.
 * Birth and last will, retained, on ``fieldbus/<gateway>/status``: others see whether we are there.
 * Points with a topic are subscribed; when the broker is lost they are bad at once (the gateway does
-  that), and retained messages bring them back.
+  that), and retained messages bring them back. `inbound` has them; of a topic whose routes want changes only,
+  the newest message counts if more come than can be taken.
 * What other gateways say and want, and commands, are below ``fieldbus/``: `peers`.
-* There are two connections: one for all of the above but the queue, with aiomqtt; and, from the first
-  message that routes send, one that publishes, with ``-data`` behind the client id. If either is lost, both
-  are.
+* There are up to three connections: one for peers, commands and everything that has to go out at once; one,
+  with ``-topics`` behind the client id, for the topics of points, so that a flood of commands does not hold
+  values up or push them out of the broker's queue; and, from the first message that routes send, one that
+  publishes, with ``-data``. If one is lost, all are.
 
-Design: `publisher` says why messages do not go through aiomqtt.
+Design: `session` says how messages come in, `publisher` how messages of routes go out.
 """
 
 from __future__ import annotations
@@ -23,18 +25,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import socket
-import ssl
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any
 
-import aiomqtt
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
-from paho.mqtt.subscribeoptions import SubscribeOptions
-
 from fieldbus.clock import SYSTEM, Clock
-from fieldbus.errors import LinkDownError
+from fieldbus.errors import LinkDownError, RefusedError
 from fieldbus.link import (
     NEVER,
     Bundle,
@@ -45,20 +40,21 @@ from fieldbus.link import (
     WriteOutcome,
     WriteResult,
 )
-from fieldbus.model import NO_FLAWS, Batch, Flaw, Group, Point, Quality, Sample, Value
+from fieldbus.model import Group, Point, Quality, Sample, Value
 from fieldbus.mqtt import packets, peering
-from fieldbus.mqtt.connection import words
+from fieldbus.mqtt.answers import Publish
 from fieldbus.mqtt.gather import DEFAULT_WINDOW_S, Gatherer
-from fieldbus.mqtt.payload import TopicPoint, read
+from fieldbus.mqtt.inbound import TopicReader
+from fieldbus.mqtt.opening import guess
+from fieldbus.mqtt.packets import Subscription, Will
+from fieldbus.mqtt.payload import TopicPoint
 from fieldbus.mqtt.peers import BEATS, Peers, RemoteGateway
 from fieldbus.mqtt.publisher import Publisher
+from fieldbus.mqtt.session import Session, total
 from fieldbus.mqtt.tls import TlsFiles, context_of
 from fieldbus.sample_json import gathered_bytes, iso_time, sample_bytes
 
-# What aiomqtt and paho would say is said better by the gateway, once.
-_LOGGER = logging.getLogger("fieldbus.mqtt.paho")
-_LOGGER.setLevel(logging.CRITICAL)
-
+_LOG = logging.getLogger("fieldbus")
 _GOODBYE_S = 2.0
 _OURS = f"{peering.ROOT}/"
 _LOST = "connection lost"
@@ -133,18 +129,11 @@ class MqttLink:
         self._is_retained = is_retained
         self._max_queue = max_queue
         self._topic_of = {place.point: place.topic for place in points}
-        self._readers: dict[str, list[tuple[TopicPoint, Group]]] = {}
-        self._last: dict[Group, Sample] = {}
-        groups = []
-        for place in points:
-            if place.point.access.can_read:
-                group = Group(f"{place.point.address} from {place.topic}", (place.point,))
-                groups.append(group)
-                self._readers.setdefault(place.topic, []).append((place, group))
-        self._counters = dict.fromkeys(("received", "rx_bad", "peer_faults"), 0)
+        self._counters = dict.fromkeys(("rx_bad", "peer_faults"), 0)
         self._me = me or gateway
         self._peers = Peers(self._me, username or gateway, remotes, self._counters, clock=clock)
-        self.groups: Sequence[Group] = groups + self._peers.groups
+        self._reader = TopicReader(points, self._counters, clock=clock)
+        self.groups: Sequence[Group] = self._reader.groups + self._peers.groups
         self.remotes = remotes
         """Other gateways whose points are devices of ours."""
         self._publisher = Publisher(
@@ -152,12 +141,26 @@ class MqttLink:
             keepalive_s=keepalive_s, qos=qos, is_retained=is_retained, max_queue=max_queue,
             server_name=None if tls is None else tls.server_name,
         )  # fmt: skip
+
+        def session(client_id: str) -> Session:
+            return Session(
+                name, host, port, client_id, conflates=self._conflates, username=username, password=password,
+                keepalive_s=keepalive_s, server_name=None if tls is None else tls.server_name,
+            )  # fmt: skip
+
+        self._control = session(self._client_id)
+        self._topics = self._control
+        """The session of the topics of points; the same if there are no peers and commands."""
+        if self._reader.topics and (is_announced or remotes):
+            self._topics = session(f"{self._client_id}-topics")
+        self._sessions = list(dict.fromkeys((self._control, self._topics)))
         self._gatherer = Gatherer(self._publisher.put, gather_s)
         self._timer: asyncio.TimerHandle | None = None
-        self._client: aiomqtt.Client | None = None
         self._farewell = ""
         """Why we would be offline now."""
+        self._is_open = False
         self._is_running = False
+        self._status_trouble = ""
         self._tasks: set[asyncio.Task[None]] = set()
 
     def aside(self, client_id: str) -> MqttLink:
@@ -184,7 +187,10 @@ class MqttLink:
     @property
     def counters(self) -> Mapping[str, int]:
         """Totals since start, and how many messages wait."""
-        return {**self._publisher.counters, **self._counters}
+        found = {**self._publisher.counters, **self._counters}
+        for name, count in total(self._sessions).items():
+            found[name] = found.get(name, 0) + count
+        return found
 
     @property
     def measures(self) -> Mapping[str, Mapping[str, float]]:
@@ -192,73 +198,78 @@ class MqttLink:
         return {}
 
     async def connect(self) -> None:
-        """Connect, say that we are there, subscribe."""
+        """Connect, and say that we are there."""
         self._farewell = _LOST
-        # Each connection has a context of its own: files may have been renewed.
+        # Each session has a context of its own: files may have been renewed.
         context = None if self._tls is None else context_of(self._tls)
         self._publisher.tls = context
-        client = aiomqtt.Client(
-            self.host,
-            self.port,
-            username=self._username,
-            password=self._password,
-            identifier=self._client_id,
-            protocol=aiomqtt.ProtocolVersion.V5,
-            socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
-            keepalive=max(1, round(self._keepalive_s)),
-            will=self._will(),
-            timeout=5.0,
-            max_queued_incoming_messages=self._max_queue,
-            logger=_LOGGER,
-            tls_context=context,
-        )
         try:
-            await client.__aenter__()
-        except (aiomqtt.MqttError, ssl.SSLError) as error:
-            raise LinkDownError(refusal_of(error, self._tls)) from error
-        self._client = client
+            for session in self._sessions:
+                session.tls = context
+                await session.connect(self._will() if session is self._control else None)
+        except LinkDownError as error:
+            raise LinkDownError(guess(str(error), self._tls)) from error
+        self._is_open = True
         if self._publisher.is_wanted:
             await self._publisher.connect()
-        try:
-            if self._is_announced:
-                await client.publish(self.status_topic, self._status("online"), qos=1, retain=True)
-            # Without this nobody could tell a command that is kept from one that is given now.
-            options = SubscribeOptions(qos=1, retainAsPublished=True)
-            topics = [(topic, options) for topic in self._readers]
-            if self._is_announced or self.remotes:
-                own = self._peers.subscriptions()
-                topics += [
-                    (topic, options) for topic in own if self._is_announced or "/command/" not in topic
-                ]
-            for first in range(0, len(topics), 100):
-                await client.subscribe(topics[first : first + 100])
-        except aiomqtt.MqttError as error:
-            raise LinkDownError(reason_of(error)) from error
+        if self._is_announced:
+            await self._say_status("online")
 
     async def run(self, emit: Emit, report: Report) -> None:
-        """Receive and send until the broker is lost."""
-        client = self._client
-        if client is None:
+        """Subscribe, receive and send until the broker is lost."""
+        if not self._is_open:
             raise LinkDownError("not connected")
         self._farewell = _SHUT_DOWN
         self._peers.start(self.name, emit, report)
-        self._is_running = True
-        if self.correspondent is not None:
-            self.correspondent.connected(self.name)
-        elif self.remotes:
-            self._want_all(is_wanted=True)
         try:
+            await self._subscribe_all(emit)
+            self._is_running = True
+            if self.correspondent is not None:
+                self.correspondent.connected(self.name)
+            elif self.remotes:
+                self._want_all(is_wanted=True)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._publish())
-                async for message in client.messages:
-                    self._receive(message, emit)
-        except* (aiomqtt.MqttError, LinkDownError) as group:
+                for session in self._sessions:
+                    tasks.create_task(session.run())
+        except* LinkDownError as group:
             self._farewell = _LOST
-            error = group.exceptions[0]
+            error: BaseException = group
             while isinstance(error, BaseExceptionGroup):
                 error = error.exceptions[0]
-            raise LinkDownError(reason_of(error)) from error
+            raise LinkDownError(str(error)) from error
         raise LinkDownError("connection closed")
+
+    async def _subscribe_all(self, emit: Emit) -> None:
+        """Subscribe; what comes is handed on from the first message."""
+        ours = self._is_announced or bool(self.remotes)
+
+        def take(message: Publish) -> None:
+            if ours and message.topic.startswith(_OURS):
+                self._receive_ours(message)
+            else:
+                self._reader.take(message, emit)
+
+        self._control.start(take)
+        if ours:
+            topics = self._peers.subscriptions()
+            # Without the retain flag nobody could tell a command that is kept from one that is given now.
+            own = [Subscription(topic, "/command/" in topic) for topic in topics]
+            await self._control.subscribe(
+                [item for item in own if self._is_announced or not item.keeps_retain_flag]
+            )
+        if self._topics is not self._control:
+            self._topics.start(lambda message: self._reader.take(message, emit))
+        self._reader.refuse(
+            await self._topics.subscribe([Subscription(topic) for topic in self._reader.topics]), emit
+        )
+
+    def _conflates(self, topic: str) -> bool:
+        """Return whether only the newest message of a topic matters."""
+        correspondent = self.correspondent
+        if correspondent is None:
+            return self._reader.conflates(topic, lambda _: False)
+        return self._reader.conflates(topic, correspondent.wants_each)
 
     async def _publish(self) -> None:
         """Keep the second connection, from the first message on."""
@@ -324,12 +335,10 @@ class MqttLink:
                 continue
             sample = Sample(value, Quality.GOOD, None, self._clock.wall_ns())
             try:
-                if self._client is None:
-                    raise aiomqtt.MqttError("not connected")
                 payload = sample_bytes(point, sample)
-                await self._client.publish(self._topic_of[point], payload, qos=1, retain=self._is_retained)
-            except aiomqtt.MqttError as error:
-                results.append(WriteResult(point, value, WriteOutcome.FAILED, reason_of(error)))
+                await self._control.publish(self._topic_of[point], payload, is_retained=self._is_retained)
+            except (LinkDownError, RefusedError) as error:
+                results.append(WriteResult(point, value, WriteOutcome.FAILED, str(error)))
             else:
                 results.append(WriteResult(point, value, WriteOutcome.WRITTEN))
         return results
@@ -338,59 +347,33 @@ class MqttLink:
         """Say goodbye if that is possible, keep what was under way for the next session."""
         if self._is_running and self.correspondent is None and self.remotes:
             self._want_all(is_wanted=False)
-        client, self._client = self._client, None
+        was_open, self._is_open = self._is_open, False
         self._is_running = False
         self._peers.stop()
         for task in list(self._tasks):
             task.cancel()
-        self._last.clear()  # the points are bad now; whatever comes next is news
+        self._reader.forget()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         self._gatherer.flush()
         try:
             async with asyncio.timeout(_GOODBYE_S):
-                if client is not None:
-                    await self._say_goodbye(client)
-        except (aiomqtt.MqttError, LinkDownError, TimeoutError):
+                if was_open:
+                    await self._say_goodbye()
+        except (LinkDownError, TimeoutError):
             pass
         finally:
             self._publisher.close()
-        try:
-            async with asyncio.timeout(_GOODBYE_S):
-                if client is not None:
-                    await client.__aexit__(None, None, None)
-        except (aiomqtt.MqttError, TimeoutError):
-            pass
+            for session in self._sessions:
+                session.close()
 
-    async def _say_goodbye(self, client: aiomqtt.Client) -> None:
+    async def _say_goodbye(self) -> None:
         if self._publisher.waiting and not self._publisher.is_connected and self._farewell == _SHUT_DOWN:
             await self._publisher.connect()  # the very first messages came just now
         await self._publisher.drain()
-        if self._is_announced:
-            farewell = self._status("offline", self._farewell)
-            await client.publish(self.status_topic, farewell, qos=1, retain=True)
-
-    def _receive(self, message: aiomqtt.Message, emit: Emit) -> None:
-        self._counters["received"] += 1
-        payload = message.payload
-        data = payload if isinstance(payload, bytes) else str(payload or "").encode()
-        if str(message.topic).startswith(_OURS):
-            self._receive_ours(message, data)
-        now_ns, now_s = self._clock.wall_ns(), self._clock.monotonic_s()
-        for place, group in self._readers.get(str(message.topic), ()):
-            sample = read(place, data, now_ns)
-            if sample.is_bad:
-                self._counters["rx_bad"] += 1
-            # A value that was long under way is as old as it says.
-            age_s = max(0, now_ns - sample.time_ns) / 1e9
-            flaws: Mapping[int, Flaw] = NO_FLAWS
-            if sample.reason is not None:
-                flaws = {0: Flaw(sample.quality, sample.reason)}
-            last = self._last.get(group)
-            self._last[group] = sample
-            changed = () if last is not None and last[:3] == sample[:3] else (0,)
-            emit(Batch(group, sample.time_ns, now_s - age_s, (sample.value,), flaws, changed))
+        if self._is_announced and self._control.is_connected:
+            await self._say_status("offline", self._farewell)
 
     # --- other gateways, and commands
 
@@ -406,7 +389,7 @@ class MqttLink:
     @property
     def is_sending(self) -> bool:
         """Whether what is published now goes out now."""
-        return self._is_running and self._client is not None
+        return self._is_running
 
     @property
     def peers(self) -> Mapping[str, str]:
@@ -425,8 +408,8 @@ class MqttLink:
     def look_after(self, peer: str) -> None:
         """Have `peer_is` told of a gateway that is no device of ours."""
         topic = self._peers.look_after(self.name, peer)
-        if topic is not None and self._client is not None:
-            self._spawn(self._subscribe(self._client, topic))
+        if topic is not None and self._is_open:
+            self._spawn(self._subscribe(topic))
 
     @property
     def beat_s(self) -> float:
@@ -445,32 +428,22 @@ class MqttLink:
         self, topic: str, payload: bytes, *, answer_to: str | None, id_: str, signature: str | None
     ) -> None:
         """Publish a message that wants an answer, at once or never."""
-        client = self._client
-        if client is None:
-            return
-        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-        properties.MessageExpiryInterval = 10
-        if answer_to is not None:
-            properties.ResponseTopic = answer_to
-            properties.CorrelationData = id_.encode()
-        if signature is not None:
-            properties.UserProperty = ("signature", signature)
-        self._spawn(self._tell(client, topic, payload, properties))
+        properties = packets.publish_properties(
+            expiry_s=10,
+            response_topic=answer_to,
+            correlation=None if answer_to is None else id_.encode(),
+            signature=signature,
+        )
+        self._control.send(topic, payload, properties)
 
-    async def _tell(self, client: aiomqtt.Client, topic: str, payload: bytes, properties: Properties) -> None:
+    async def _subscribe(self, topic: str) -> None:
         try:
-            await client.publish(topic, payload, qos=1, properties=properties)
-        except (aiomqtt.MqttError, ValueError):
-            return  # the connection is being lost; who waits for an answer gets none
-
-    async def _subscribe(self, client: aiomqtt.Client, topic: str) -> None:
-        try:
-            await client.subscribe(topic, qos=1)
-        except (aiomqtt.MqttError, ValueError):
-            return  # the connection is being lost; the next one subscribes
+            await self._control.subscribe([Subscription(topic)])
+        except LinkDownError:
+            return  # the next connection subscribes
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work, name=f"{self.name} publishes")
+        task = asyncio.get_running_loop().create_task(work, name=f"{self.name} subscribes")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -481,34 +454,31 @@ class MqttLink:
             topic = peering.topic(remote.gateway, "want", self._me)
             self._publisher.put_sure(topic, peering.encode_want(want), None)
 
-    def _receive_ours(self, message: aiomqtt.Message, data: bytes) -> None:
-        properties = message.properties
-        signature, reply = None, None
-        if properties is not None:
-            for name, value in getattr(properties, "UserProperty", ()):
-                if name == "signature":
-                    signature = value
-            answer_to = getattr(properties, "ResponseTopic", None)
-            correlation = getattr(properties, "CorrelationData", None)
-            client = self._client
-            if answer_to and client is not None and peering.is_answer_topic(answer_to, self._gateway):
+    def _receive_ours(self, message: Publish) -> None:
+        reply: Callable[[bytes], None] | None = None
+        answer_to = message.response_topic
+        if answer_to is not None and peering.is_answer_topic(answer_to, self._gateway):
+            properties = packets.publish_properties(correlation=message.correlation)
 
-                def reply(payload: bytes) -> None:
-                    found = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-                    if correlation is not None:
-                        found.CorrelationData = correlation
-                    if self._client is client:
-                        self._spawn(self._tell(client, answer_to, payload, found))
+            def answer(payload: bytes) -> None:
+                self._control.send(answer_to, payload, properties)
 
+            reply = answer
         self._peers.take(
-            self.name, str(message.topic), data,
-            is_retained=bool(message.retain), signature=signature, reply=reply,
+            self.name, message.topic, message.payload,
+            is_retained=message.is_retained, signature=message.signature, reply=reply,
         )  # fmt: skip
 
-    def _will(self) -> aiomqtt.Will | None:
-        if not self._is_announced:
-            return None
-        return aiomqtt.Will(self.status_topic, self._status("offline", _LOST), 1, True)
+    def _will(self) -> Will | None:
+        return Will(self.status_topic, self._status("offline", _LOST)) if self._is_announced else None
+
+    async def _say_status(self, status: str, reason: str | None = None) -> None:
+        try:
+            await self._control.publish(self.status_topic, self._status(status, reason), is_retained=True)
+        except RefusedError as error:
+            if str(error) != self._status_trouble:
+                self._status_trouble = str(error)
+                _LOG.warning("%s: the broker does not take %s (%s)", self.name, self.status_topic, error)
 
     def _status(self, status: str, reason: str | None = None) -> bytes:
         found: dict[str, Any] = {"status": status, "reason": reason, "time": iso_time(self._clock.wall_ns())}
@@ -517,38 +487,3 @@ class MqttLink:
         if self._version:
             found["version"] = self._version
         return json.dumps(found).encode()
-
-
-def refusal_of(error: BaseException, tls: TlsFiles | None) -> str:
-    """Return why a broker could not be connected to, for people."""
-    reason = reason_of(error)
-    if reason != "operation timed out":
-        return reason
-    # Brokers hang up without a word on who speaks TLS or not as they do not, and on who has no certificate.
-    guess = ""
-    if tls is None:
-        guess = " (does the broker want TLS?)"
-    elif tls.certificate is None:
-        guess = " (does the broker want a certificate?)"
-    return f"no answer to the attempt to connect{guess}"
-
-
-def reason_of(error: BaseException) -> str:
-    """Return why something with a broker failed, for people."""
-    cause = error.__cause__ or error.__context__
-    for found in (error, cause):
-        if isinstance(found, ssl.SSLError):
-            return words(found)
-    if isinstance(cause, ConnectionRefusedError):
-        return "connection refused"
-    code = getattr(cause, "rc", None)
-    code = getattr(code, "value", code)
-    if code == packets.FIRST_ERROR:  # what paho says if the broker said nothing
-        return "connection lost"
-    if isinstance(code, int) and code > packets.FIRST_ERROR:
-        return packets.reason(code)
-    text = str(cause) if isinstance(cause, OSError) and str(cause) else str(error)
-    for noise in ("[code:", "[Errno"):
-        if text.startswith(noise):
-            text = text.split("]", 1)[-1].strip()
-    return (text[:1].lower() + text[1:]) or type(error).__name__

@@ -29,9 +29,9 @@ from collections.abc import Callable, Mapping
 
 from fieldbus.errors import LinkDownError
 from fieldbus.mqtt import packets
-from fieldbus.mqtt.connection import MAX_INCOMING, Connection, Message, words
+from fieldbus.mqtt.connection import MAX_INCOMING, Connection, Message
+from fieldbus.mqtt.opening import open_connection
 
-CONNECT_TIMEOUT_S = 5.0
 _LOG = logging.getLogger("fieldbus")
 
 
@@ -148,28 +148,10 @@ class Publisher:
             LinkDownError: the broker is not there, or refuses us.
         """
         self._end_session()
-        loop = asyncio.get_running_loop()
         session = Connection(self)
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                await loop.create_connection(
-                    lambda: session,
-                    self.host,
-                    self.port,
-                    ssl=self.tls,
-                    server_hostname=None if self.tls is None else self._server_name or self.host,
-                )
-                session.transport.write(self._hello)
-                await asyncio.shield(session.connected)
-        except TimeoutError:
-            session.abort()
-            raise LinkDownError("no answer to the attempt to connect") from None
-        except OSError as error:
-            session.abort()
-            raise LinkDownError(words(error)) from error
-        except BaseException:
-            session.abort()
-            raise
+        await open_connection(
+            session, self.host, self.port, self._hello, tls=self.tls, server_name=self._server_name
+        )
         self._session = session
         session.fill()
 

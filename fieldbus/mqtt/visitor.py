@@ -25,12 +25,14 @@ from paho.mqtt.properties import Properties
 
 from fieldbus.errors import LinkDownError
 from fieldbus.mqtt import peering
-from fieldbus.mqtt.link import reason_of, refusal_of
+from fieldbus.mqtt.opening import reason_of, refusal_of
 from fieldbus.mqtt.tls import TlsFiles, context_of
 
 PASSWORD_VARIABLE = "FIELDBUS_PASSWORD"  # noqa: S105 - the variable's name
 CONNECT_TIMEOUT_S = 5.0
+# What paho would log is said better by whoever visits.
 _LOGGER = logging.getLogger("fieldbus.mqtt.paho")
+_LOGGER.setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True, slots=True)

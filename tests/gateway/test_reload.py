@@ -613,7 +613,7 @@ async def test_a_broker_is_not_left_because_a_plc_changes(bench, tmp_path):
         link = bench.gateway.plant.links["broker"]
         await eventually(lambda: bench.value("sys.broker.connected") is True)
         await eventually(lambda: link.counters["published"] > 3)
-        client, session = link._client, link._publisher._session
+        control, session = link._control._connection, link._publisher._session
         bench.edit(("speed: {table: holding, address: 10", "speed: {table: holding, address: 11"))
         assert await bench.gateway.load_again() == "4 links go on as they are, net_a opened anew"
         bench.press.registers[0] = 81
@@ -621,7 +621,7 @@ async def test_a_broker_is_not_left_because_a_plc_changes(bench, tmp_path):
         stream = next(iter(bench.gateway.exchange.streams().values()))
         await eventually(lambda: stream.backlog == 0)
         assert bench.gateway.plant.links["broker"] is link
-        assert link._client is client
+        assert link._control._connection is control
         assert link._publisher._session is session
         assert link._publisher.is_connected
     finally:

@@ -4,8 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fieldbus.mqtt import packets
-from fieldbus.mqtt.packets import MalformedPacketError, Splitter, Will
+from fieldbus.mqtt import answers, packets
+from fieldbus.mqtt.answers import Connack
+from fieldbus.mqtt.packets import Splitter, Will
+from fieldbus.mqtt.properties import MAX_REMAINING, MalformedPacketError
 
 CONNACK_OF_MOSQUITTO = bytes.fromhex("2009 0000 06 22000a 210014")
 """With Topic Alias Maximum 10 and Receive Maximum 20."""
@@ -56,7 +58,7 @@ def test_lengths_are_variable_byte_integers(size, length):
 def test_a_message_that_no_packet_can_hold_is_refused():
     class Huge(bytes):
         def __len__(self):
-            return packets.MAX_REMAINING
+            return MAX_REMAINING
 
     with pytest.raises(ValueError):
         packets.publish(0x32, b"t", Huge(), 1)
@@ -64,13 +66,13 @@ def test_a_message_that_no_packet_can_hold_is_refused():
 
 def test_limits_of_the_broker_are_read_from_its_answer():
     [(first, rest)] = Splitter(1000).split(CONNACK_OF_MOSQUITTO)
-    answer = packets.read_connack(rest)
+    answer = answers.read_connack(rest)
     assert first == packets.CONNACK
-    assert answer == packets.Connack(0, receive_maximum=20)
+    assert answer == Connack(0, receive_maximum=20)
     rest = bytes.fromhex("00 87 14 2500 2700000064 130005 1f0005 6e6f0a6f6e 2401")
-    answer = packets.read_connack(rest)
-    assert answer == packets.Connack(0x87, "no on", 65535, 1, False, 100, 5)
-    assert answer.reason == "not authorised: no on"
+    answer = answers.read_connack(rest)
+    assert answer == Connack(0x87, "no on", 65535, 1, False, 100, 5)
+    assert answer.reason == "not authorized: no on"
 
 
 @pytest.mark.parametrize(
@@ -83,13 +85,13 @@ def test_limits_of_the_broker_are_read_from_its_answer():
     ],
 )
 def test_acknowledgements_come_in_three_lengths(rest, expected):
-    assert packets.read_ack(bytes.fromhex(rest)) == expected
+    assert answers.read_ack(bytes.fromhex(rest)) == expected
 
 
 def test_why_the_broker_hangs_up_is_said_in_words():
-    assert packets.read_disconnect(b"\x8b") == "server shutting down"
-    assert packets.read_disconnect(b"\x95\0") == "packet too large"
-    assert packets.read_disconnect(b"") == "closed by the broker"
+    assert answers.read_disconnect(b"\x8b") == "server shutting down"
+    assert answers.read_disconnect(b"\x95\0") == "packet too large"
+    assert answers.read_disconnect(b"") == "closed by the broker"
     assert packets.reason(0xF7) == "reason code 0xF7"
 
 
@@ -98,12 +100,12 @@ def test_why_the_broker_hangs_up_is_said_in_words():
 )
 def test_lengths_that_do_not_fit_are_malformed(rest):
     with pytest.raises(MalformedPacketError):
-        packets.read_ack(bytes.fromhex(rest))
+        answers.read_ack(bytes.fromhex(rest))
 
 
 @given(data=st.binary(max_size=40))
 def test_no_bytes_whatever_raise_anything_else(data):
-    for reader in (packets.read_ack, packets.read_connack, packets.read_disconnect, Splitter(30).split):
+    for reader in (answers.read_ack, answers.read_connack, answers.read_disconnect, Splitter(30).split):
         try:
             reader(data)
         except MalformedPacketError:

@@ -122,7 +122,7 @@ async def test_a_broker_that_answers_keeps_a_quiet_connection():
     ("connack", "words"),
     [
         ("2003 0086 00", "bad user name or password, as client 'id'"),
-        ("2008 0087 05 1f0002 6e6f", "not authorised: no, as client 'id'"),
+        ("2008 0087 05 1f0002 6e6f", "not authorized: no, as client 'id'"),
         ("2003 0085 00", "client identifier not valid"),
         ("ffffffffffff", "not MQTT 5"),
         ("e0018b", "server shutting down"),

@@ -266,6 +266,11 @@ class Exchange:
         for pump in self._pumps:
             pump.wake()
 
+    def wants_each(self, point: Point) -> bool:
+        """Return whether a route wants every sample of a point, or keeps what it gets."""
+        edges = self._around.router.edges_from(point)
+        return any(edge.policy.when is When.SAMPLE or edge.target.is_durable for edge in edges)
+
     def peer_is(self, link: str, peer: str, *, is_online: bool) -> None:
         """Learn that a peer is there, or is not."""
         was_online = self._online.get((link, peer), False)

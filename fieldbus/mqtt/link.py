@@ -23,9 +23,7 @@ Design: `session` says how messages come in, `publisher` how messages of routes 
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from fieldbus.clock import SYSTEM, Clock
@@ -41,24 +39,24 @@ from fieldbus.link import (
     WriteResult,
 )
 from fieldbus.model import Group, Point, Quality, Sample, Value
-from fieldbus.mqtt import packets, peering
+from fieldbus.mqtt import peering
 from fieldbus.mqtt.answers import Publish
-from fieldbus.mqtt.gather import DEFAULT_WINDOW_S, Gatherer
+from fieldbus.mqtt.gather import DEFAULT_WINDOW_S
 from fieldbus.mqtt.inbound import TopicReader
 from fieldbus.mqtt.opening import guess
-from fieldbus.mqtt.packets import Subscription, Will
+from fieldbus.mqtt.outbound import TopicWriter
+from fieldbus.mqtt.packets import Subscription
 from fieldbus.mqtt.payload import TopicPoint
+from fieldbus.mqtt.peer_port import PeerPort
 from fieldbus.mqtt.peers import BEATS, Peers, RemoteGateway
+from fieldbus.mqtt.presence import LOST, SHUT_DOWN, Presence
 from fieldbus.mqtt.publisher import Publisher
 from fieldbus.mqtt.session import Session, total
 from fieldbus.mqtt.tls import TlsFiles, context_of
-from fieldbus.sample_json import gathered_bytes, iso_time, sample_bytes
+from fieldbus.sample_json import sample_bytes
 
-_LOG = logging.getLogger("fieldbus")
 _GOODBYE_S = 2.0
 _OURS = f"{peering.ROOT}/"
-_LOST = "connection lost"
-_SHUT_DOWN = "shut down"
 
 
 class MqttLink:
@@ -121,13 +119,11 @@ class MqttLink:
         self.host = host
         self.port = port
         self._gateway = gateway
-        self._version = version
         self._username = username
         self._password = password
         self._client_id = client_id or f"fieldbus-{gateway}-{name}"
         self._keepalive_s = keepalive_s
         self._is_retained = is_retained
-        self._max_queue = max_queue
         self._topic_of = {place.point: place.topic for place in points}
         self._counters = dict.fromkeys(("rx_bad", "peer_faults"), 0)
         self._me = me or gateway
@@ -149,19 +145,18 @@ class MqttLink:
             )  # fmt: skip
 
         self._control = session(self._client_id)
+        self._port = PeerPort(name, gateway, self._control, self._peers)
         self._topics = self._control
         """The session of the topics of points; the same if there are no peers and commands."""
         if self._reader.topics and (is_announced or remotes):
             self._topics = session(f"{self._client_id}-topics")
         self._sessions = list(dict.fromkeys((self._control, self._topics)))
-        self._gatherer = Gatherer(self._publisher.put, gather_s)
-        self._timer: asyncio.TimerHandle | None = None
+        self._writer = TopicWriter(self._publisher.put, points, gather_s, clock=clock)
+        self._presence = Presence(name, peering.topic(gateway, "status"), version, keepalive_s, clock=clock)
         self._farewell = ""
         """Why we would be offline now."""
         self._is_open = False
         self._is_running = False
-        self._status_trouble = ""
-        self._tasks: set[asyncio.Task[None]] = set()
 
     def aside(self, client_id: str) -> MqttLink:
         """Return a link to the same broker that may be used while this one is, unannounced.
@@ -182,7 +177,7 @@ class MqttLink:
     @property
     def status_topic(self) -> str:
         """Where birth and last will are."""
-        return f"fieldbus/{self._gateway}/status"
+        return self._presence.topic
 
     @property
     def counters(self) -> Mapping[str, int]:
@@ -199,27 +194,28 @@ class MqttLink:
 
     async def connect(self) -> None:
         """Connect, and say that we are there."""
-        self._farewell = _LOST
+        self._farewell = LOST
         # Each session has a context of its own: files may have been renewed.
         context = None if self._tls is None else context_of(self._tls)
         self._publisher.tls = context
         try:
             for session in self._sessions:
                 session.tls = context
-                await session.connect(self._will() if session is self._control else None)
+                is_first = session is self._control and self._is_announced
+                await session.connect(self._presence.will() if is_first else None)
         except LinkDownError as error:
             raise LinkDownError(guess(str(error), self._tls)) from error
         self._is_open = True
         if self._publisher.is_wanted:
             await self._publisher.connect()
         if self._is_announced:
-            await self._say_status("online")
+            await self._presence.say(self._control, "online")
 
     async def run(self, emit: Emit, report: Report) -> None:
         """Subscribe, receive and send until the broker is lost."""
         if not self._is_open:
             raise LinkDownError("not connected")
-        self._farewell = _SHUT_DOWN
+        self._farewell = SHUT_DOWN
         self._peers.start(self.name, emit, report)
         try:
             await self._subscribe_all(emit)
@@ -233,7 +229,7 @@ class MqttLink:
                 for session in self._sessions:
                     tasks.create_task(session.run())
         except* LinkDownError as group:
-            self._farewell = _LOST
+            self._farewell = LOST
             error: BaseException = group
             while isinstance(error, BaseExceptionGroup):
                 error = error.exceptions[0]
@@ -246,18 +242,13 @@ class MqttLink:
 
         def take(message: Publish) -> None:
             if ours and message.topic.startswith(_OURS):
-                self._receive_ours(message)
+                self._port.take(message)
             else:
                 self._reader.take(message, emit)
 
         self._control.start(take)
         if ours:
-            topics = self._peers.subscriptions()
-            # Without the retain flag nobody could tell a command that is kept from one that is given now.
-            own = [Subscription(topic, "/command/" in topic) for topic in topics]
-            await self._control.subscribe(
-                [item for item in own if self._is_announced or not item.keeps_retain_flag]
-            )
+            await self._control.subscribe(self._port.subscriptions(hears_commands=self._is_announced))
         if self._topics is not self._control:
             self._topics.start(lambda message: self._reader.take(message, emit))
         self._reader.refuse(
@@ -279,49 +270,25 @@ class MqttLink:
         await self._publisher.run()
 
     def send(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
-        """Queue routed samples, those of one call for one gathering topic as one message."""
-        gathered: dict[tuple[str, str], list[tuple[str, Sample]]] = {}
-        refused: list[Delivery] = []
-        put = self._publisher.put
+        """Queue routed samples; give commands for points of other gateways."""
+        if not self.remotes:
+            self._writer.send(deliveries)
+            return ()
+        refused, rest = [], []
         for delivery in deliveries:
-            target = delivery.target
-            if target.topic is None:
-                point, value = target.point, delivery.sample.value
-                if point is not None and self._peers.has(point):
-                    if not self.is_sending:
-                        refused.append(delivery)
-                    elif value is not None:
-                        self._peers.send(self, point, value)
-                elif target.point is not None:
-                    put(self._topic_of[target.point], sample_bytes(target.point, delivery.sample))
-            elif target.is_shared:
-                self._gatherer.take_delivery(target.topic, delivery, self._clock.monotonic_s())
-                self._arm()
-            elif target.gathers:
-                key = target.topic, delivery.source.device
-                gathered.setdefault(key, []).append((target.label, delivery.sample))
-            else:
-                put(target.topic, sample_bytes(delivery.source, delivery.sample))
-        for (topic, _), samples in gathered.items():
-            put(topic, gathered_bytes(max(sample.time_ns for _, sample in samples), samples))
+            point, value = delivery.target.point, delivery.sample.value
+            if point is None or delivery.target.topic is not None or not self._peers.has(point):
+                rest.append(delivery)
+            elif not self.is_sending:
+                refused.append(delivery)
+            elif value is not None:
+                self._peers.send(self._port, point, value)
+        self._writer.send(rest)
         return refused
 
     def gather(self, bundle: Bundle) -> None:
         """Put what needs no treatment into the message of its topic."""
-        self._gatherer.take_bundle(bundle, self._clock.monotonic_s())
-        if self._timer is None:
-            self._arm()
-
-    def _arm(self) -> None:
-        """Have `_expire` called when a message has waited long enough."""
-        if self._timer is None and self._gatherer.next_due_s != NEVER:
-            delay_s = max(0.0, self._gatherer.next_due_s - self._clock.monotonic_s())
-            self._timer = asyncio.get_running_loop().call_later(delay_s, self._expire)
-
-    def _expire(self) -> None:
-        self._timer = None
-        self._gatherer.expire(self._clock.monotonic_s())
-        self._arm()
+        self._writer.gather(bundle)
 
     async def write(self, values: Mapping[Point, Value], *, until_s: float = NEVER) -> list[WriteResult]:
         """Publish values on the topics of their points; of another gateway's points, ask it to write them."""
@@ -331,7 +298,7 @@ class MqttLink:
                 results.append(WriteResult(point, value, WriteOutcome.EXPIRED, "its turn came too late"))
                 continue
             if self._peers.has(point):
-                results.append(await self._peers.write(self, point, value, until_s=until_s))
+                results.append(await self._peers.write(self._port, point, value, until_s=until_s))
                 continue
             sample = Sample(value, Quality.GOOD, None, self._clock.wall_ns())
             try:
@@ -350,13 +317,11 @@ class MqttLink:
         was_open, self._is_open = self._is_open, False
         self._is_running = False
         self._peers.stop()
-        for task in list(self._tasks):
-            task.cancel()
+        self._port.stop()
+        for session in self._sessions:
+            session.stop()
         self._reader.forget()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._gatherer.flush()
+        self._writer.flush()
         try:
             async with asyncio.timeout(_GOODBYE_S):
                 if was_open:
@@ -369,11 +334,11 @@ class MqttLink:
                 session.close()
 
     async def _say_goodbye(self) -> None:
-        if self._publisher.waiting and not self._publisher.is_connected and self._farewell == _SHUT_DOWN:
+        if self._publisher.waiting and not self._publisher.is_connected and self._farewell == SHUT_DOWN:
             await self._publisher.connect()  # the very first messages came just now
         await self._publisher.drain()
         if self._is_announced and self._control.is_connected:
-            await self._say_status("offline", self._farewell)
+            await self._presence.say(self._control, "offline", self._farewell)
 
     # --- other gateways, and commands
 
@@ -407,9 +372,7 @@ class MqttLink:
 
     def look_after(self, peer: str) -> None:
         """Have `peer_is` told of a gateway that is no device of ours."""
-        topic = self._peers.look_after(self.name, peer)
-        if topic is not None and self._is_open:
-            self._spawn(self._subscribe(topic))
+        self._port.look_after(peer)
 
     @property
     def beat_s(self) -> float:
@@ -424,66 +387,9 @@ class MqttLink:
         """Emit samples of a peer, by their addresses there."""
         self._peers.emit_samples(peer, samples)
 
-    def tell(
-        self, topic: str, payload: bytes, *, answer_to: str | None, id_: str, signature: str | None
-    ) -> None:
-        """Publish a message that wants an answer, at once or never."""
-        properties = packets.publish_properties(
-            expiry_s=10,
-            response_topic=answer_to,
-            correlation=None if answer_to is None else id_.encode(),
-            signature=signature,
-        )
-        self._control.send(topic, payload, properties)
-
-    async def _subscribe(self, topic: str) -> None:
-        try:
-            await self._control.subscribe([Subscription(topic)])
-        except LinkDownError:
-            return  # the next connection subscribes
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work, name=f"{self.name} subscribes")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
     def _want_all(self, *, is_wanted: bool) -> None:
         """Ask other gateways for their values, for as long as a one-shot lasts."""
         for remote in self.remotes:
             want = peering.Want(dict.fromkeys(remote.points, True)) if is_wanted else peering.Want()
             topic = peering.topic(remote.gateway, "want", self._me)
             self._publisher.put_sure(topic, peering.encode_want(want), None)
-
-    def _receive_ours(self, message: Publish) -> None:
-        reply: Callable[[bytes], None] | None = None
-        answer_to = message.response_topic
-        if answer_to is not None and peering.is_answer_topic(answer_to, self._gateway):
-            properties = packets.publish_properties(correlation=message.correlation)
-
-            def answer(payload: bytes) -> None:
-                self._control.send(answer_to, payload, properties)
-
-            reply = answer
-        self._peers.take(
-            self.name, message.topic, message.payload,
-            is_retained=message.is_retained, signature=message.signature, reply=reply,
-        )  # fmt: skip
-
-    def _will(self) -> Will | None:
-        return Will(self.status_topic, self._status("offline", _LOST)) if self._is_announced else None
-
-    async def _say_status(self, status: str, reason: str | None = None) -> None:
-        try:
-            await self._control.publish(self.status_topic, self._status(status, reason), is_retained=True)
-        except RefusedError as error:
-            if str(error) != self._status_trouble:
-                self._status_trouble = str(error)
-                _LOG.warning("%s: the broker does not take %s (%s)", self.name, self.status_topic, error)
-
-    def _status(self, status: str, reason: str | None = None) -> bytes:
-        found: dict[str, Any] = {"status": status, "reason": reason, "time": iso_time(self._clock.wall_ns())}
-        if status == "online":
-            found["keepalive"] = self._keepalive_s
-        if self._version:
-            found["version"] = self._version
-        return json.dumps(found).encode()

@@ -139,6 +139,11 @@ class Session:
         if self._connection is not None:
             self._connection.start(take)
 
+    def stop(self) -> None:
+        """Hand nothing on any more; what comes is not acknowledged."""
+        if self._connection is not None:
+            self._connection.stop()
+
     async def subscribe(self, subscriptions: Sequence[Subscription]) -> Collection[str]:
         """Subscribe; return the topic filters that the broker refused. Each is logged when that is news.
 
@@ -276,6 +281,11 @@ class _SessionConnection(Connection):
         self._take = take
         self.go_on()
 
+    def stop(self) -> None:
+        """Hand nothing on any more, and read all the same: acknowledgements come here too."""
+        self._take = None
+        self._hold(is_full=False)
+
     async def subscribe(self, subscriptions: Sequence[Subscription]) -> tuple[bytes, str]:
         """Subscribe; return a reason code for each topic filter, and the broker's words."""
         packet_id = next(self._subscribe_ids)
@@ -327,6 +337,9 @@ class _SessionConnection(Connection):
             self._open += 1
             if self._open > RECEIVE_MAXIMUM:
                 raise MalformedPacketError("more messages at once than its Receive Maximum allows")
+        if self._take is None and self.inbox.is_full:
+            self._session.counters["rx_dropped"] += 1  # we are closing; it is not acknowledged
+            return
         self._acknowledge(self.inbox.put(message))
 
     def _acknowledge(self, packet_id: int) -> None:
@@ -359,12 +372,12 @@ class _SessionConnection(Connection):
         if self._acks:
             self.transport.write(b"".join(self._acks))
             self._acks = []
-        self._hold(inbox.is_full)
+        self._hold(is_full=inbox.is_full and take is not None)
         if left <= 0 or left_bytes <= 0:
             self.go_on()
 
-    def _hold(self, is_full: bool) -> None:
-        if is_full is not self._is_held:
+    def _hold(self, *, is_full: bool) -> None:
+        if is_full is not self._is_held and not self.transport.is_closing():
             self._is_held = is_full
             if is_full:
                 self.transport.pause_reading()

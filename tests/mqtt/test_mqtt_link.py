@@ -251,7 +251,7 @@ async def test_why_a_connection_ended_is_said_in_words(broker):
     task = asyncio.create_task(link.run(lambda _: None, lambda _: None))
     async with Session(broker):  # takes its place, of which not every broker says a word
         with pytest.raises(
-            LinkDownError, match="another client came with the same client_id|closed by the broker"
+            LinkDownError, match=r"another client came with the same client_id|closed by the broker"
         ):
             await asyncio.wait_for(task, 5)
         await link.close()

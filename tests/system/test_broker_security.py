@@ -371,7 +371,7 @@ async def test_two_gateways_work_under_the_access_list_end_to_end(site, way):
             "name",
             r"the broker's certificate is not accepted: IP address mismatch, .* not valid for '127.0.0.1'.",
         ),
-        ("password", r"not authorized"),
+        ("password", r"not authorized, as client 'fieldbus-hq-broker'"),
         ("no TLS", r"no answer to the attempt to connect \(does the broker want TLS\?\)"),
         ("no certificate", r"no answer to the attempt to connect \(does the broker want a certificate\?\)"),
         ("no file", r"tls: .*none\.pem has no certificates in PEM format"),

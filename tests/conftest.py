@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
 import os
 import shutil
 import socket
@@ -14,9 +15,12 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
+import hypothesis
 import pytest
 
 ROOT = Path(__file__).parent.parent
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_PORTS = itertools.cycle(range(11_000 + 1000 * _WORKER, 12_000 + 1000 * _WORKER))
 MUST_NOT_SKIP = os.environ.get("FIELDBUS_FORBID_SKIPS") == "1"
 
 
@@ -35,21 +39,44 @@ def missing(reason: str) -> NoReturn:
     pytest.skip(reason)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Offer the nightly run: tests marked `long`, and ten times as many examples."""
+    parser.addoption("--long", action="store_true", help="run the tests that take minutes, and more examples")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose hypothesis' profile: the same examples each time in CI, new ones each night."""
+    hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, database=None)
+    hypothesis.settings.register_profile("nightly", deadline=None, print_blob=True, max_examples=1000)
+    hypothesis.settings.load_profile("nightly" if config.getoption("--long") else "ci")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests that need a kernel with virtual CAN run where tools/vcan says that there is one."""
-    if os.environ.get("FIELDBUS_VCAN") == "1":
-        return
-    skip = pytest.mark.skip(reason="no virtual CAN here: run `tools/vcan tools/test -m vcan`")
+    """Skip what this run is not for: long tests, and those of virtual CAN where there is none."""
+    vcan = pytest.mark.skip(reason="no virtual CAN here: run `tools/vcan tools/test -m vcan`")
+    long = pytest.mark.skip(reason="takes minutes: run `tools/test --long`")
     for item in items:
-        if "vcan" in item.keywords:
-            item.add_marker(skip)
+        if "vcan" in item.keywords and os.environ.get("FIELDBUS_VCAN") != "1":
+            item.add_marker(vcan)
+        if "long" in item.keywords and not config.getoption("--long"):
+            item.add_marker(long)
 
 
 def free_port() -> int:
-    """Return a TCP port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a TCP port of this machine that nobody listens on.
+
+    Never one that the system gives away by itself, and another one in each process of a parallel run: between
+    this call and its use nobody else takes it.
+    """
+    for port in _PORTS:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("no port is free")
 
 
 def wait_for_port(port: int, timeout_s: float = 10.0) -> None:

@@ -615,10 +615,10 @@ TestAnyOrder.settings = settings(max_examples=60, stateful_step_count=40, deadli
 def test_a_name_that_nobody_has_costs_no_time_where_there_are_many():
     points = {f"device{n % 300}.point_{n}": SPEED for n in range(20_000)}
     gate = Gate(points, {}, lambda *_: True, None)
-    begun = time.perf_counter()
+    begun = time.process_time()
     with pytest.raises(RefusedError, match="there is no point"):
         gate.decide(Command("local", "", "local", "device5.pont_77", 1), 0.0, 0)
-    assert time.perf_counter() - begun < 0.1
+    assert time.process_time() - begun < 0.1
 
 
 def test_a_value_as_text_is_no_number():

@@ -696,6 +696,7 @@ def three_units(server: FaultServer, scan_s: float = 0.05, timeout_s: float = 0.
     return ModbusClientLink("plc_net", TcpPlace("127.0.0.1", server.port), units)
 
 
+@pytest.mark.alone
 async def test_a_dead_unit_costs_the_others_less_than_a_tenth_of_their_scans(server: FaultServer) -> None:
     async def scans_per_second(seconds: float) -> list[float]:
         began_s = asyncio.get_running_loop().time()

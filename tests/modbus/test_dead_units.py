@@ -21,7 +21,7 @@ from fieldbus.modbus.places import Place, SerialPlace, TcpPlace
 from fieldbus.modbus.units import Unit
 
 SCALE = float(os.environ.get("FIELDBUS_FAULTS", "1"))
-pytestmark = pytest.mark.timeout(60 + 60 * SCALE)
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(60 + 60 * SCALE)]
 KINDS = ("tcp", "rtu")
 GRACE_S = 0.05
 """What a machine that is busy with something else may add."""

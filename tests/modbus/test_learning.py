@@ -26,7 +26,7 @@ from fieldbus.modbus.places import Place, SerialPlace, TcpPlace
 from fieldbus.modbus.registers import RegisterPoint
 from fieldbus.modbus.units import Unit
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(90)]
+pytestmark = [pytest.mark.alone, pytest.mark.system, pytest.mark.timeout(90)]
 
 SCAN_S = 0.15
 CYCLES = 10

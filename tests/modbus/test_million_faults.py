@@ -379,6 +379,7 @@ async def tcp_costs(name: str, server_port: int, table: Table_) -> list[float]:
             return await once.costs(6)
 
 
+@pytest.mark.alone
 async def test_a_spoilt_answer_on_tcp_costs_at_most_a_tenth_of_a_second() -> None:
     table = {**mutations.TCP, **mutations.TCP_ENDS}
     async with slave("answer 1", "values mixed") as devices:
@@ -391,6 +392,7 @@ async def test_a_length_that_promises_more_than_the_answer_can_have_is_no_reason
         judge({name: await tcp_costs(name, devices.port, mutations.TCP_WAITING)})
 
 
+@pytest.mark.alone
 async def test_a_spoilt_answer_on_a_serial_line_costs_at_most_a_tenth_of_a_second() -> None:
     async def measure(name: str) -> list[float]:
         once = Once(mutations.RTU, name)

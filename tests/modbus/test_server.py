@@ -513,6 +513,7 @@ async def drink(master: Master) -> None:
         pass
 
 
+@pytest.mark.alone
 async def test_2000_half_open_connections_cost_neither_memory_nor_a_live_master(connect: Connect) -> None:
     async with serving(max_sessions=32) as served:
         live = await connect(served)

@@ -189,9 +189,9 @@ def test_ten_thousand_bytes_of_noise_without_a_pause_keep_little_and_hide_nothin
 
 def test_noise_on_a_stream_is_a_fault_and_takes_no_time() -> None:
     framer = RtuRequests([OURS], silence_s=1.0, most_noise=2048)
-    began_s = time.perf_counter()
+    began_s = time.process_time()
     assert framer.feed(b"\x10\xf6" * 131_072, 0.0) == []
-    assert time.perf_counter() - began_s < 0.2
+    assert time.process_time() - began_s < 0.2
     assert framer.fault is not None
     assert framer._buffer == b""
 
@@ -206,9 +206,9 @@ def test_noise_between_frames_on_a_stream_is_no_fault() -> None:
 def test_a_flood_of_requests_in_one_piece_is_taken_apart_in_linear_time() -> None:
     count = 30_000
     framer = line()
-    began_s = time.perf_counter()
+    began_s = time.process_time()
     assert len(framer.feed(rtu(READ) * count, 0.0)) == count
-    assert time.perf_counter() - began_s < 2.0
+    assert time.process_time() - began_s < 2.0
 
 
 # --- RTU: functions and lengths that we do not know --------------------------------------------------

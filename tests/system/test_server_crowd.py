@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from conftest import MUST_NOT_SKIP, Process, free_port, wait_for_port
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.alone, pytest.mark.system]
 
 CLIENTS = 10_000
 BATCH = 200

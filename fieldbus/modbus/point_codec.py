@@ -104,7 +104,9 @@ def _decoder_of_bytes(point: RegisterPoint, linear: Linear) -> Convert:
             return convert(number.unpack(data)[0])
 
         return decode_float
-    if point.type.is_bcd or point.format is not None:
+    if point.type.is_bcd:
+        return _bcd_decoder(point, linear)
+    if point.format is not None:
         return _formatted_decoder(point, linear)
     bits = 16 if point.type is RegisterType.BOOL else point.type.bits
     signed = point.type.is_signed
@@ -118,8 +120,23 @@ def _decoder_of_bytes(point: RegisterPoint, linear: Linear) -> Convert:
     return decode_integer
 
 
+def _bcd_decoder(point: RegisterPoint, linear: Linear) -> Convert:
+    arrange = arrangement(point.order)
+    convert = _integer_converter(point, linear, 0, frozenset())
+    invalid = point.invalid
+
+    def decode(raw: object) -> Decoded:
+        data = arrange(raw)  # type: ignore[arg-type]
+        if invalid and int.from_bytes(data, "big") in invalid:
+            return NOT_AVAILABLE
+        digits = data.hex()
+        return convert(int(digits)) if digits.isdecimal() else NOT_A_NUMBER
+
+    return decode
+
+
 def _formatted_decoder(point: RegisterPoint, linear: Linear) -> Convert:
-    """Return the converter of a number that is not in two's complement."""
+    """Return the converter of a number in a format that a point names."""
     arrange = arrangement(point.order)
     convert = _integer_converter(point, linear, 0, frozenset())
     read = whole_number(point.type, point.format).read
@@ -145,7 +162,6 @@ def _integer_converter(
         numerator, addend, _ = linear.parts
         forward = lambda raw: float(raw * numerator + addend)  # noqa: E731 - as short as its siblings
     low_bit, mask = point.low_bit, (1 << point.bit_count) - 1
-    sign = 1 << point.bit_count >> 1 if point.is_signed_field else 0
     is_bool, epoch = point.point.kind is Kind.BOOL, point.epoch
 
     def decode(raw: object) -> Decoded:
@@ -154,12 +170,20 @@ def _integer_converter(
             return NOT_AVAILABLE
         if low_bit is not None:
             number = (number >> low_bit) & mask
-            if number & sign:
-                number -= mask + 1
         if is_bool:
             return bool(number), None
         return (number if forward is None else forward(number)), None
 
+    def decode_signed_field(raw: object) -> Decoded:
+        number: int = raw  # type: ignore[assignment]
+        if invalid and number % modulus in invalid:
+            return NOT_AVAILABLE
+        number = (number >> (low_bit or 0)) & mask
+        number -= (number << 1) & (mask + 1)
+        return (number if forward is None else forward(number)), None
+
+    if point.is_signed_field:
+        return range_checked(point.point, decode_signed_field)
     if epoch is None:
         return decode if is_bool else range_checked(point.point, decode)
 

@@ -2,10 +2,10 @@
 
 Rules:
 
-* Only addresses that a point has exist; touching any other is exception 02. (`fills_gaps` makes the
-  gaps between points read as 0, for masters that read one long block.)
+* Only addresses that a point has exist; touching any other is exception 02. (`BlockRules` fill the
+  others, for clients that read one long block.)
 * A read that touches a point whose source is bad, or which never had a value, is answered with
-  exception 0B, unless the point's `on_bad` says otherwise.
+  exception 0B, unless the point's `on_bad` or the `BlockRules` say otherwise.
 * A master writes a point whole or not at all: half a float, or a range that ends inside a string, is
   exception 02, and so is a point whose `access` does not say that it may be written. A value that the
   point cannot take (NaN, out of range) is 04: V1.1b3 reserves 03 for the structure of the request.
@@ -17,68 +17,27 @@ Rules:
   value, and a master's write is read with it. What the point is remains its engineering value: when the
   factor changes, the registers are made anew from it. While the factor has no value, or where the value
   does not fit with it, the point is bad; a write by a master is then refused (04).
-
-Design: each table is a byte string of registers plus one state byte per address, so that a read of
-125 registers is checked by two C searches in a slice, not by a loop over points.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 from fieldbus.errors import ConversionError
 from fieldbus.modbus import pdu
 from fieldbus.modbus.converters import power_of_ten
 from fieldbus.modbus.register_types import Table, wire_arrangement
 from fieldbus.modbus.registers import RegisterPoint
+from fieldbus.modbus.table_image import BAD, GOOD, BlockRules, TableImage
 from fieldbus.model import Point, Quality, Sample, Value
 
-_ABSENT, _GOOD, _BAD, _FILLER = 0, 1, 2, 3
-
 Written = tuple[RegisterPoint, Value]
-
-
-class _TableImage:
-    """One table: contiguous from its lowest to its highest point."""
-
-    def __init__(self, points: Sequence[RegisterPoint], fills_gaps: bool) -> None:
-        self.is_bits = points[0].table.is_bits
-        self.start = min(point.address for point in points)
-        self.end = max(point.end for point in points)
-        size = self.end - self.start
-        self.data = bytearray(size if self.is_bits else size * 2)
-        """Registers as on the wire, or one byte per bit."""
-        self.state = bytearray((_FILLER if fills_gaps else _ABSENT,)) * size
-        self.owners: list[list[RegisterPoint]] = [[] for _ in range(size)]
-        for point in points:
-            for address in range(point.address, point.end):
-                self.owners[address - self.start].append(point)
-                self.state[address - self.start] = _BAD
-
-    def contains(self, address: int, count: int) -> bool:
-        first = address - self.start
-        if first < 0 or address + count > self.end:
-            return False
-        return _ABSENT not in self.state[first : first + count]
-
-    def is_bad(self, address: int, count: int) -> bool:
-        first = address - self.start
-        return _BAD in self.state[first : first + count]
-
-    def read(self, address: int, count: int) -> bytes:
-        first = address - self.start
-        if not self.is_bits:
-            return bytes(self.data[2 * first : 2 * (first + count)])
-        packed = 0
-        for index, state in enumerate(self.data[first : first + count]):
-            packed |= state << index
-        return packed.to_bytes((count + 7) // 8, "little")
 
 
 class UnitImage:
     """The served points of one unit id."""
 
-    def __init__(self, points: Iterable[RegisterPoint], *, fills_gaps: bool = False) -> None:
+    def __init__(self, points: Iterable[RegisterPoint], rules: BlockRules | None = None) -> None:
         by_table: dict[Table, list[RegisterPoint]] = {}
         self._served: dict[Point, RegisterPoint] = {}
         self._is_bad: dict[RegisterPoint, bool] = {}
@@ -102,7 +61,10 @@ class UnitImage:
                 self._scaled_by.setdefault(point.factor, []).append(point)
             if point.on_bad.action == "nan" and has_nan(point):
                 self._nan[point] = nan_bytes(point)
-        self._tables = {table: _TableImage(members, fills_gaps) for table, members in by_table.items()}
+        self._rules = rules = rules or BlockRules()
+        self._tables = {table: TableImage(members, rules) for table, members in by_table.items()}
+        for point in self._is_bad:
+            self._put_no_value(point)
         for point in self._is_bad:
             if point.initial is not None:
                 try:
@@ -153,7 +115,7 @@ class UnitImage:
         table = self._tables.get(request.table)
         if table is None or not table.contains(request.address, request.count):
             return pdu.ILLEGAL_DATA_ADDRESS
-        if table.is_bad(request.address, request.count):
+        if table.is_refused(request.address, request.count):
             return pdu.GATEWAY_TARGET_FAILED_TO_RESPOND
         data = table.read(request.address, request.count)
         return bytes((request.function_code, len(data))) + data
@@ -200,7 +162,7 @@ class UnitImage:
         if self._writable(Table.HOLDING, request.address, 1) is None:
             return pdu.ILLEGAL_DATA_ADDRESS
         table = self._tables[Table.HOLDING]
-        if table.is_bad(request.address, 1):
+        if self._has_bad(table, request.address):
             return pdu.GATEWAY_TARGET_FAILED_TO_RESPOND  # it would keep bits that nobody knows
         old = int.from_bytes(table.read(request.address, 1), "big")
         new = old & request.and_mask | request.or_mask & ~request.and_mask & 0xFFFF
@@ -213,8 +175,11 @@ class UnitImage:
             return pdu.ILLEGAL_DATA_ADDRESS
         # What the write gives a value may be bad now; all else must be good before anything is done.
         overwritten = range(request.write.address, request.write.address + request.write.count)
-        for address in range(request.read.address, request.read.address + request.read.count):
-            if address not in overwritten and table.is_bad(address, 1):
+        read = range(request.read.address, request.read.address + request.read.count)
+        others = [address for address in read if address not in overwritten]
+        needs_all = len(others) == len(read) and table.is_refused(read.start, len(read))
+        for address in others:
+            if self._has_bad(table, address) and (needs_all or not self._rules.bad_points_read):
                 writable = self._writable(Table.HOLDING, request.write.address, request.write.count)
                 return pdu.ILLEGAL_DATA_ADDRESS if writable is None else pdu.GATEWAY_TARGET_FAILED_TO_RESPOND
         return self._write(request.write, written) or self._read(request.read)
@@ -226,7 +191,7 @@ class UnitImage:
             return None
         touched: dict[RegisterPoint, None] = {}
         for index in range(address - table.start, address - table.start + count):
-            if not table.owners[index]:
+            if not (0 <= index < len(table.owners) and table.owners[index]):
                 return None
             for point in table.owners[index]:
                 touched[point] = None
@@ -262,6 +227,8 @@ class UnitImage:
             is_shown = True
         elif action == "value" and served.on_bad.value is not None:
             is_shown = self._can_put(served, served.on_bad.value)
+        if not is_shown:
+            self._put_no_value(served)
         self._mark(served, is_bad=not is_shown)
         for scaled in self._scaled_by.get(served, ()):
             self._scale(scaled)
@@ -312,11 +279,16 @@ class UnitImage:
             encode = self._encode[key] = served.encoder(key[1])
         data = encode(value)
         if served.low_bit is not None:
-            # Other points live in the same register: only our bits change.
-            mask = served.bit_mask
-            old = int.from_bytes(table.data[2 * first : 2 * first + len(data)], "big")
-            data = (old & ~mask | int.from_bytes(data, "big")).to_bytes(len(data), "big")
-        table.data[2 * first : 2 * first + len(data)] = data
+            self._put_field(served, int.from_bytes(data, "big"))
+        else:
+            table.data[2 * first : 2 * first + len(data)] = data
+
+    def _put_field(self, served: RegisterPoint, bits: int) -> None:
+        """Set the bits of a point; others live in the same registers, and keep theirs."""
+        table = self._tables[served.table]
+        place = slice(2 * (served.address - table.start), 2 * (served.end - table.start))
+        old = int.from_bytes(table.data[place], "big")
+        table.data[place] = (old & ~served.bit_mask | bits).to_bytes(served.count * 2, "big")
 
     def _put_bytes(self, served: RegisterPoint, data: bytes) -> None:
         table = self._tables[served.table]
@@ -329,8 +301,28 @@ class UnitImage:
         self._is_bad[served] = is_bad
         table = self._tables[served.table]
         for index in range(served.address - table.start, served.end - table.start):
-            any_is_bad = any(self._is_bad[owner] for owner in table.owners[index])
-            table.state[index] = _BAD if any_is_bad else _GOOD
+            bad = [self._is_bad[owner] for owner in table.owners[index]]
+            is_bad = all(bad) if self._rules.bad_points_read else any(bad)
+            table.state[index] = BAD if is_bad else GOOD
+
+    def _has_bad(self, table: TableImage, address: int) -> bool:
+        """Return whether an address is, or is also, that of a bad point."""
+        index = address - table.start
+        is_inside = 0 <= index < len(table.owners)
+        return is_inside and any(self._is_bad[owner] for owner in table.owners[index])
+
+    def _put_no_value(self, served: RegisterPoint) -> None:
+        """Put into the registers of a bad point what it reads as beside good ones."""
+        if not self._rules.bad_points_read:
+            return
+        if served.table.is_bits:
+            self._put_bytes(served, b"\0")
+        elif served.low_bit is not None:
+            self._put_field(served, 0)
+        elif has_nan(served):
+            self._put_bytes(served, nan_bytes(served))
+        else:
+            self._put_bytes(served, self._rules.no_value.to_bytes(2, "big") * served.count)
 
 
 def has_nan(served: RegisterPoint) -> bool:

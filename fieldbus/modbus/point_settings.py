@@ -10,7 +10,7 @@ How types that manuals name are written: SunSpec's ``sunssf`` is an `int16` that
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -107,10 +107,24 @@ class PointSettings(GuardSettings, RegisterSettings):
         self._check_time(kind)
         if self.min is not None and self.max is not None and self.min > self.max:
             raise problem(f"min {self.min} is above max {self.max}")
-        end = address + (self.count or 1) * self.size
-        if end > 0x10000:
+        if self.span[1] > 0x10000:
             raise problem(f"{table} {address} and what follows goes beyond address 65535")
         return self
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The first address of the point, or of its array, and the address behind the last."""
+        _, address = self.place()
+        return address, address + (self.count or 1) * self.size
+
+    def moved(self, offset_of: Callable[[Table], int]) -> PointSettings:
+        """Return the same point at other addresses, which may be none."""
+        table, address = self.place()
+        offset = offset_of(table)
+        if not offset:
+            return self
+        place = {"table": table.value, "address": address + offset, "reference": None}
+        return self.model_copy(update=place)
 
     def _check_one_bit(self, table: Table, kind: RegisterType) -> None:
         if kind is not RegisterType.BOOL:

@@ -26,7 +26,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from fieldbus.clock import SYSTEM, Clock
 from fieldbus.errors import ConversionError, LinkDownError
@@ -40,6 +40,7 @@ from fieldbus.modbus.registers import RegisterPoint
 from fieldbus.modbus.server_access import Guard, Right, role_in
 from fieldbus.modbus.server_framing import BROADCAST
 from fieldbus.modbus.server_sessions import StreamSession
+from fieldbus.modbus.table_image import BlockRules
 from fieldbus.model import NO_FLAWS, Batch, Group, Point, Quality, Sample, Value
 
 _ALL = Right.READWRITE
@@ -53,7 +54,8 @@ class ServedUnit:
     device: str
     unit_id: int
     points: Sequence[RegisterPoint]
-    fills_gaps: bool = False
+    blocks: BlockRules = field(default_factory=BlockRules)
+    """What clients read where there is no value."""
     is_status: bool = False
     """Whether it is the gateway's own status map."""
 
@@ -104,7 +106,7 @@ class ModbusServerLink:
         self._max_sessions = max_sessions
         self._idle_timeout_s = idle_timeout_s
         self._has_echo = has_echo
-        self._images = {unit.unit_id: UnitImage(unit.points, fills_gaps=unit.fills_gaps) for unit in units}
+        self._images = {unit.unit_id: UnitImage(unit.points, unit.blocks) for unit in units}
         alone = [self._images[unit.unit_id] for unit in units if not unit.is_status]
         self._alone = alone[0] if len(alone) == 1 else None
         self._image_of: dict[Point, UnitImage] = {}

@@ -10,15 +10,16 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from fieldbus.clock import SYSTEM, Clock
+from fieldbus.modbus.device_settings import MappedDeviceSettings
 from fieldbus.modbus.identification import LONGEST_TEXT, Identification
 from fieldbus.modbus.listen import ServerPlace
 from fieldbus.modbus.places import Framing, SerialPlace, TcpPlace, TlsFiles, UdpPlace
-from fieldbus.modbus.point_settings import PointSettings
 from fieldbus.modbus.registers import RegisterPoint
 from fieldbus.modbus.server import ModbusServerLink, ServedUnit
 from fieldbus.modbus.server_access import DEFAULT, Guard, Right, networks_of
 from fieldbus.modbus.settings import FileOf, Rs485Settings, SecretOf
-from fieldbus.settings import DeviceSettings, Duration, LinkSettings, Port, Secret, Settings, problem
+from fieldbus.modbus.table_image import BlockRules
+from fieldbus.settings import Duration, LinkSettings, Port, Secret, Settings, problem
 
 _SERIAL = ("rtu", "ascii")
 _ONLY_SERIAL = ("baudrate", "bytesize", "parity", "stopbits", "rs485", "turnaround", "echo")
@@ -191,15 +192,33 @@ class ServerLinkSettings(LinkSettings):
         return Guard(networks_of(self.allow), roles)
 
 
-class ServedDeviceSettings(DeviceSettings):
+class ServedDeviceSettings(MappedDeviceSettings):
     """A register map that we serve."""
 
     unit_id: Annotated[int, Field(ge=0, le=255)] = 1
-    map: str | None = Field(None, description="A file with its points, YAML or CSV.")
-    points: Mapping[str, PointSettings] = {}
     gaps: Literal["exception", "zero"] = Field(
-        "exception", description="What a master sees at addresses between points."
+        "exception", description="What clients read at addresses between points."
     )
+    fill: Annotated[int, Field(ge=0, le=0xFFFF)] | None = Field(
+        None,
+        description="What clients read at all addresses without a point, in the tables in which it has "
+        "points; of coils and discrete inputs, 0 is off and all else on. Writes there are refused.",
+    )
+    bad_block: Literal["exception", "point"] = Field(
+        "exception",
+        description="Whether one bad point makes the whole read exception 0B, or only reads as its NaN, its "
+        "first `invalid` value, else the filler or FFFF. What touches bad points only is 0B in any case.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> ServedDeviceSettings:
+        if self.fill is not None and self.gaps == "zero":
+            raise problem("`gaps: zero` and `fill` exclude each other: `fill: 0` covers the gaps too")
+        return self
+
+    def blocks(self) -> BlockRules:
+        """Return what clients read where there is no value."""
+        return BlockRules(self.gaps == "zero", self.fill, self.bad_block == "point")
 
 
 def build_server(
@@ -228,9 +247,7 @@ def build_server(
         clock: the gateway's.
     """
     units = [
-        ServedUnit(
-            device, item.unit_id, points[device], item.gaps == "zero", item.unit_id == settings.status_unit
-        )
+        ServedUnit(device, item.unit_id, points[device], item.blocks(), item.unit_id == settings.status_unit)
         for device, item in devices.items()
     ]
     place = settings.place(file, secret)

@@ -9,15 +9,14 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from fieldbus.clock import SYSTEM, Clock
+from fieldbus.modbus.device_settings import MappedDeviceSettings
 from fieldbus.modbus.link import ModbusClientLink
 from fieldbus.modbus.places import DialInPlace, Framing, Place, SerialPlace, TcpPlace, TlsFiles, UdpPlace
 from fieldbus.modbus.planner import Limits
-from fieldbus.modbus.point_settings import PointSettings
 from fieldbus.modbus.quirks import LineQuirks, UnitQuirks
 from fieldbus.modbus.registers import RegisterPoint
 from fieldbus.modbus.units import Unit
 from fieldbus.settings import (
-    DeviceSettings,
     Duration,
     LinkSettings,
     Port,
@@ -293,14 +292,12 @@ class DialInLinkSettings(PollingLinkSettings):
         )
 
 
-class PolledDeviceSettings(DeviceSettings):
+class PolledDeviceSettings(MappedDeviceSettings):
     """A device that we poll."""
 
     unit_id: Annotated[int, Field(ge=0, le=255)] = 1
     scan: Duration = Field(1.0, description="How often each point is read, unless it says otherwise.")
     timeout: Duration | None = Field(None, description="Overrides the link's.")
-    map: str | None = Field(None, description="A file with its points, YAML or CSV.")
-    points: Mapping[str, PointSettings] = {}
     max_registers: Annotated[int, Field(ge=1, le=125)] = 125
     max_bits: Annotated[int, Field(ge=1, le=2000)] = 2000
     max_gap: Annotated[int, Field(ge=0, le=124)] | None = Field(

@@ -12,6 +12,7 @@ from fieldbus.modbus.converters import Epoch, time_text
 from fieldbus.modbus.formats.text import character_size
 from fieldbus.modbus.registers import RegisterPoint
 from fieldbus.modbus.server import ModbusServerLink, ServedUnit
+from fieldbus.modbus.table_image import BlockRules
 from fieldbus.modbus.units import Unit
 from fieldbus.model import Batch, Point, Quality, Sample, Value
 from fieldbus.simulate.motion import resting_value, value_at
@@ -38,7 +39,7 @@ class SimulatedPlc:
                 if place.word is None:
                     (self._resting if place.is_open_to_masters else self._moving).append(place.point)
             # Gaps read as 0 because a gateway reads over them, as it may with most PLCs.
-            served.append(ServedUnit(unit.device, unit.unit_id, points, fills_gaps=True))
+            served.append(ServedUnit(unit.device, unit.unit_id, points, BlockRules(fills_gaps=True)))
         self._factors = {place.factor.point for place in self._place.values() if place.factor is not None}
         self._link = ModbusServerLink(
             f"simulated {name}", host, port, served, idle_timeout_s=3600.0, clock=clock

@@ -2,7 +2,8 @@
 
 import pytest
 
-from fieldbus.gateway.config.source import parse_yaml, plain_scalar, read_csv, read_yaml
+from fieldbus.gateway.config.csv_table import read_csv
+from fieldbus.gateway.config.source import parse_yaml, plain_scalar, read_yaml
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from fieldbus.gateway.runtime import Gateway
 from fieldbus.link import Delivery, Regrouped, Target
 from fieldbus.modbus.registers import RegisterPoint, RegisterType, Table
 from fieldbus.modbus.server import ModbusServerLink, ServedUnit
+from fieldbus.modbus.table_image import BlockRules
 from fieldbus.model import NO_FLAWS, Batch, Group, Kind, Point, Quality, Sample
 
 _CHANNELS = itertools.count()
@@ -89,7 +90,9 @@ class Bench:
         self.tasks = []
 
     async def start_plc(self, temperature=72.5):
-        units = [ServedUnit("plc", 1, [self.temperature, self.speed, self.start], fills_gaps=True)]
+        units = [
+            ServedUnit("plc", 1, [self.temperature, self.speed, self.start], BlockRules(fills_gaps=True))
+        ]
         self.plc = ModbusServerLink("plc", "127.0.0.1", self.ports["plc"], units)
         await self.plc.connect()
         self.tasks.append(asyncio.create_task(self.plc.run(self.written.append, lambda _: None)))

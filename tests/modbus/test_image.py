@@ -17,6 +17,7 @@ from fieldbus.modbus.image import UnitImage
 from fieldbus.modbus.point_settings import PointSettings
 from fieldbus.modbus.points import build_points, point_faults
 from fieldbus.modbus.registers import RegisterPoint
+from fieldbus.modbus.table_image import BlockRules
 from fieldbus.model import Quality, Reason, Sample, Value, uncertain
 
 
@@ -40,7 +41,7 @@ class Panel:
 
     def __init__(self, points: Iterable[RegisterPoint], *, fills_gaps: bool = False) -> None:
         self.points = {item.point.name: item for item in points}
-        self.image = UnitImage(self.points.values(), fills_gaps=fills_gaps)
+        self.image = UnitImage(self.points.values(), BlockRules(fills_gaps=fills_gaps))
 
     def put(self, name: str, value: Value | Sample) -> None:
         sample = value if isinstance(value, Sample) else good(value)

@@ -73,7 +73,8 @@ def problems_of(
             message = item["msg"]
         earlier = found.get(whole)
         # The branches of a union each complain; the one that lists the choices helps most.
-        if earlier is None or (kind == "literal_error" and hint is not None):
+        is_better = (kind == "literal_error" and hint is not None) or kind == "float_type"
+        if earlier is None or is_better:
             found[whole] = source.problem(whole, message, hint, at_key=at_key)
     # A union that failed at a deeper place needs no word at the place itself.
     return [

@@ -23,8 +23,9 @@ from fieldbus import __version__
 from fieldbus.clock import Clock
 from fieldbus.errors import ConfigError, Problem, closest
 from fieldbus.gateway.commands.gate import Guard
+from fieldbus.gateway.config.names import POINT_NAME, name_hint
 from fieldbus.gateway.config.protection import access_of, check_exposure, guards_of, is_gateway
-from fieldbus.gateway.config.reading import POINT_NAME, PathT, Reading, mapping
+from fieldbus.gateway.config.reading import PathT, Reading, mapping
 from fieldbus.gateway.config.schema import GatewaySettings, RouteSettings, TopSettings
 from fieldbus.gateway.config.source import Source, read_yaml
 from fieldbus.gateway.link_types import LINK_TYPES, Assembly, Description, LinkType
@@ -217,8 +218,8 @@ class _Loader(Reading):
             broken |= {f"{name}.{point}" for point in dropped}
             for point in mapping(item.get("points")):
                 if not POINT_NAME.fullmatch(str(point)):
-                    self.say((*path, "points", point), f"'{point}' is not a name for a point",
-                              "letters, digits, _, - and dots between them")  # fmt: skip
+                    text = f"'{point}' is not a name for a point"
+                    self.say((*path, "points", point), text, name_hint(point, has_dots=True))
             found[name] = describe(name, settings, self)
             link_of[name] = link
             if name in self.map_of:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,20 +21,22 @@ from fieldbus.canbus.database.loading import DatabaseError
 from fieldbus.canbus.database.loading import load as load_database
 from fieldbus.canbus.layout import Message
 from fieldbus.errors import Problem, closest
+from fieldbus.gateway.config.csv_table import Row, read_csv
 from fieldbus.gateway.config.explain import problems_of
+from fieldbus.gateway.config.names import NAME, POINT_NAME, name_hint
 from fieldbus.gateway.config.schema import ROUTE_COLUMNS
-from fieldbus.gateway.config.source import Mark, Row, Source, read_csv, read_yaml
+from fieldbus.gateway.config.source import Mark, Source, read_yaml
 from fieldbus.gateway.exchange.exchange import PEERS_FOLDER
 from fieldbus.modbus.point_settings import MapSettings, PointSettings
 from fieldbus.model import Point
 from fieldbus.mqtt.peering import PeeringError, decode_birth, taken_over
 from fieldbus.settings import LinkSettings, Secret
 
-_NAME = re.compile(r"[A-Za-z0-9_-]+")
-POINT_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _MAP_COLUMNS = ("name", *PointSettings.model_fields)
 _MAP_TEXT = frozenset({"name", "unit", "description", "bits", "reference", "scale_from", "only_if"})
+_MAP_LISTS = frozenset({"invalid", "flags", "enum"})
 _ROUTE_TEXT = frozenset({"from", "to", "description"})
+_ROUTE_LISTS = frozenset({"map"})
 
 PathT = tuple[str | int, ...]
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -276,11 +277,12 @@ class Reading:
             for name in mapping(data.get("points")):
                 if not POINT_NAME.fullmatch(str(name)):
                     text = f"'{name}' is not a name for a point"
-                    self.problems.append(source.problem(("points", name), text, at_key=True))
+                    hint = name_hint(name, has_dots=True)
+                    self.problems.append(source.problem(("points", name), text, hint, at_key=True))
             if settings is None:
                 return _MapFile(source, {}, None, dropped)
             return _MapFile(source, settings.points, settings.scan, dropped)
-        rows, problems = read_csv(path, shown, _MAP_COLUMNS, _MAP_TEXT)
+        rows, problems = read_csv(path, shown, _MAP_COLUMNS, _MAP_TEXT, _MAP_LISTS)
         self.problems += problems
         source = Source(shown)
         points: dict[str, PointSettings] = {}
@@ -289,7 +291,10 @@ class Reading:
             name = row.cells.pop("name", None)
             if name is None or not POINT_NAME.fullmatch(str(name)):
                 text = "the row has no name" if name is None else f"'{name}' is not a name for a point"
-                self.problems.append(Problem(shown, row.line, 1, "name", text))
+                hint = "" if name is None else name_hint(name, has_dots=True)
+                self.problems.append(
+                    Problem(shown, row.line, row.columns.get("name", 1), "name", text, hint or None)
+                )
                 continue
             place = ("points", str(name))
             if place in source.marks:
@@ -307,7 +312,7 @@ class Reading:
     def read_routes(self, path: Path) -> tuple[Source, list[Any]]:
         """Return the rows of a CSV file with routes, and where they stand."""
         shown = self._shown(path)
-        rows, problems = read_csv(path, shown, ROUTE_COLUMNS, _ROUTE_TEXT)
+        rows, problems = read_csv(path, shown, ROUTE_COLUMNS, _ROUTE_TEXT, _ROUTE_LISTS)
         self.problems += problems
         source = Source(shown)
         for index, row in enumerate(rows):
@@ -348,9 +353,9 @@ class Reading:
 
     def is_name(self, name: object, path: PathT, what: str) -> bool:
         """Return whether something is a name; report it if not."""
-        if isinstance(name, str) and _NAME.fullmatch(name):
+        if isinstance(name, str) and NAME.fullmatch(name):
             return True
-        self.say(path, f"'{name}' is not a name for a {what}", "letters, digits, _ and -")
+        self.say(path, f"'{name}' is not a name for a {what}", name_hint(name))
         return False
 
     def is_mapping(self, item: object, path: PathT) -> bool:

@@ -1,12 +1,10 @@
-"""YAML and CSV as plain data, with the line and column of everything in it.
+"""YAML as plain data, with the line and column of everything in it.
 
 Rules:
 
 * YAML 1.2: ``no`` is a word, ``012`` is twelve, ``0o14`` and ``0xC`` are numbers too.
 * The files of others are hostile until read: at most 16 MiB, 64 levels, a million nodes however
   aliases are used; tags, duplicate keys and keys that are not text or numbers are problems.
-* A cell of a CSV file means what it would mean in YAML: ``0x10``, ``[0xFFFF]``, ``{0: off}``. Cells of
-  columns that hold text stay text. Comma, semicolon and tab separate; a byte order mark is allowed.
 
 Design: ruamel.yaml composes the node tree, which has the marks; plain data and a table from path to
 mark are made from it here, because its own round-trip types would leak into everything.
@@ -14,8 +12,6 @@ mark are made from it here, because its own round-trip types would leak into eve
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -27,7 +23,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from fieldbus.errors import Problem, closest
+from fieldbus.errors import Problem
 
 MAX_BYTES = 16 * 1024 * 1024
 MAX_DEPTH = 64
@@ -93,18 +89,27 @@ def shown_path(path: Sequence[str | int]) -> str:
     return text
 
 
-def read_text(path: Path, shown: str) -> str | Problem:
-    """Return the text of a file, or why it cannot be had."""
+def read_bytes(path: Path, shown: str) -> bytes | Problem:
+    """Return what is in a file, or why it cannot be had."""
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
             return Problem(shown, 0, 0, "", f"the file has {size} bytes, more than {MAX_BYTES}")
-        return path.read_bytes().decode("utf-8-sig")
+        return path.read_bytes()
     except OSError as error:
         reason = error.strerror or str(error)
         return Problem(shown, 0, 0, "", f"cannot be read: {reason[:1].lower()}{reason[1:]}")
+
+
+def read_text(path: Path, shown: str) -> str | Problem:
+    """Return the text of a file, or why it cannot be had."""
+    data = read_bytes(path, shown)
+    if isinstance(data, Problem):
+        return data
+    try:
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        line = data[: error.start].count(b"\n") + 1
         return Problem(shown, line, 0, "", "not UTF-8 text", "save it as UTF-8")
 
 
@@ -215,96 +220,3 @@ def plain_scalar(text: str) -> Any:
     if _FLOAT.fullmatch(text):
         return float(text)
     return text
-
-
-class Row(NamedTuple):
-    """One row of a CSV file."""
-
-    line: int
-    cells: dict[str, Any]
-    columns: dict[str, int]
-    """Key to the column, in characters, where its cell begins."""
-
-
-def read_csv(
-    path: Path, shown: str, columns: Sequence[str], text_columns: frozenset[str]
-) -> tuple[list[Row], list[Problem]]:
-    """Read a CSV file whose header row has names out of `columns`.
-
-    Returns:
-        The rows without their empty cells, and what is wrong with the file.
-    """
-    text = read_text(path, shown)
-    if isinstance(text, Problem):
-        return [], [text]
-    problems: list[Problem] = []
-    rows: list[Row] = []
-    header: list[str] | None = None
-    first = next((line for line in text.splitlines() if line.strip() and not line.startswith("#")), "")
-    delimiter = max(",;\t", key=first.count)
-    lines = text.splitlines(keepends=True)
-    reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True, skipinitialspace=True)
-    line = 1
-    try:
-        for cells in reader:
-            start, line = line, reader.line_num + 1
-            if not any(cell.strip() for cell in cells) or cells[0].startswith("#"):
-                continue
-            if header is None:
-                header = [cell.strip() for cell in cells]
-                problems.extend(_header_problems(header, shown, start, columns))
-                continue
-            raw = lines[start - 1] if start <= len(lines) else ""
-            if len(cells) > len(header) and any(cell.strip() for cell in cells[len(header) :]):
-                message = f"{len(cells)} cells under {len(header)} names"
-                hint = f"a cell that contains {delimiter!r} stands in double quotes"
-                problems.append(Problem(shown, start, 1, "", message, hint))
-                continue
-            rows.append(_row(start, header, cells, raw, delimiter, text_columns, shown, problems))
-    except csv.Error as error:
-        problems.append(Problem(shown, reader.line_num, 0, "", f"not CSV: {error}"))
-    if header is None and not problems:
-        problems.append(Problem(shown, 1, 1, "", "the file has no header row"))
-    return rows, problems
-
-
-def _header_problems(header: Sequence[str], shown: str, line: int, columns: Sequence[str]) -> list[Problem]:
-    problems = []
-    for index, name in enumerate(header):
-        if name not in columns:
-            hint = closest(name, columns) or f"one of {', '.join(columns)}"
-            problems.append(Problem(shown, line, 1, name, f"unknown column '{name}'", hint))
-        elif name in header[:index]:
-            problems.append(Problem(shown, line, 1, name, f"two columns are named '{name}'"))
-    return problems
-
-
-def _row(
-    line: int,
-    header: Sequence[str],
-    cells: Sequence[str],
-    raw: str,
-    delimiter: str,
-    text_columns: frozenset[str],
-    shown: str,
-    problems: list[Problem],
-) -> Row:
-    found: dict[str, Any] = {}
-    places: dict[str, int] = {}
-    position = 0
-    for name, cell in zip(header, cells, strict=False):
-        text = cell.strip()
-        if text:
-            at = raw.find(text, position)
-            places[name] = at + 1 if at >= 0 else 1
-            found[name] = text
-            if name not in text_columns:
-                inner = parse_yaml(text, shown) if text[0] in "[{" else None
-                if inner is not None and inner.problems:
-                    problems.extend(
-                        Problem(shown, line, places[name], name, item.message) for item in inner.problems
-                    )
-                found[name] = plain_scalar(text) if inner is None else inner.data
-        position += len(cell)
-        position = max(position, raw.find(delimiter, position) + 1)
-    return Row(line, found, places)

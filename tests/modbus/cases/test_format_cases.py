@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
 
+import pytest
+from conftest import free_port
 from support.desk import problems, read, tcp, values, write, write_config
 from support.table_device import TableDevice
+
+from fieldbus.gateway.config.loader import load
 
 HALVES = struct.pack(">d", 230.5)
 TRANSDUCER = bytes.fromhex("fdfe1dc0 0200007b") + HALVES[4:] + HALVES[:4] + bytes.fromhex("85dc") + struct.pack(
@@ -85,3 +90,101 @@ async def test_text_is_read_and_written_in_the_encoding_of_the_device(tmp_path):
         refused = await write(path, "meter.name", "Zähler €")
         assert (refused.outcome, "lacks" in str(refused.reason)) == ("refused", True)
         assert len(device.writes) == 2
+
+
+# --- one map at another base
+
+
+MAP = """points:
+  frequency: {table: holding, address: 40085, scale: 0.1, unit: Hz}
+  power:     {table: holding, address: 40087, type: int16, unit: W}
+"""
+
+
+@pytest.mark.parametrize("base", ["1", "{holding: 1}"])
+async def test_one_map_serves_a_device_whose_addresses_moved(tmp_path, base):
+    (tmp_path / "map.yaml").write_text(MAP)
+    devices = f"""  old: {{link: net, unit_id: 1, map: map.yaml}}
+  new: {{link: net, unit_id: 2, map: map.yaml, base: {base}}}
+"""
+    async with TableDevice({40085: 500, 40086: 0, 40087: 2300}) as device:
+        device.registers[2] = {40085: 9999, 40086: 501, 40087: 0, 40088: 2400}
+        path = write_config(tmp_path, devices, tcp(device.port))
+        assert await values(path) == {
+            "old.frequency": 50.0, "old.power": 2300, "new.frequency": 50.1, "new.power": 2400
+        }  # fmt: skip
+
+
+def test_a_base_that_moves_a_point_out_is_told_where_the_point_stands(tmp_path):
+    (tmp_path / "map.yaml").write_text(MAP)
+    devices = """  low: {link: net, unit_id: 1, map: map.yaml, base: -40086}
+  high: {link: net, unit_id: 2, map: map.yaml, base: {input: 1, holding: 30000}}
+"""
+    found = [str(item).split("map.yaml:")[1] for item in problems(write_config(tmp_path, devices, tcp(1)))]
+    hint = "(change the `base` of the device, or the map)"
+    assert found == [
+        f"2:14: points.frequency: holding 40085 and `base` -40086 are no address: 0 to 65535 {hint}",
+        f"2:14: points.frequency: holding 40085 and `base` 30000 are no address: 0 to 65535 {hint}",
+        f"3:14: points.power: holding 40087 and `base` 30000 are no address: 0 to 65535 {hint}",
+    ]
+
+
+# --- a client that reads blocks
+
+
+async def test_a_served_block_reads_the_filler_between_its_points(tmp_path):
+    port = free_port()
+    devices = """  panel:
+    link: hmi
+    fill: 0
+    points:
+      a: {table: holding, address: 0, access: readwrite, initial: 11}
+      b: {table: holding, address: 4, access: readwrite, initial: 22}
+      c: {table: holding, address: 9, access: readwrite, initial: 33}
+"""
+    path = write_config(tmp_path, devices, f"  hmi: {{type: modbus-server, host: 127.0.0.1, port: {port}}}")
+    served = load(path).links["hmi"]
+    await served.connect()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(bytes.fromhex("0001 0000 0006 01 03 0000 000a"))
+    response = await reader.readexactly(9 + 20)
+    assert struct.unpack(">10H", response[9:]) == (11, 0, 0, 0, 22, 0, 0, 0, 0, 33)
+    writer.write(bytes.fromhex("0002 0000 0006 01 06 0001 0005"))
+    assert (await reader.readexactly(9))[7:] == b"\x86\x02"
+    writer.close()
+    await served.close()
+
+
+# --- tables from Excel
+
+
+COLUMNS = "name;table;address;type;scale;min;max;unit;enum;description"
+ROWS = [
+    COLUMNS,
+    "Vorlauftemperatur;holding;79;int16;0,01;-20;120,5;°C;;Vorlauf, Heizkreis 1;;;",
+    "Zaehler_Netz;holding;78;;0,1;;;kWh;;;;;",
+    "state;holding;10;;;;;;0=aus 1=an;",
+    ";;;;;;;;;",
+]
+
+
+@pytest.mark.parametrize(
+    ("separator", "encoding", "told"),
+    [(";", "utf-8-sig", []), (";", "cp1252", ["not UTF-8 text, read as Windows-1252"]), ("\t", "utf-16", [])],
+)
+def test_a_point_list_from_excel_is_taken(tmp_path, separator, encoding, told):
+    text = "\r\n".join(row.replace(";", separator) for row in ROWS)
+    (tmp_path / "excel.csv").write_bytes(text.encode(encoding))
+    path = write_config(tmp_path, "  a: {link: net, map: excel.csv}", tcp(1))
+    assert [item.message.split(":")[0] for item in problems(path)] == told
+    point = load(path, needs_secrets=False).points["a.Vorlauftemperatur"]
+    assert (point.minimum, point.maximum, point.unit, point.highest) == (-20, 120.5, "°C", 327.67)
+
+
+def test_a_name_that_is_refused_comes_with_what_names_may_have(tmp_path):
+    (tmp_path / "excel.csv").write_text("\n".join(ROWS).replace("Zaehler_", "Zähler "), encoding="utf-8")
+    [told] = problems(write_config(tmp_path, "  a: {link: net, map: excel.csv}", tcp(1)))
+    assert str(told).endswith(
+        "excel.csv:3:1: name: 'Zähler Netz' is not a name for a point (letters A-Z and a-z, digits, _ and -, "
+        "parts joined by dots: for example 'Zaehler_Netz')"
+    )

@@ -31,6 +31,7 @@ from fieldbus.canbus.j1939 import node as j1939_node
 from fieldbus.canbus.j1939.address import FIRST_ARBITRARY, LAST_ARBITRARY
 from fieldbus.canbus.j1939.identifiers import filter_for as filter_for_pgn
 from fieldbus.canbus.j1939.identifiers import pgn_of, source_of
+from fieldbus.canbus.j1939.matching import PgnTable, fragment_text, is_fragment
 from fieldbus.canbus.j1939.node import Node, NodeSettings
 from fieldbus.canbus.listening import Handler, Incoming, Listener
 from fieldbus.canbus.logs.logged import LogError
@@ -139,7 +140,7 @@ class CanLink:
         self._schedule = Schedule(self._drain_all, self._fail, clock=clock)
         self._guarded = [item for item in self._listener.incoming if item.guard is not None]
         self._exact: dict[int, list[Incoming]] = {}
-        self._by_pgn: dict[tuple[int, int | None], list[Incoming]] = {}
+        self._by_pgn: PgnTable[Incoming] = PgnTable()
         for incoming in self._listener.incoming:
             self._enter(incoming)
         self._handlers: dict[int, Handler | None] = {}
@@ -147,6 +148,8 @@ class CanLink:
         self._own_ids: frozenset[int] = frozenset()
         self._sources: dict[Incoming, int] = {}
         self._ambiguous: set[Incoming] = set()
+        self._fragmented: set[Incoming] = set()
+        """Messages in packets of which single frames were seen."""
         self.open_bus: Callable[[Mapping[str, object]], Awaitable[Bus]] = functools.partial(
             open_bus, clock=clock
         )
@@ -317,8 +320,7 @@ class CanLink:
     def _enter(self, incoming: Incoming) -> None:
         message = incoming.message
         if message.is_j1939:
-            key = (pgn_of(message.message.frame_id), message.source_address)
-            self._by_pgn.setdefault(key, []).append(incoming)
+            self._by_pgn.add(pgn_of(message.message.frame_id), message.source_address, incoming)
         else:
             self._exact.setdefault(message.can_id, []).append(incoming)
 
@@ -420,7 +422,7 @@ class CanLink:
             if node.wants(can_id):
                 takers.append(lambda data, time_ns, at_s: node.heard(can_id, data, time_ns, at_s))
             pgn, source = pgn_of(can_id), source_of(can_id)
-            takers += [self._of(item, source) for item in self._of_pgn(pgn, source)]
+            takers += [self._of_frames(item, source) for item in self._by_pgn.of(pgn, source)]
         if not takers:
             return _echo if can_id in self._own_ids else None
         if len(takers) == 1:
@@ -432,8 +434,20 @@ class CanLink:
 
         return take
 
-    def _of_pgn(self, pgn: int, source: int) -> list[Incoming]:
-        return [*self._by_pgn.get((pgn, source), ()), *self._by_pgn.get((pgn, None), ())]
+    def _of_frames(self, incoming: Incoming, source: int) -> Handler:
+        """Return what takes the frames of a message, if it has any: long ones come in packets."""
+        message, handler = incoming.message.message, self._of(incoming, source)
+        if not is_fragment(message, 0):
+            return handler
+
+        def take(data: bytes, time_ns: int, at_s: float) -> None:
+            if not is_fragment(message, len(data)):
+                handler(data, time_ns, at_s)
+            elif incoming not in self._fragmented:
+                self._fragmented.add(incoming)
+                self._notice(fragment_text(message))
+
+        return take
 
     def _of(self, incoming: Incoming, source: int) -> Handler:
         """Return what takes a message that is heard of anybody, and notices if that are two."""
@@ -459,7 +473,7 @@ class CanLink:
 
     def _transported(self, pgn: int, source: int, data: bytes, time_ns: int, at_s: float) -> None:
         """Take a message that came in packets."""
-        for incoming in self._of_pgn(pgn, source):
+        for incoming in self._by_pgn.of(pgn, source):
             self._of(incoming, source)(data, time_ns, at_s)
 
     def _error_frame(self, can_id: int, data: bytes) -> None:
@@ -512,14 +526,14 @@ class CanLink:
 
     def _pgn_refused(self, pgn: int, source: int) -> None:
         """Take a node's word that it does not send what it was asked for."""
-        for incoming in self._of_pgn(pgn, source):
+        for incoming in self._by_pgn.of(pgn, source):
             if incoming.message.request is not None and incoming.asked_s is not None:
                 incoming.asked_s = None
                 self._listener.give_up(incoming, f"{Reason.NOT_AVAILABLE}: refused by the node")
 
     def _pgn_begun(self, pgn: int, source: int, until_s: float) -> None:
         """Wait for an answer that comes in packets, at their sender's pace."""
-        for incoming in self._of_pgn(pgn, source):
+        for incoming in self._by_pgn.of(pgn, source):
             if incoming.asked_s is not None:
                 incoming.asked_s = max(incoming.asked_s, until_s)
 

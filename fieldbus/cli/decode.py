@@ -97,6 +97,8 @@ def _sum_up(reader: LogReader, decoder: LogDecoder) -> None:
     if reader.bad_lines:
         parts.append(f"{reader.bad_lines} bad lines")
     typer.echo(f"{reader.path}: {'; '.join(parts)}", err=True)
+    for text, count in decoder.fragments.items():
+        typer.echo(f"{reader.path}: {text} ({count} frames)", err=True)
     for note in reader.notes:
         typer.echo(f"{reader.path}: {note}", err=True)
     for line in reader.first_bad:

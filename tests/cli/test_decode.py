@@ -200,6 +200,51 @@ def test_messages_of_several_frames_are_decoded_with_the_last(decode):
     assert text[2].endswith(f"(PGN {pgn} from 33, 14 bytes) Long Tail=42")
 
 
+PACKETS = [
+    "(1.000000) c 18ECFF21#200E0002FFF1FE00",
+    "(1.060000) c 18EBFF21#0101020304050607",
+    "(1.120000) c 18EBFF21#0208090A0B0C0D2A",
+]
+CONNECTION = [
+    "(2.000000) c 18EC3021#100E0002FFF1FE00",
+    "(2.010000) c 18EC2130#110201FFFFF1FE00",
+    "(2.020000) c 18EB3021#0101020304050607",
+    "(2.030000) c 18EB3021#0208090A0B0C0D2B",
+    "(2.040000) c 18EC2130#130E0002FFF1FE00",
+]
+DESCRIBED = """BO_ 2565668862 TP_CM: 8 ECU
+ SG_ Control : 0|8@1+ (1,0) [0|255] "" GW
+BO_ 2565603326 TP_DT: 8 ECU
+ SG_ Number : 0|8@1+ (1,0) [0|255] "" GW
+BA_ "VFrameFormat" BO_ 2565668862 3;
+BA_ "VFrameFormat" BO_ 2565603326 3;
+"""
+
+
+@pytest.mark.parametrize("is_described", [False, True])
+def test_packets_make_a_message_also_where_the_database_has_them(decode, tmp_path, is_described):
+    head, rest = J1939_DBC.split("BA_DEF_ BO_", 1)
+    described, formats = DESCRIBED.split("BA_ ", 1)
+    text = f"{head}{described}BA_DEF_ BO_{rest}BA_ {formats}" if is_described else J1939_DBC
+    (tmp_path / "tp.dbc").write_text(text)
+    found = as_json(decode(*PACKETS, *CONNECTION, database="tp.dbc", options=["--json"])[0])
+    long = [line for line in found if line["message"] == "Long"]
+    assert [line["signals"]["Tail"] for line in long] == [42, 43]
+    assert [line["transport"]["bytes"] for line in long] == [14, 14]
+    others = [line["message"] for line in found if line["message"] != "Long"]
+    expected = ["TP_CM", "TP_DT", "TP_CM", "TP_CM", "TP_DT", "TP_DT"] if is_described else [None] * 6
+    assert others == expected
+
+
+def test_a_long_message_is_never_decoded_from_one_frame(decode):
+    # An NMEA 2000 fast packet: sequence and frame number, size, first bytes.
+    frames = ["(1.0) c 0CFEF121#A00E010203040506", "(1.1) c 0CFEF121#A10708090A0B0C2A"]
+    lines, summary = decode(*frames, database="j.dbc", options=["--json"], code=1)
+    assert [(line["message"], line["signals"]) for line in as_json(lines)] == [(None, {})] * 2
+    assert "PGN 65265 (Long) has 14 bytes, and frames of 8 came" in summary
+    assert "NMEA 2000 fast packets are not supported (2 frames)" in summary
+
+
 def test_j1939_can_be_forced(decode, tmp_path):
     plain = re.sub(r"BA_.*\n", "", J1939_DBC)
     (tmp_path / "p.dbc").write_text(plain)

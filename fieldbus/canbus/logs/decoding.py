@@ -15,7 +15,8 @@ Rules:
 
 * One line a frame. A frame that no message describes, a remote frame and an error frame have no message.
 * A plain database is matched by the whole identifier, one of J1939 by the PGN: the message of the same source
-  address if there is one, else the first.
+  address if there is one, else the first. Messages in packets, and frames that are too short for their
+  message, are recognised as the gateway does it (`j1939.matching`, `j1939.transport`).
 * NaN and infinity never appear; what comes from files is printed without control characters.
 
 Design: what depends on the identifier alone is made once for each, what depends on the data alone is kept
@@ -30,7 +31,8 @@ from collections.abc import Iterable, Sequence
 
 from fieldbus.canbus.bus import ERROR, EXTENDED, EXTENDED_MASK, REMOTE
 from fieldbus.canbus.codec import BranchDecoder, MessageDecoder
-from fieldbus.canbus.j1939.identifiers import pgn_of
+from fieldbus.canbus.j1939.identifiers import pgn_of, source_of
+from fieldbus.canbus.j1939.matching import PgnTable, fragment_text, is_fragment
 from fieldbus.canbus.j1939.packets import is_transport
 from fieldbus.canbus.j1939.signals import as_j1939
 from fieldbus.canbus.j1939.transport import Reassembler
@@ -68,9 +70,10 @@ class LogDecoder:
         self.doubles: list[tuple[str, str]] = []
         """Messages that are never seen, because another has their identifier; and that other."""
         self._is_json = is_json
+        self.fragments: Counter[str] = Counter()
+        """Sentences about frames that are only a part of their message, and how many frames that were."""
         self._exact: dict[int, _Writer] = {}
-        self._by_source: dict[tuple[int, int], _Writer] = {}
-        self._by_pgn: dict[int, _Writer] = {}
+        self._by_pgn: PgnTable[_Writer] = PgnTable()
         for message in messages:
             self._enter(message, is_pgn=message.is_extended and (message.is_j1939 or is_j1939))
         self._found: dict[int, _Writer | None] = {}
@@ -81,9 +84,10 @@ class LogDecoder:
         can_id = message.frame_id | (EXTENDED if message.is_extended else 0)
         writer = _Writer(as_j1939(message) if is_pgn else message, is_json=self._is_json)
         if is_pgn:
-            pgn = pgn_of(can_id)
-            first = self._by_source.setdefault((pgn, can_id & 0xFF), writer)
-            self._by_pgn.setdefault(pgn, writer)
+            pgn, source = pgn_of(can_id), source_of(can_id)
+            first = next(iter(self._by_pgn.of(pgn, source)), writer)
+            if first is writer:
+                self._by_pgn.add(pgn, source, writer)
         else:
             first = self._exact.setdefault(can_id, writer)
         if first is not writer:
@@ -92,8 +96,7 @@ class LogDecoder:
     def _find(self, can_id: int) -> _Writer | None:
         writer = self._exact.get(can_id)
         if writer is None and self._by_pgn and can_id & EXTENDED:
-            pgn = pgn_of(can_id)
-            writer = self._by_source.get((pgn, can_id & 0xFF)) or self._by_pgn.get(pgn)
+            writer = self._by_pgn.nearest(pgn_of(can_id), source_of(can_id))
         if len(self._found) >= _MAX_KNOWN_IDS:
             self._found.clear()
         self._found[can_id] = writer
@@ -111,18 +114,26 @@ class LogDecoder:
             body = self._special(can_id, data)
         else:
             writer = self._found[can_id] if can_id in self._found else self._find(can_id)
-            if writer is not None:
-                self.decoded += 1
-                body = writer.body(data)
-            elif self._by_pgn and is_transport(can_id):
-                body = self._transported(frame)
-            else:
-                if len(self.unknown) < _MAX_KNOWN_IDS or can_id in self.unknown:
-                    self.unknown[can_id] += 1
-                body = _NOTHING if self._is_json else f"– {data.hex(' ').upper()}"
+            body = None
+            if self._by_pgn and is_transport(can_id):
+                body = self._transported(frame, is_described=writer is not None)
+            if body is None:
+                body = self._body(can_id, data, writer)
         if self._is_json:
             return f'{{"time":"{iso_time(frame.time_ns)}",{head},{body}}}'
         return f"{iso_time(frame.time_ns)} {head} {body}"
+
+    def _body(self, can_id: int, data: bytes, writer: _Writer | None) -> str:
+        if writer is None:
+            if len(self.unknown) < _MAX_KNOWN_IDS or can_id in self.unknown:
+                self.unknown[can_id] += 1
+            return _NOTHING if self._is_json else f"– {data.hex(' ').upper()}"
+        if writer.is_long and is_fragment(writer.message, len(data)):
+            self.undecodable += 1
+            self.fragments[fragment_text(writer.message)] += 1
+            return _NOTHING if self._is_json else f"– part of {writer.message.name}: {data.hex(' ').upper()}"
+        self.decoded += 1
+        return writer.body(data)
 
     def _head(self, channel: str, can_id: int) -> str:
         is_extended = bool(can_id & EXTENDED)
@@ -143,8 +154,11 @@ class LogDecoder:
             return f'{_NOTHING},"error":{_text(causes)}' if self._is_json else f"error: {', '.join(causes)}"
         return f'{_NOTHING},"remote":true' if self._is_json else f"– remote frame, {len(data)} bytes wanted"
 
-    def _transported(self, frame: LoggedFrame) -> str:
-        """Return what a part of a longer J1939 message says: all of it, if it is the last."""
+    def _transported(self, frame: LoggedFrame, *, is_described: bool) -> str | None:
+        """Return what a part of a longer J1939 message says: all of it, if it is the last.
+
+        None for another part of which the database itself says something.
+        """
         reassembler = self._reassemblers.get(frame.channel)
         if reassembler is None:
             if len(self._reassemblers) >= _MAX_CHANNELS:
@@ -152,11 +166,13 @@ class LogDecoder:
             reassembler = self._reassemblers[frame.channel] = Reassembler()
         whole = reassembler.feed(frame.can_id, frame.data, frame.time_ns / 1e9)
         if whole is None:
+            if is_described:
+                return None
             self.undecodable += 1
             shown = f"– part of a longer message: {frame.data.hex(' ').upper()}"
             return _NOTHING if self._is_json else shown
         pgn, source = whole.pgn, whole.source_address
-        writer = self._by_source.get((pgn, source)) or self._by_pgn.get(pgn)
+        writer = self._by_pgn.nearest(pgn, source)
         if writer is None:
             self.undecodable += 1
             body = _NOTHING if self._is_json else f"– {whole.payload.hex(' ').upper()}"
@@ -173,6 +189,7 @@ class _Writer:
 
     def __init__(self, message: Message, *, is_json: bool) -> None:
         self.message = message
+        self.is_long = is_fragment(message, 0)
         self._decoder = MessageDecoder(message)
         kind = _JsonBranch if is_json else _TextBranch
         self._branches = [kind(branch) for branch in self._decoder.branches]

@@ -260,7 +260,8 @@ class Line(asyncio.Protocol, asyncio.DatagramProtocol):
             self._owner.answered(answer)
             return
         # A gap ends a frame on a line. On a stream it may be the network's; only noise is given up there.
-        self.is_spoilt = self._character_s > 0 or self.framer.is_empty
+        framer = self.framer
+        self.is_spoilt = (self._character_s > 0 or framer.is_empty) and not framer.has_heard_itself
         if self.is_spoilt and self._deadline_s > now_s + self._garbled_s:
             self._watch(self._garbled_s)
 
@@ -335,6 +336,10 @@ class Line(asyncio.Protocol, asyncio.DatagramProtocol):
             self._watch(max(rest_s, 0.0005))
         elif not self._is_serial and not self.framer.is_empty:
             self._fail(BadResponseError("half a frame, then nothing"))
+        elif self.framer.holds_back:
+            self._fail(
+                BadResponseError("what came may be the echo of the request: the response looks like it")
+            )
         else:
             self._fail(RequestTimeoutError(self._timeout_s))
 

@@ -17,6 +17,9 @@ Rules:
 * RTU and ASCII: noise before, between and behind frames is passed over; a frame behind noise is not lost.
   Frames of other units and of other functions and sizes are passed over too: they are late, or another
   master's.
+* RTU and ASCII: a request that comes back is our own echo (`echo.py`), and never its response. As long as it
+  is not known whether the line echoes, a response that looks like its request is held back: what comes after
+  it tells.
 * Nothing is kept beyond `_MOST` bytes, however much comes.
 
 Design: the answer to a read is known but for its data, so an `Ask` carries the head and the size that its
@@ -31,6 +34,7 @@ from typing import Protocol
 
 from fieldbus.modbus import pdu
 from fieldbus.modbus.checksum import crc16, lrc
+from fieldbus.modbus.echo import LineEcho
 
 _LATE_REPLIES = 64
 """How many requests ago an answer may belong to, to count as late and not as wrong."""
@@ -54,6 +58,11 @@ class Ask:
         object.__setattr__(self, "size", size)
 
     @property
+    def is_mirrored(self) -> bool:
+        """Whether a good answer is the same as the request: FC 5, 6 and 22."""
+        return self.size == len(self.pdu) and self.pdu.startswith(self.head)
+
+    @property
     def shape(self) -> tuple[int, int]:
         """What tells its answer from others where there is no transaction id: function and size."""
         return self.pdu[0], self.size
@@ -72,6 +81,16 @@ class Framer(Protocol):
     @property
     def is_empty(self) -> bool:
         """Whether nothing came that belongs to no answer yet."""
+        ...
+
+    @property
+    def has_heard_itself(self) -> bool:
+        """Whether nothing came but the echo of the request, or what may be it."""
+        ...
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether something came that is the response, or else the echo of the request."""
         ...
 
     def wrap(self, ask: Ask) -> bytes:
@@ -112,6 +131,16 @@ class MbapFramer:
     def is_empty(self) -> bool:
         """Whether no part of a frame is waiting for its rest."""
         return not self._buffer
+
+    @property
+    def has_heard_itself(self) -> bool:
+        """Never: a stream has no echo."""
+        return False
+
+    @property
+    def holds_back(self) -> bool:
+        """Never."""
+        return False
 
     def wrap(self, ask: Ask) -> bytes:
         """Return the request with its header."""
@@ -186,18 +215,25 @@ class _LineFramer:
 
     has_transactions = False
 
-    def __init__(self, *, takes_any_unit: bool = False, has_echo: bool = False) -> None:
+    def __init__(self, *, takes_any_unit: bool = False, echo: LineEcho | None = None) -> None:
         """Take what a line is known to do.
 
         Args:
             takes_any_unit: whether an answer from another unit id is taken.
-            has_echo: whether what we send comes back to us first.
+            echo: what is known of the line's echo; without it, that there is none.
         """
         self.fault: str | None = None
         self.late_from: int | None = None
         self._takes_any_unit = takes_any_unit
-        self._has_echo = has_echo
-        self._echo = b""
+        self._echo = LineEcho(said=False) if echo is None else echo
+        self._sent = b""
+        """The frame of the request under way."""
+        self._is_mirrored = False
+        """Whether the response looks as its request does."""
+        self._is_after_echo = False
+        self._holds_back = False
+        self._passed = b""
+        """What came since the request was sent and is no part of its response."""
         self._buffer = b""
         self._ask: Ask | None = None
 
@@ -208,35 +244,66 @@ class _LineFramer:
     def clear(self) -> None:
         self._buffer = b""
 
+    @property
+    def has_heard_itself(self) -> bool:
+        return not self._buffer and (self._is_after_echo or self._holds_back)
+
+    @property
+    def holds_back(self) -> bool:
+        return self._holds_back
+
     def wrap(self, ask: Ask) -> bytes:
-        frame = self._frame(ask)
+        frame = self._sent = self._frame(ask)
         self._ask = ask
-        self._buffer = b""
-        self._echo = frame if self._has_echo else b""
+        self._buffer = self._passed = b""
+        self._is_after_echo = self._holds_back = False
+        self._is_mirrored = self._find(ask, frame)[0] is not None
         return frame
 
     def feed(self, data: bytes) -> bytes | None:
-        self._buffer += data
+        buffer = self._buffer + data
         ask = self._ask
         if ask is None:
-            self._buffer = self._buffer[-_MOST:]
+            self._buffer = buffer[-_MOST:]
             return None
-        if self._echo:
-            place = self._buffer.find(self._echo)
-            if place < 0:
-                self._buffer = self._buffer[-_MOST:]
+        echo = self._echo
+        if not self._is_after_echo and (echo.is_heard or not self._is_mirrored):
+            heard = self._passed + buffer
+            place = heard.find(self._sent)
+            if place >= 0 and (self._is_mirrored or self._find(ask, heard[:place])[0] is None):
+                buffer, self._passed = heard[place + len(self._sent) :], b""
+                self._is_after_echo = True
+                if not self._is_mirrored:
+                    echo.was_heard()
+            elif echo.is_promised or (echo.is_heard and self._is_mirrored):
+                self._buffer = buffer[-_MOST:]
                 return None
-            self._buffer = self._buffer[place + len(self._echo) :]
-            self._echo = b""
-        answer = self._search(ask)
-        if answer is not None:
-            self._ask = None
+        return self._take(ask, buffer)
+
+    def _take(self, ask: Ask, buffer: bytes) -> bytes | None:
+        """Return the response out of what came; hold it back as long as it may be the echo."""
+        answer, begin, end = self._find(ask, buffer)
+        is_like_request = self._is_mirrored and answer is not None and not answer[0] & 0x80
+        if is_like_request and self._echo.is_heard is None and not self._holds_back:
+            self._holds_back = True
+            answer, begin, end = self._find(ask, buffer := buffer[end:])
+        if answer is None:
+            self._passed = (self._passed + buffer[:begin])[-_MOST:]
+            self._buffer = buffer[begin:]
+            return None
+        self._buffer = buffer[end:]
+        self._ask = None
+        if self._holds_back:
+            self._echo.was_heard()
+        elif not self._is_after_echo and not (self._is_mirrored and not answer[0] & 0x80):
+            self._echo.came_first(self._sent, self._passed + buffer[:begin])
         return answer
 
     def _frame(self, ask: Ask) -> bytes:
         raise NotImplementedError
 
-    def _search(self, ask: Ask) -> bytes | None:
+    def _find(self, ask: Ask, buffer: bytes) -> tuple[bytes | None, int, int]:
+        """Return the response's PDU, where its frame begins and ends; without it, what is to be kept."""
         raise NotImplementedError
 
 
@@ -247,9 +314,9 @@ class RtuFramer(_LineFramer):
         body = bytes((ask.unit_id,)) + ask.pdu
         return body + crc16(body).to_bytes(2, "little")
 
-    def _search(self, ask: Ask) -> bytes | None:
+    def _find(self, ask: Ask, buffer: bytes) -> tuple[bytes | None, int, int]:
         """Look for the answer at every place where it may begin; keep what may still become it."""
-        buffer, head = self._buffer, ask.head
+        head = ask.head
         function_code = head[0]
         size = len(buffer)
         keep: int | None = None
@@ -278,10 +345,8 @@ class RtuFramer(_LineFramer):
                 continue
             frame = buffer[place:end]
             if crc16(frame) == 0:
-                self._buffer = buffer[end:]
-                return frame[1:-2]
-        self._buffer = b"" if keep is None else buffer[keep:]
-        return None
+                return frame[1:-2], place, end
+        return None, size if keep is None else keep, size
 
 
 class AsciiFramer(_LineFramer):
@@ -291,24 +356,21 @@ class AsciiFramer(_LineFramer):
         body = bytes((ask.unit_id,)) + ask.pdu
         return b":" + (body + bytes((lrc(body),))).hex().upper().encode() + b"\r\n"
 
-    def _search(self, ask: Ask) -> bytes | None:
-        buffer, start = self._buffer, 0
+    def _find(self, ask: Ask, buffer: bytes) -> tuple[bytes | None, int, int]:
+        start, size = 0, len(buffer)
         while True:
             begin = buffer.find(b":", start)
             if begin < 0:
-                self._buffer = b""
-                return None
+                return None, size, size
             end = buffer.find(b"\r\n", begin)
             if end < 0:
                 begin = buffer.rfind(b":")  # a colon begins a frame, whatever came before it
-                self._buffer = buffer[begin:] if len(buffer) - begin <= _MOST else b""
-                return None
+                return None, begin if size - begin <= _MOST else size, size
             begin = buffer.rfind(b":", begin, end)
             start = end + 2
             answer = self._answer(ask, buffer[begin + 1 : end])
             if answer is not None:
-                self._buffer = buffer[start:]
-                return answer
+                return answer, begin, start
 
     def _answer(self, ask: Ask, digits: bytes) -> bytes | None:
         if len(digits) % 2 or not digits.isalnum():

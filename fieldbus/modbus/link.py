@@ -48,6 +48,7 @@ from fieldbus.modbus import pdu, writing
 from fieldbus.modbus.agenda import NEVER, Agenda, Rank
 from fieldbus.modbus.client import Line
 from fieldbus.modbus.dial_in import dial_in_port
+from fieldbus.modbus.echo import LineEcho
 from fieldbus.modbus.exploration import (
     ASK_DIFFERENTLY,
     LATER,
@@ -58,7 +59,7 @@ from fieldbus.modbus.exploration import (
     resynchronise,
 )
 from fieldbus.modbus.framing import Ask
-from fieldbus.modbus.places import DialInPlace, Place, SerialPlace
+from fieldbus.modbus.places import DialInPlace, Framing, Place, SerialPlace
 from fieldbus.modbus.planner import Block, Cost
 from fieldbus.modbus.quirks import LineQuirks
 from fieldbus.modbus.registers import RegisterPoint
@@ -184,6 +185,8 @@ class ModbusClientLink:
         self.place = place
         self.units = units
         self._quirks = quirks
+        self._echo = LineEcho(quirks.echo, self._found_echo)
+        self._has_said_echo = False
         self._connections = connections
         self._connect_timeout_s = connect_timeout_s
         self._cost = cost_on(place)
@@ -217,7 +220,11 @@ class ModbusClientLink:
             ("requests", "timeouts", "exceptions", "bad_responses", "scans_missed", "writes",
              "writes_failed", "writes_dropped"), 0)  # fmt: skip
         self._writes = WriteQueue(
-            lambda point: self._place_of[point][1], self._tell, self._counters, self.clock
+            lambda point: self._place_of[point][1],
+            self._tell,
+            self._counters,
+            self.clock,
+            None if place.framing is Framing.MBAP else self._echo,
         )
 
     @property
@@ -419,7 +426,7 @@ class ModbusClientLink:
             lane.line = None
         lane.is_opening = True
         try:
-            lane.line = await open_line(self.place, lane, self._quirks, self._connect_timeout_s)
+            lane.line = await open_line(self.place, lane, self._quirks, self._connect_timeout_s, self._echo)
         finally:
             lane.is_opening = False
 
@@ -700,6 +707,15 @@ class ModbusClientLink:
             self._background.append((steps, state, ask))
         else:
             self._send(lane, state, ask, steps)
+
+    def _found_echo(self) -> None:
+        """Say once that the line echoes though the configuration does not say so."""
+        if not self._has_said_echo:
+            self._has_said_echo = True
+            _LOG.warning(
+                "%s: the line echoes requests; the echo is passed over (in the configuration: "
+                "`quirks: {echo: true}`)", self.name,
+            )  # fmt: skip
 
     def _heard_late(self, line: Line) -> None:
         """Learn that a unit that was given up answers after all: the next question to it decides."""

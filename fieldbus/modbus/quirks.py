@@ -6,7 +6,7 @@
 `any_unit_id`            answers carry another unit id than was asked (0, 255, the gateway's own): they are
                          taken. Not for lines with several units
 `echo`                   the adapter hears what it sends: our own request comes back first and is passed
-                         over
+                         over. It is learned from reads, see `echo.py`; `true` and `false` say it before
 `pause`                  the device needs a rest between two requests, else it is silent or answers the
                          first one twice
 `single_writes`          the device has no FC 15 and 16: one register or coil a request. A value of
@@ -32,7 +32,7 @@ class LineQuirks:
 
     zero_transaction_id: bool = False
     any_unit_id: bool = False
-    echo: bool = False
+    echo: bool | None = None
     reconnect_on_timeout: bool = False
 
 

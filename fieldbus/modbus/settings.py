@@ -47,7 +47,9 @@ class LineQuirkSettings(Settings):
 
     zero_transaction_id: bool = Field(False, description="Answers carry transaction id 0.")
     any_unit_id: bool = Field(False, description="Answers carry another unit id than was asked.")
-    echo: bool = Field(False, description="The adapter hears what it sends.")
+    echo: bool | None = Field(
+        None, description="Whether the adapter hears what it sends. By default that is learned from reads."
+    )
     reconnect_on_timeout: bool = Field(False, description="Nobody is served any more after a timeout.")
 
     def build(self) -> LineQuirks:

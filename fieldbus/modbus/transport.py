@@ -20,6 +20,7 @@ from pymodbus.transport.serialtransport import SerialTransport
 from fieldbus.errors import LinkDownError
 from fieldbus.modbus.client import Line, Owner, connection_reason, tls_reason
 from fieldbus.modbus.dial_in import dial_in_port
+from fieldbus.modbus.echo import LineEcho
 from fieldbus.modbus.framing import AsciiFramer, Framer, MbapFramer, RtuFramer
 from fieldbus.modbus.places import DialInPlace, Framing, Place, SerialPlace, TcpPlace, TlsFiles, UdpPlace
 from fieldbus.modbus.quirks import LineQuirks
@@ -41,51 +42,63 @@ _DIALS_IN_S = 30.0
 """How long a device is waited for before it is said that it is away."""
 
 
-async def open_line(place: Place, owner: Owner, quirks: LineQuirks, timeout_s: float) -> Line:
+async def open_line(
+    place: Place, owner: Owner, quirks: LineQuirks, timeout_s: float, echo: LineEcho | None = None
+) -> Line:
     """Open the line to a place.
 
     Raises:
         LinkDownError: it cannot be opened.
     """
+    echo = LineEcho(quirks.echo) if echo is None else echo
+    echo.begin()
     if isinstance(place, SerialPlace):
-        line = await _open_serial(place, owner, quirks)
+        line = await _open_serial(place, owner, quirks, echo)
     elif isinstance(place, DialInPlace):
-        line = await _await_caller(place, owner, quirks)
+        line = await _await_caller(place, owner, quirks, echo)
     elif isinstance(place, UdpPlace):
-        line = await _open_udp(place, owner, quirks, timeout_s)
+        line = await _open_udp(place, owner, quirks, timeout_s, echo)
     else:
-        line = await _open_one_of_two(place, owner, quirks, timeout_s)
+        line = await _open_one_of_two(place, owner, quirks, timeout_s, echo)
     if line.is_lost:
         raise LinkDownError("connection closed by the peer")
     line.settle(_LISTENS_S)
     return line
 
 
-async def _open_one_of_two(place: TcpPlace, owner: Owner, quirks: LineQuirks, timeout_s: float) -> Line:
+async def _open_one_of_two(
+    place: TcpPlace, owner: Owner, quirks: LineQuirks, timeout_s: float, echo: LineEcho
+) -> Line:
     try:
-        return await _open_tcp(place, place.host, place.port, owner, quirks, timeout_s)
+        return await _open_tcp(place, place.host, place.port, owner, quirks, timeout_s, echo)
     except LinkDownError as error:
         if place.backup is None:
             raise
         host, port = place.backup
         try:
-            line = await _open_tcp(place, host, port, owner, quirks, timeout_s)
+            line = await _open_tcp(place, host, port, owner, quirks, timeout_s, echo)
         except LinkDownError as other:
             raise LinkDownError(f"{error}; the backup {host}:{port}: {other}") from other
         line.where = f"the backup {host}:{port}"
         return line
 
 
-def make_framer(framing: Framing, quirks: LineQuirks) -> Framer:
+def make_framer(framing: Framing, quirks: LineQuirks, echo: LineEcho | None = None) -> Framer:
     """Return a new framer for a connection."""
     if framing is Framing.MBAP:
         return MbapFramer(takes_zero=quirks.zero_transaction_id, takes_any_unit=quirks.any_unit_id)
     make = RtuFramer if framing is Framing.RTU else AsciiFramer
-    return make(takes_any_unit=quirks.any_unit_id, has_echo=quirks.echo)
+    return make(takes_any_unit=quirks.any_unit_id, echo=LineEcho(quirks.echo) if echo is None else echo)
 
 
 async def _open_tcp(
-    place: TcpPlace, host: str, port: int, owner: Owner, quirks: LineQuirks, timeout_s: float
+    place: TcpPlace,
+    host: str,
+    port: int,
+    owner: Owner,
+    quirks: LineQuirks,
+    timeout_s: float,
+    echo: LineEcho,
 ) -> Line:
     context = None if place.tls is None else client_context(place.tls)
     server_name = None
@@ -95,7 +108,7 @@ async def _open_tcp(
     try:
         async with asyncio.timeout(timeout_s):
             transport, line = await loop.create_connection(
-                lambda: _stream_line(place.framing, owner, quirks),
+                lambda: _stream_line(place.framing, owner, quirks, echo),
                 host,
                 port,
                 ssl=context,
@@ -112,10 +125,12 @@ async def _open_tcp(
     return line
 
 
-def _stream_line(framing: Framing, owner: Owner, quirks: LineQuirks, heartbeat: bytes = b"") -> Line:
+def _stream_line(
+    framing: Framing, owner: Owner, quirks: LineQuirks, echo: LineEcho, heartbeat: bytes = b""
+) -> Line:
     is_serial = framing is not Framing.MBAP
     # RTU frames on a stream have no transaction id either: they are treated as on a line.
-    return Line(owner, make_framer(framing, quirks), is_serial=is_serial, heartbeat=heartbeat)
+    return Line(owner, make_framer(framing, quirks, echo), is_serial=is_serial, heartbeat=heartbeat)
 
 
 def _keep_alive(transport: asyncio.BaseTransport) -> None:
@@ -133,12 +148,14 @@ def _keep_alive(transport: asyncio.BaseTransport) -> None:
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-async def _open_udp(place: UdpPlace, owner: Owner, quirks: LineQuirks, timeout_s: float) -> Line:
+async def _open_udp(
+    place: UdpPlace, owner: Owner, quirks: LineQuirks, timeout_s: float, echo: LineEcho
+) -> Line:
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(timeout_s):
             _, line = await loop.create_datagram_endpoint(
-                lambda: Line(owner, make_framer(place.framing, quirks)),
+                lambda: Line(owner, make_framer(place.framing, quirks, echo)),
                 remote_addr=(place.host, place.port),
             )
     except TimeoutError:
@@ -150,11 +167,11 @@ async def _open_udp(place: UdpPlace, owner: Owner, quirks: LineQuirks, timeout_s
     return line
 
 
-async def _open_serial(place: SerialPlace, owner: Owner, quirks: LineQuirks) -> Line:
+async def _open_serial(place: SerialPlace, owner: Owner, quirks: LineQuirks, echo: LineEcho) -> Line:
     loop = asyncio.get_running_loop()
     line = Line(
         owner,
-        make_framer(place.framing, quirks),
+        make_framer(place.framing, quirks, echo),
         silence_s=place.silence_s + place.turnaround_s,
         character_s=place.character_s,
         is_serial=True,
@@ -253,7 +270,7 @@ def _file_reason(error: OSError) -> str:
     return connection_reason(error)
 
 
-async def _await_caller(place: DialInPlace, owner: Owner, quirks: LineQuirks) -> Line:
+async def _await_caller(place: DialInPlace, owner: Owner, quirks: LineQuirks, echo: LineEcho) -> Line:
     port = dial_in_port(place)
     await port.listen(place.registration)
     try:
@@ -262,7 +279,7 @@ async def _await_caller(place: DialInPlace, owner: Owner, quirks: LineQuirks) ->
     except TimeoutError:
         raise LinkDownError("the device has not dialled in") from None
     transport, rest = caller.hand_over()
-    line = _stream_line(place.framing, owner, quirks, place.heartbeat)
+    line = _stream_line(place.framing, owner, quirks, echo, place.heartbeat)
     transport.set_protocol(line)
     line.connection_made(transport)
     port.serves(place.registration, line)

@@ -5,6 +5,8 @@ Rules:
 * Writes are sent in the order in which they were given. Of several that wait for one point the last wins.
 * A write whose time is over is not sent; a write that cannot be sent now fails now. None is kept.
 * Each write is answered exactly once.
+* As long as it is not known whether the line echoes, something is read of the unit before a write whose
+  response looks like its request.
 
 Design: the queue yields requests, as an exploration does, and the link drives it: the queue knows nothing of
 connections. What the requests of a value are, `writing` knows.
@@ -14,12 +16,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from contextlib import suppress
 
 from fieldbus.clock import Clock
 from fieldbus.errors import DeviceExceptionError, RequestError, RequestTimeoutError
 from fieldbus.link import NEVER, WriteOutcome, WriteResult
 from fieldbus.modbus import writing
 from fieldbus.modbus.agenda import Rank
+from fieldbus.modbus.echo import LineEcho
 from fieldbus.modbus.exploration import reason_of, resynchronise
 from fieldbus.modbus.framing import Ask
 from fieldbus.modbus.units import Steps, UnitState
@@ -37,6 +41,7 @@ class WriteQueue:
         tell: Callable[[WriteResult], None],
         counters: MutableMapping[str, int],
         clock: Clock,
+        echo: LineEcho | None = None,
     ) -> None:
         """Take what the queue works with.
 
@@ -44,11 +49,14 @@ class WriteQueue:
             state_of: returns the unit of a point.
             tell: takes the end of each write that a route gave.
             counters: the link's, for ``writes`` and ``writes_failed``.
+            clock: the gateway's.
+            echo: what is known of the line's echo; None where there is none.
         """
         self._state_of = state_of
         self._tell = tell
         self._counters = counters
         self._clock = clock
+        self._echo = echo
         self._waiting: dict[Point, writing.Write] = {}
         self.under_way: Steps | None = None
         """What is being written; only one at a time."""
@@ -146,6 +154,8 @@ class WriteQueue:
                 if ask.shape in state.suspects or state.turns.rank is Rank.DEMOTED:
                     resend = _thrower(steps, RequestTimeoutError(state.unit.timeout_s))
                     continue
+            if ask.is_mirrored and self._echo is not None and self._echo.is_heard is None:
+                yield from _read_something(state)
             try:
                 answer = yield state, ask
             except RequestError as error:
@@ -171,6 +181,14 @@ class WriteQueue:
         if write.is_routed:
             self._tell(result)
         _answer(write, result)
+
+
+def _read_something(state: UnitState) -> Steps:
+    """Read of a unit what cannot be mistaken for an echo, and so learn whether the line echoes."""
+    ask = state.different_ask()
+    if ask is not None:
+        with suppress(RequestError):
+            yield state, ask
 
 
 def _answer(write: writing.Write, result: WriteResult) -> None:

@@ -8,12 +8,14 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from itertools import combinations
+from typing import Any
 
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from fieldbus.modbus import pdu
+from fieldbus.modbus.echo import LineEcho
 from fieldbus.modbus.framing import AsciiFramer, Ask, Framer, MbapFramer, RtuFramer
 from fieldbus.modbus.registers import Table
 
@@ -424,7 +426,7 @@ def test_the_same_stream_gives_the_same_in_whatever_pieces_it_comes(data: st.Dat
 def test_what_an_adapter_hears_of_itself_is_passed_over(framing: str, what: str) -> None:
     """The answer to a write looks as its request does."""
     ask, answer = ANSWERS[what]
-    framer = FRAMINGS[framing][0](has_echo=True)
+    framer = FRAMINGS[framing][0](echo=LineEcho(said=True))
     sent = framer.wrap(ask)
     frame = FRAMINGS[framing][1](17, answer)
     assert framer.feed(sent) is None
@@ -439,11 +441,158 @@ def test_what_an_adapter_hears_of_itself_is_passed_over(framing: str, what: str)
 @pytest.mark.parametrize("framing", ["rtu", "ascii"])
 def test_without_the_echo_that_was_promised_there_is_no_answer(framing: str) -> None:
     ask, answer = ANSWERS["a register that was written"]
-    framer = FRAMINGS[framing][0](has_echo=True)
+    framer = FRAMINGS[framing][0](echo=LineEcho(said=True))
     framer.wrap(ask)
     assert framer.feed(FRAMINGS[framing][1](17, answer)) is None, "it was the echo"
     framer.wrap(read())
     assert framer.feed(FRAMINGS[framing][1](17, bytes.fromhex("0304deadbeef"))) is None
+
+
+def line(framing: str, said: bool | None = None) -> tuple[LineEcho, RtuFramer | AsciiFramer, list[str]]:
+    """Return a framer of a line of which the configuration says this about echoes."""
+    found: list[str] = []
+    echo = LineEcho(said, lambda: found.append("found"))
+    return echo, (RtuFramer if framing == "rtu" else AsciiFramer)(echo=echo), found
+
+
+MIRRORED = ["a coil that was written", "a register that was written", "masked bits"]
+
+
+@pytest.mark.parametrize("step", [1, 3, 1000])
+@pytest.mark.parametrize("framing", ["rtu", "ascii"])
+@each_answer
+def test_an_echo_is_found_out_by_itself_and_passed_over(framing: str, what: str, step: int) -> None:
+    echo, framer, found = line(framing)
+    ask, answer = ANSWERS["two registers"]
+    stream = framer.wrap(ask) + FRAMINGS[framing][1](17, answer)
+    answers = [framer.feed(stream[n : n + step]) for n in range(0, len(stream), step)]
+    assert [item for item in answers if item is not None] == [answer]
+    assert (echo.is_heard, found) == (True, ["found"])
+    ask, answer = ANSWERS[what]
+    stream = framer.wrap(ask) + FRAMINGS[framing][1](17, answer)
+    answers = [framer.feed(stream[n : n + step]) for n in range(0, len(stream), step)]
+    assert [item for item in answers if item is not None] == [answer]
+    assert found == ["found"]
+
+
+@pytest.mark.parametrize("framing", ["rtu", "ascii"])
+@pytest.mark.parametrize("what", MIRRORED)
+def test_a_copy_of_a_write_is_no_answer_before_a_read_has_told(framing: str, what: str) -> None:
+    echo, framer, _ = line(framing)
+    ask, answer = ANSWERS[what]
+    frame = FRAMINGS[framing][1](17, answer)
+    framer.wrap(ask)
+    assert framer.feed(frame) is None
+    assert framer.holds_back
+    assert framer.has_heard_itself
+    assert echo.is_heard is None
+    assert framer.feed(frame) == answer, "the second one is the device's"
+    assert echo.is_heard
+    framer.wrap(ask)
+    assert framer.feed(frame) is None, "it was the echo"
+    assert not framer.holds_back
+
+
+@pytest.mark.parametrize("framing", ["rtu", "ascii"])
+@pytest.mark.parametrize("what", MIRRORED)
+def test_a_refusal_after_a_copy_of_the_write_is_the_answer(framing: str, what: str) -> None:
+    ask, answer = ANSWERS[what]
+    refusal = bytes((answer[0] | 0x80, 3))
+    echo, framer, _ = line(framing)
+    sent = framer.wrap(ask)
+    assert framer.feed(sent + FRAMINGS[framing][1](17, refusal)) == refusal
+    assert echo.is_heard
+
+
+@pytest.mark.parametrize("framing", ["rtu", "ascii"])
+@pytest.mark.parametrize("what", MIRRORED)
+@pytest.mark.parametrize("before", [b"", b"\0", b"\xff\xff\xff\xff"], ids=["", "one byte", "noise"])
+def test_where_a_read_came_without_echo_the_first_copy_is_the_answer(
+    framing: str, what: str, before: bytes
+) -> None:
+    echo, framer, _ = line(framing)
+    for read_, is_known in ((ANSWERS["bits"], True), ((read(), b"\x83\x02"), True)):
+        echo.begin()
+        assert echo.is_heard is None
+        framer.wrap(read_[0])
+        assert framer.feed(before + FRAMINGS[framing][1](17, read_[1])) == read_[1]
+        assert (echo.is_heard is False) == is_known
+    ask, answer = ANSWERS[what]
+    framer.wrap(ask)
+    assert framer.feed(FRAMINGS[framing][1](17, answer)) == answer
+
+
+@pytest.mark.parametrize("framing", ["rtu", "ascii"])
+def test_half_an_echo_before_a_response_tells_nothing(framing: str) -> None:
+    echo, framer, found = line(framing)
+    ask, answer = ANSWERS["two registers"]
+    sent = framer.wrap(ask)
+    assert framer.feed(sent[3:] + FRAMINGS[framing][1](17, answer)) == answer
+    assert (echo.is_heard, found) == (None, [])
+
+
+@pytest.mark.parametrize("framing", ["rtu", "ascii"])
+def test_a_request_that_comes_after_its_response_is_no_echo(framing: str) -> None:
+    echo, framer, found = line(framing)
+    ask, answer = ANSWERS["two registers"]
+    sent = framer.wrap(ask)
+    assert framer.feed(FRAMINGS[framing][1](17, answer) + sent) == answer
+    assert (echo.is_heard, found) == (False, [])
+
+
+def test_an_echo_that_looks_like_the_response_to_a_read_is_none() -> None:
+    """Twenty coils from 0x0300 on: unit, function and byte count are the request's first three bytes."""
+    ask = Ask(17, pdu.read_request(Table.COIL, 0x0300, 20))
+    answer = bytes.fromhex("01030012ab")
+    for said in (None, True):
+        echo, framer, _ = line("rtu", said)
+        sent = framer.wrap(ask)
+        assert framer.feed(sent) is None
+        assert framer.feed(rtu(17, answer)) == answer
+        assert echo.is_heard
+    echo, framer, _ = line("rtu")
+    framer.wrap(read())
+    framer.feed(rtu(17, bytes.fromhex("0304deadbeef")))
+    framer.wrap(ask)
+    assert framer.feed(rtu(17, answer)) == answer
+
+
+def test_one_response_without_echo_is_not_believed_where_there_was_one() -> None:
+    """It may be late: the response to the request before."""
+    echo, framer, _ = line("rtu")
+    ask, answer = ANSWERS["two registers"]
+    framer.feed(framer.wrap(ask) + rtu(17, answer))
+    for is_heard in (True, True, False):
+        framer.wrap(ask)
+        assert framer.feed(rtu(17, answer)) == answer
+        assert echo.is_heard is is_heard
+    framer.feed(framer.wrap(ask) + rtu(17, answer))
+    assert echo.is_heard is True
+
+
+@given(
+    script=st.lists(st.tuples(st.sampled_from(sorted(ANSWERS)), st.sampled_from("eaxn")), max_size=12),
+    step=st.integers(1, 9),
+    has_echo=st.booleans(),
+)
+def test_on_a_line_with_echo_nothing_but_the_device_ever_answers(
+    script: list[tuple[str, str]], step: int, has_echo: bool
+) -> None:
+    """e: an echo alone; a: echo and answer; x: echo and refusal; n: noise, echo and answer."""
+    _, framer, _ = line("rtu")
+    for what, kind in script:
+        ask, answer = ANSWERS[what]
+        sent = framer.wrap(ask)
+        said = b"" if kind == "e" else rtu(17, bytes((answer[0] | 0x80, 3)) if kind == "x" else answer)
+        stream = (b"\0\xfe" if kind == "n" else b"") + (sent if has_echo else b"") + said
+        heard = [framer.feed(stream[n : n + step]) for n in range(0, len(stream), step)]
+        answers = [item for item in heard if item is not None]
+        expected = [] if kind == "e" else [said[1:-2]]
+        assert answers in ([], expected)
+        if has_echo or not ask.is_mirrored:
+            assert answers == expected
+        else:
+            assert answers == expected or framer.holds_back
 
 
 # --- noise without end ------------------------------------------------------------------------------
@@ -486,8 +635,8 @@ def test_noise_without_end_costs_neither_memory_nor_more_and_more_time(
 
 
 @pytest.mark.parametrize("framing", ["rtu", "ascii"])
-@pytest.mark.parametrize("quirks", [{}, {"takes_any_unit": True}, {"has_echo": True}], ids=str)
-def test_ten_megabytes_of_noise_leave_nothing_behind(framing: str, quirks: dict[str, bool]) -> None:
+@pytest.mark.parametrize("quirks", [{}, {"takes_any_unit": True}, {"echo": LineEcho(said=True)}], ids=str)
+def test_ten_megabytes_of_noise_leave_nothing_behind(framing: str, quirks: dict[str, Any]) -> None:
     noise = random.Random(3).randbytes(1 << 16)
     framer = asked(framing, read(), **quirks)
     tracemalloc.start()
@@ -502,7 +651,7 @@ def test_ten_megabytes_of_noise_leave_nothing_behind(framing: str, quirks: dict[
     assert after - before < 8192
     assert peak - before < 500_000
     framer.wrap(read())
-    if not quirks.get("has_echo"):
+    if not quirks.get("echo"):
         answer = bytes.fromhex("0304deadbeef")
         assert framer.feed(noise[:50] + FRAMINGS[framing][1](17, answer)) == answer
 

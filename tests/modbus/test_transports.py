@@ -16,7 +16,7 @@ import termios
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import pytest
@@ -39,6 +39,7 @@ from fieldbus.modbus.link import ModbusClientLink
 from fieldbus.modbus.places import Framing, Place, SerialPlace, TcpPlace, TlsFiles, UdpPlace
 from fieldbus.modbus.point_settings import PointSettings
 from fieldbus.modbus.quirks import LineQuirks
+from fieldbus.modbus.registers import RegisterPoint
 from fieldbus.modbus.units import Unit
 
 HOST = "127.0.0.1"
@@ -1168,6 +1169,82 @@ async def test_an_adapter_that_hears_itself_needs_its_quirk(wire: Line_) -> None
         peer.faults.clear()
         await eventually(lambda: watch.is_good(polled), 10.0)
     assert set(watch.reasons) <= {"timeout", "bad response"}
+
+
+def target(device: str = "unit1") -> RegisterPoint:
+    """Return a register that is only written."""
+    settings = PointSettings(table="holding", address=100, access="write")
+    return settings.build(device, "target", is_served=False)
+
+
+async def is_up(watch: Watch) -> None:
+    await eventually(lambda: watch.link._is_connected)
+
+
+def refused(peer: LinePeer, unit_id: int = 1, after_s: float = 0.0) -> Callable[[bytes], object]:
+    """Return what refuses a write instead of doing it: the drive is in local control."""
+    return lambda _: peer.later(frame_of(peer, unit_id, b"\x86\x03"), after_s)
+
+
+def frame_of(peer: LinePeer, unit_id: int, pdu: bytes) -> bytes:
+    return (ascii_frame if peer._framing is Framing.ASCII else rtu)(unit_id, pdu)
+
+
+@pytest.mark.parametrize("after_s", [0.02, 0.15])
+async def test_on_a_line_that_echoes_a_refused_write_is_refused(
+    line: Line_, caplog: pytest.LogCaptureFixture, after_s: float
+) -> None:
+    """Nothing in the configuration says that it echoes; a slow refusal is waited for all the same."""
+    peer, place = line
+    peer.has_echo = True
+    own = target()
+    watch = watched(place, Unit("unit1", 1, [*points_of("unit1", range(5)), own], 60.0, 0.4))
+    async with watching(watch):
+        await eventually(lambda: watch.is_good([f"unit1.holding{n}" for n in range(5)]))
+        peer.faults.append(refused(peer, after_s=after_s))
+        [result] = await watch.link.write({own.point: 50})
+        assert (result.outcome, result.reason) == (WriteOutcome.FAILED, "device exception 03")
+        [result] = await watch.link.write({own.point: 51})
+        assert (result.outcome, result.reason) == (WriteOutcome.WRITTEN, None)
+        peer.faults.append(lambda _: None)
+        [result] = await watch.link.write({own.point: 52})
+        assert result.outcome not in (WriteOutcome.WRITTEN, WriteOutcome.VERIFIED)
+    said = [record.message for record in caplog.records if "echo" in record.message]
+    assert len(said) == 1
+    assert "quirks: {echo: true}" in said[0]
+
+
+async def test_before_the_first_write_something_is_read_to_learn_of_echoes(line: Line_) -> None:
+    """As a one-shot write does: nothing is polled, and the response to the write looks like its request."""
+    peer, place = line
+    own = target()
+    for has_echo, refuses in product((True, False), (True, False)):
+        peer.has_echo = has_echo
+        peer.asked.clear()
+        watch = watched(place, Unit("unit1", 1, [own], 1.0, 0.3))
+        async with watching(watch):
+            await is_up(watch)
+            if refuses:
+                peer.faults += [peer.send, refused(peer)]
+            [result] = await watch.link.write({own.point: 50})
+        expected = (WriteOutcome.FAILED, "device exception 03") if refuses else (WriteOutcome.WRITTEN, None)
+        assert (result.outcome, result.reason) == expected
+        assert [body[0] for _, _, body in peer.asked] == [3, 6]
+
+
+@pytest.mark.parametrize("has_echo", [True, False], ids=["echo", "no echo"])
+async def test_a_copy_of_a_write_alone_is_not_its_confirmation(line: Line_, has_echo: bool) -> None:
+    """The unit answers no read: whether the line echoes cannot be told."""
+    peer, place = line
+    peer.has_echo = has_echo
+    own = target()
+    watch = watched(place, Unit("unit1", 1, [own], 1.0, 0.2))
+    async with watching(watch):
+        await is_up(watch)
+        peer.faults += [lambda _: None, (lambda _: None) if has_echo else peer.send]
+        [result] = await watch.link.write({own.point: 50})
+        assert result.outcome not in (WriteOutcome.WRITTEN, WriteOutcome.VERIFIED)
+        assert [body[0] for _, _, body in peer.asked][-1] == 6, "it is sent all the same"
 
 
 async def test_a_broadcast_is_not_answered_and_takes_its_turnaround_only(wire: Line_) -> None:

@@ -46,7 +46,15 @@ class Bench:
     def __init__(self, guards=None, may_write=lambda _actor, _point: True):
         self.samples = {SPEED: good(100), LEVEL: good(1.0), DOOR: good(1), TEMPERATURE: good(20.0)}
         self.now_s, self.now_ns = 1000.0, NOW_NS
-        self.gate = Gate(POINTS, guards or {}, may_write, lambda point: self.samples[point])
+        self.arrived = {}
+        """Point to when its sample arrived, if that was not long ago."""
+        self.gate = Gate(
+            POINTS,
+            guards or {},
+            may_write,
+            lambda point: self.samples[point],
+            lambda point: self.arrived.get(point, 0.0),
+        )
         self.count = 0
 
     def command(self, value, point="press.speed", actor="operator", way="mqtt", **more):
@@ -69,6 +77,14 @@ class Bench:
     def wait(self, seconds):
         self.now_s += seconds
         self.now_ns += round(seconds * S)
+
+    def set_clock(self, seconds):
+        """Move the wall clock, as NTP or a person does."""
+        self.now_ns += round(seconds * S)
+
+    def read(self, point, value):
+        """Let a fresh sample arrive."""
+        self.samples[point], self.arrived[point] = good(value, self.now_ns), self.now_s + 1e-6
 
 
 def test_what_fits_goes_to_its_point():
@@ -153,7 +169,7 @@ def test_the_first_no_is_the_answer():
     assert bench.ask(120).startswith("the point wants to be armed first")
     assert bench.ask(120, mode="arm") == 120
     assert bench.ask(120, mode="execute") == 120
-    bench.samples[SPEED] = good(120, bench.now_ns + 1)
+    bench.read(SPEED, 120)
     assert bench.ask(120, mode="arm") == 120
     bench.wait(1)
     assert bench.ask(120, mode="execute") == "too soon after the last write; again in 4.0 s"
@@ -192,10 +208,29 @@ def test_an_id_is_good_once_for_each_actor_and_whatever_the_point():
     assert bench.ask(1, actor="another", id="a") == 1
 
 
-def test_an_id_that_was_refused_may_come_again():
+def test_an_id_that_was_refused_stays_refused():
+    """Else what was refused while the door was open would be done when it is closed, by a late repetition."""
+    bench = Bench({SPEED: Guard(only_if=parse_conditions("press.door == closed", POINTS))})
+    bench.samples[DOOR] = good(0)
+    assert "interlock" in bench.ask(1, id="a")
+    bench.samples[DOOR] = good(1)
+    said = "this command was refused already: interlock: press.door == closed does not hold (it is 0)"
+    assert bench.ask(1, id="a") == said
+    assert bench.ask(2, "press.level", id="a") == said
+    assert bench.ask(1, id="a", actor="another") == 1
+    assert bench.ask(1, id="b") == 1
+    assert bench.ask(1, id="b") == "this command was executed already"
+    assert bench.ask(1, id="b") == "this command was executed already"
+
+
+def test_an_id_that_expired_stays_expired_when_the_clock_is_set_back():
     bench = Bench()
-    assert "outside" in bench.ask(3001, id="a")
-    assert bench.ask(3000, id="a") == 3000
+    late = bench.command(1)
+    bench.wait(10)
+    for seconds in (0, -5):
+        bench.set_clock(seconds)
+        with pytest.raises(RefusedError, match="10.0 s old"):
+            bench.decide(late)
 
 
 def test_an_id_is_remembered_for_as_long_as_its_command_could_be_valid():
@@ -204,7 +239,8 @@ def test_an_id_is_remembered_for_as_long_as_its_command_could_be_valid():
     first = bench.command(1, given_ns=NOW_NS + 2 * S, expires_ns=NOW_NS + 62 * S)
     bench.decide(first)
     bench.wait(61.9)
-    bench.gate._ids.update({("crowd", str(number)): 0 for number in range(100_000)})
+    for number in range(100_000):
+        bench.gate.remember("crowd", str(number), 0)
     assert bench.ask(2) == 2
     assert len(bench.gate._ids) == 2
     with pytest.raises(RefusedError, match="executed already"):
@@ -216,10 +252,111 @@ def test_an_id_is_remembered_for_as_long_as_its_command_could_be_valid():
 
 def test_the_memory_of_ids_is_bounded_and_none_is_forgotten_early():
     bench = Bench()
-    bench.gate._ids.update({("crowd", str(number)): NOW_NS + 9 * S for number in range(100_000)})
+    for number in range(100_000):
+        bench.gate.remember("crowd", str(number), NOW_NS + 9 * S)
     assert bench.ask(1) == "too many commands at once"
     bench.wait(9)
     assert bench.ask(1) == 1
+
+
+def test_what_was_forgotten_is_not_done_again_when_the_clock_is_set_back():
+    bench = Bench()
+    first = bench.command(1)
+    bench.decide(first)
+    bench.set_clock(3600)
+    for number in range(100_000):
+        bench.gate.remember("crowd", str(number), bench.now_ns)
+    assert bench.ask(2) == 2
+    bench.set_clock(-3600)
+    with pytest.raises(RefusedError, match="cannot be told whether this command was decided already"):
+        bench.decide(first)
+
+
+def test_who_is_refused_without_end_costs_no_other_actor_anything():
+    bench = Bench()
+    for number in range(25_000):
+        bench.gate.forbid(bench.command(1, actor="viewer", id=str(number)), "no", bench.now_ns)
+    assert bench.ask(1) == 1
+    assert "refused already" in bench.ask(1, actor="viewer", id="24000")
+    assert "cannot be told" in bench.ask(1, actor="viewer", id="1")
+    bench.wait(0.1)
+    assert bench.ask(1, actor="viewer", id="new") == 1
+
+
+def test_of_an_actor_that_nobody_knows_no_refused_id_is_remembered():
+    bench = Bench(may_write=lambda _actor, _point: False)
+    bench.gate._is_actor = lambda actor: actor == "operator"
+    for actor in ("operator", "mallory"):
+        bench.ask(1, actor=actor, id="a")
+    assert set(bench.gate._ids._refused) == {"operator"}
+
+
+@pytest.mark.parametrize("seconds", [-10.0, -9.999, -11.0, -1e9])
+def test_a_command_given_before_1970_expires_like_any_other(seconds):
+    bench = Bench()
+    given_ns = round(seconds * S)
+    bench.now_ns = given_ns + 10 * S - 1
+    assert bench.ask(1, given_ns=given_ns, expires_ns=given_ns + 10 * S) == 1
+    bench.now_ns += 1
+    with pytest.raises(ExpiredError):
+        bench.decide(bench.command(1, given_ns=given_ns, expires_ns=given_ns + 10 * S))
+
+
+def test_a_command_that_would_have_expired_at_the_epoch_is_not_good_for_ever():
+    command = read(payload(time="1969-12-31T23:59:50Z"))
+    assert command.expires_ns == 0
+    with pytest.raises(ExpiredError):
+        Bench().decide(command)
+
+
+# --- again, at the moment of sending
+
+
+def test_what_changes_while_a_write_waits_is_asked_again():
+    guards = {SPEED: Guard(only_if=parse_conditions("press.door == closed", POINTS), max_change=50)}
+    bench = Bench(guards)
+    command = bench.command(120)
+    point, value = bench.decide(command)
+    again = bench.gate.still_allowed
+    again(command, point, value, bench.now_ns)
+    bench.samples[DOOR] = good(0)
+    with pytest.raises(RefusedError, match="interlock"):
+        again(command, point, value, bench.now_ns)
+    bench.samples[DOOR] = good(1)
+    bench.read(SPEED, 60)
+    with pytest.raises(RefusedError, match="further than 50"):
+        again(command, point, value, bench.now_ns)
+    bench.read(SPEED, 100)
+    again(command, point, value, bench.now_ns + 10 * S - 1)
+    with pytest.raises(ExpiredError):
+        again(command, point, value, bench.now_ns + 10 * S)
+    again(bench.command(3000, way="fallback"), point, 3000, bench.now_ns + 99 * S)
+
+
+def test_what_was_never_sent_uses_up_neither_interval_nor_budget():
+    bench = Bench({SPEED: Guard(min_interval_s=60, daily_budget=1)})
+    assert bench.ask(1) == 1
+    bench.gate.take_back(SPEED, bench.now_s)
+    assert bench.ask(2) == 2
+    bench.gate.take_back(SPEED, bench.now_s - 1)
+    assert bench.ask(3) == "too soon after the last write; again in 60.0 s"
+
+
+@pytest.mark.parametrize("seconds", [-1e9, -3600.0, 3600.0, 1e9])
+def test_intervals_and_budgets_do_not_go_by_the_wall_clock(seconds):
+    bench = Bench({SPEED: Guard(min_interval_s=5, daily_budget=2), LEVEL: Guard(max_change=1)})
+    assert bench.ask(1) == 1
+    assert bench.ask(2.0, "press.level") == 2.0
+    bench.set_clock(seconds)
+    assert bench.ask(2) == "too soon after the last write; again in 5.0 s"
+    assert bench.ask(3.0, "press.level").startswith("3 is further than 1 from the present")
+    bench.wait(5)
+    assert bench.ask(2) == 2
+    bench.wait(5)
+    bench.set_clock(seconds)
+    assert bench.ask(3) == "its 2 writes a day are used up (non_volatile)"
+    bench.wait(DAY_S - 10)
+    assert bench.ask(3) == 3
 
 
 def test_a_gate_after_a_reload_goes_on_with_what_the_one_before_knew():
@@ -260,7 +397,7 @@ def test_a_change_is_measured_from_the_present_value_and_from_what_was_written_s
     assert bench.ask(150) == 150
     assert bench.ask(60) == "60 is further than 50 from the present 150"  # the device may have 150 by now
     assert bench.ask(200) == "200 is further than 50 from the present 100"  # or still 100
-    bench.samples[SPEED] = good(150, bench.now_ns + 1)
+    bench.read(SPEED, 150)
     assert bench.ask(200) == 200
 
 
@@ -296,7 +433,7 @@ def test_a_safe_value_takes_of_the_budget_when_it_was_written_and_not_before():
     for _ in range(5):  # the device does not take it, and it is tried again
         assert bench.ask(0, way="fallback") == 0
     assert bench.ask(1) == 1
-    bench.gate.note(SPEED, 0, bench.now_s, now_ns=bench.now_ns)
+    bench.gate.note(SPEED, 0, bench.now_s)
     assert bench.ask(2) == "its 2 writes a day are used up (non_volatile)"
 
 
@@ -497,7 +634,7 @@ guards_of_all = st.builds(
     Guard,
     step=st.none() | st.floats(5e-324, 1e308, exclude_min=False),
     max_change=st.none() | st.floats(5e-324, 1e308),
-    min_interval_s=st.floats(0, 1e6),
+    min_interval_s=st.none() | st.floats(0, 1e6),
     daily_budget=st.none() | st.integers(1, 5),
     confirm=st.booleans(),
 )
@@ -577,13 +714,13 @@ class Machine(RuleBasedStateMachine):
                 )
             )
         )  # fmt: skip
+        self.used.add((actor, id_))  # also of what is refused
         try:
             bench.decide(command)
         except RefusedError:
             assert not is_allowed
             return
         assert is_allowed
-        self.used.add((actor, id_))
         if mode == "arm":
             self.armed[actor] = value, bench.now_s + ARMED_S
         else:
@@ -593,6 +730,10 @@ class Machine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.5, 2.5, 5.0, 11.0, 6 * 3600.0]))
     def time_passes(self, seconds):
         self.bench.wait(seconds)
+
+    @rule(seconds=st.sampled_from([-3600.0, -11.0, 11.0, 3600.0, 1e9]))
+    def the_clock_is_set(self, seconds):
+        self.bench.set_clock(seconds)
 
     @precondition(lambda self: self.written)
     @rule()

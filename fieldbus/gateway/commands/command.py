@@ -62,10 +62,10 @@ class Command:
     """As it was given: a label of the point is not its number yet."""
     id: str = ""
     """Names the command: what has the same actor and id is the same command."""
-    given_ns: int = 0
-    """When it was given, wall clock."""
-    expires_ns: int = 0
-    """It must not be executed after this moment, wall clock; 0 if it is executed at once or never."""
+    given_ns: int | None = None
+    """When it was given, wall clock, which may lie before 1970; None if it is executed at once."""
+    expires_ns: int | None = None
+    """It must not be executed at or after this moment, wall clock; None if it is executed at once or never."""
     mode: str = "write"
     """``arm`` and ``execute`` of points that want to be confirmed."""
 

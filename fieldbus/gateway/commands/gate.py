@@ -10,9 +10,17 @@ What is asked, in this order; the first no is the answer:
 6. was it armed by the same actor with the same value within `ARMED_S` (`confirm`)?
 7. is it not too soon after the last one (`min_interval`), and not too often a day (`non_volatile`)?
 
-Rules: pure, time is a parameter. A safe value (`fallback`) need only fit. What was refused changes nothing:
-neither interval nor budget is used up. A no is a sentence for the one who asked, with what would have been
-allowed. Whatever a command says, the answer is a decision or `RefusedError`.
+Rules:
+
+* Pure, time is a parameter. Intervals, budgets and arming are measured on the monotonic clock; only when a
+  command was given and when it expires is compared with the wall clock.
+* A safe value (`fallback`) need only fit. What was refused uses up neither interval nor budget.
+* An `id` is decided once: what was executed is not executed again, what was refused stays refused. No number
+  means "never": a command without a time has None.
+* What can change while a write waits for its turn (time, range, interlock, present value) is asked again at
+  the moment of sending (`still_allowed`).
+* A refusal is a sentence for the sender, with what would have been allowed. Whatever a command says, the
+  answer is a decision or `RefusedError`.
 
 Design: what a point must always be protected from is the point's (`Guard`), who may do it is the actor's; the
 two know nothing of each other.
@@ -30,13 +38,15 @@ from typing import Any
 
 from fieldbus.errors import RefusedError, closest
 from fieldbus.gateway.commands.command import LONGEST_EXPIRY_S, MAX_AHEAD_S, Command, fitting
-from fieldbus.link import WriteOutcome
+from fieldbus.gateway.commands.ids import Ids
+from fieldbus.link import NEVER, WriteOutcome
 from fieldbus.model import Point, Quality, Sample, Value
 
 ARMED_S = 10.0
 """How long a point stays armed."""
 DAY_S = 86400.0
-_MOST_IDS = 100_000
+MEMORY_S = LONGEST_EXPIRY_S + MAX_AHEAD_S
+"""How long a command can be in time at most after it was decided, so long its `id` is remembered."""
 _MOST_TO_COMPARE = 1000
 """Points among which a similar name is looked for: more would hold up everything else."""
 _COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
@@ -120,7 +130,8 @@ class Guard:
     """Values lie so far apart, from `min` or 0."""
     max_change: float | None = None
     """How far a write may be from the present value."""
-    min_interval_s: float = 0.0
+    min_interval_s: float | None = None
+    """Between two writes, at least."""
     daily_budget: int | None = None
     """Writes within 24 hours, at most."""
     only_if: tuple[Condition, ...] = ()
@@ -139,9 +150,11 @@ class _State:
     """What the gate remembers of a point."""
 
     written_s: float | None = None
-    written_ns: int = 0
-    """The same moment, wall clock; 0 if that was before a restart."""
+    """When it was written last, monotonic."""
     value: Value | None = None
+    """What was written then; None if that was before a restart."""
+    before: tuple[float | None, Value | None] = (None, None)
+    """The two as they were before that."""
     armed: dict[str, tuple[Value, float]] = field(default_factory=dict)
     """Actor to value and until when."""
     writes: deque[float] = field(default_factory=deque)
@@ -157,6 +170,8 @@ class Gate:
         guards: Mapping[Point, Guard],
         may_write: Callable[[str, str], bool],
         sample_of: Callable[[Point], Sample],
+        arrived_s: Callable[[Point], float] = lambda _: -NEVER,
+        is_actor: Callable[[str], bool] = lambda _: True,
     ) -> None:
         """Take what decisions go by.
 
@@ -165,14 +180,17 @@ class Gate:
             guards: of the points that have one.
             may_write: tells for an actor and a point's address whether the actor may write it.
             sample_of: the newest sample of a point that can be read.
+            arrived_s: when that sample arrived, monotonic.
+            is_actor: whether the configuration names an actor; of others no refused `id` is remembered.
         """
         self._points = points
         self._guards = guards
         self._may_write = may_write
         self._sample_of = sample_of
+        self._arrived_s = arrived_s
+        self._is_actor = is_actor
         self._states: dict[str, _State] = {}
-        self._ids: dict[tuple[str, str], int] = {}
-        """Commands that were let through, and until when they are remembered, wall clock."""
+        self._ids = Ids()
 
     def adopt(self, other: Gate) -> None:
         """Go on with what another gate remembers, after a reload."""
@@ -184,7 +202,16 @@ class Gate:
         Raises:
             RefusedError: nothing is to be written, and why. `Expired` where it came too late.
         """
+        try:
+            return self._decide(command, now_s, now_ns)
+        except RefusedError as error:
+            self.forbid(command, str(error), now_ns)
+            raise
+
+    def _decide(self, command: Command, now_s: float, now_ns: int) -> tuple[Point, Value]:
         self._check_time(command, now_ns)
+        if command.id:
+            self._ids.check(command.actor, command.id, command.expires_ns)
         point = self._point(command)
         if command.way != "route" and not point.access.can_write:
             raise RefusedError("not writable (access: read)")
@@ -199,29 +226,64 @@ class Gate:
         if command.mode == "arm":
             if not guard.confirm:
                 raise RefusedError("the point needs no arming (it has no `confirm`)")
-            self._state(point).armed[command.actor] = value, now_s + ARMED_S
             self._remember(command, now_ns)
+            self._state(point).armed[command.actor] = value, now_s + ARMED_S
             return point, value
         if guard.confirm:
             self._check_armed(command, point, value, now_s)
         self._check_rate(point, guard, now_s)
+        self._remember(command, now_ns)
         if guard.confirm:
             self._state(point).armed.pop(command.actor, None)
-        self._remember(command, now_ns)
-        self.note(point, value, now_s, now_ns=now_ns)
+        self.note(point, value, now_s)
         return point, value
 
-    def note(self, point: Point, value: Value, now_s: float, count: int = 1, *, now_ns: int = 0) -> None:
+    def still_allowed(self, command: Command, point: Point, value: Value, now_ns: int) -> None:
+        """Ask again what may have changed since the decision, at the moment of sending.
+
+        Raises:
+            RefusedError: it must not be sent any more, and why. `Expired` where its time is over.
+        """
+        if command.way == "fallback":
+            return
+        if command.expires_ns is not None and now_ns >= command.expires_ns:
+            raise ExpiredError(_age(command, now_ns))
+        refusal = point.refusal(value)
+        if refusal is not None:
+            raise RefusedError(refusal)
+        self._check_state(point, self._guards.get(point, NO_GUARD), value)
+
+    def note(self, point: Point, value: Value | None, now_s: float, count: int = 1) -> None:
         """Count a write that was let through (also one of before a restart)."""
         guard = self._guards.get(point, NO_GUARD)
         state = self._state(point)
-        state.written_s, state.written_ns, state.value = now_s, now_ns, value
+        state.before = state.written_s, state.value
+        state.written_s, state.value = now_s, value
         if guard.daily_budget is not None:
             state.writes.extend([now_s] * min(count, guard.daily_budget))
 
-    def remember(self, actor: str, id_: str, until_ns: int) -> None:
-        """Know a command of before a restart."""
-        self._ids[actor, id_] = until_ns
+    def take_back(self, point: Point, at_s: float) -> None:
+        """Forget a write that was counted at a moment and, for certain, never sent."""
+        state = self._state(point)
+        if state.written_s == at_s:
+            state.written_s, state.value = state.before
+        if state.writes and state.writes[-1] == at_s:
+            state.writes.pop()
+
+    def remember(self, actor: str, id_: str, until_ns: int, refusal: str | None = None) -> None:
+        """Know a command of before a restart; with why it was refused, if it was."""
+        if refusal is None:
+            self._ids.executed(actor, id_, until_ns)
+        elif self._is_actor(actor):
+            self._ids.refused(actor, id_, until_ns, refusal)
+
+    def forbid(self, command: Command, refusal: str, now_ns: int) -> None:
+        """Have a command that was refused stay so, whatever changes."""
+        if command.id and self._is_actor(command.actor):
+            until_ns = now_ns + round(MEMORY_S * 1e9)
+            if command.expires_ns is not None:
+                until_ns = min(until_ns, command.expires_ns)
+            self._ids.refused(command.actor, command.id, until_ns, refusal)
 
     def _point(self, command: Command) -> Point:
         """Return the point, and say nothing of it to those who may not write it."""
@@ -236,14 +298,13 @@ class Gate:
             raise RefusedError(f"there is no point '{command.point}'" + (f" ({hint})" if hint else ""))
         return point
 
-    def _check_time(self, command: Command, now_ns: int) -> None:
-        if command.given_ns > now_ns + MAX_AHEAD_S * 1e9:
+    @staticmethod
+    def _check_time(command: Command, now_ns: int) -> None:
+        if command.given_ns is not None and command.given_ns > now_ns + MAX_AHEAD_S * 1e9:
             ahead_s = (command.given_ns - now_ns) / 1e9
             raise RefusedError(f"the command was given {ahead_s:.1f} s in the future: the clocks differ")
-        if command.expires_ns and now_ns >= command.expires_ns:
-            raise ExpiredError(f"{(now_ns - command.given_ns) / 1e9:.1f} s old")
-        if command.id and (command.actor, command.id) in self._ids:
-            raise RefusedError("this command was executed already")
+        if command.expires_ns is not None and now_ns >= command.expires_ns:
+            raise ExpiredError(_age(command, now_ns))
 
     def _check_state(self, point: Point, guard: Guard, value: Value) -> None:
         if guard.step is not None and not isinstance(value, str):
@@ -268,7 +329,8 @@ class Gate:
             raise RefusedError("its present value is not known, so `max_change` cannot be kept")
         found: list[Any] = [sample.value]
         state = self._state(point)
-        if state.written_ns >= sample.time_ns and _is_finite(state.value):
+        is_newer = state.written_s is not None and state.written_s >= self._arrived_s(point)
+        if is_newer and _is_finite(state.value):
             found.append(state.value)
         return found
 
@@ -283,7 +345,7 @@ class Gate:
 
     def _check_rate(self, point: Point, guard: Guard, now_s: float) -> None:
         state = self._state(point)
-        if guard.min_interval_s and state.written_s is not None:
+        if guard.min_interval_s is not None and state.written_s is not None:
             wait_s = state.written_s + guard.min_interval_s - now_s
             if wait_s > 0:
                 raise RefusedError(f"too soon after the last write; again in {wait_s:.1f} s")
@@ -300,19 +362,21 @@ class Gate:
         return found
 
     def _remember(self, command: Command, now_ns: int) -> None:
-        if not command.id:
-            return
-        if len(self._ids) >= _MOST_IDS:
-            self._ids = {key: until_ns for key, until_ns in self._ids.items() if until_ns > now_ns}
-            if len(self._ids) >= _MOST_IDS:
-                raise RefusedError("too many commands at once")
-        self._ids[command.actor, command.id] = now_ns + round((LONGEST_EXPIRY_S + MAX_AHEAD_S) * 1e9)
+        if command.id:
+            until_ns = now_ns + round(MEMORY_S * 1e9) if command.expires_ns is None else command.expires_ns
+            self._ids.make_room(now_ns)
+            self._ids.executed(command.actor, command.id, until_ns)
 
 
 class ExpiredError(RefusedError):
     """The command came, or its turn came, when its time was over."""
 
     outcome = WriteOutcome.EXPIRED
+
+
+def _age(command: Command, now_ns: int) -> str:
+    given_ns = command.expires_ns if command.given_ns is None else command.given_ns
+    return f"{(now_ns - (given_ns or now_ns)) / 1e9:.1f} s old"
 
 
 def _is_finite(value: Value | None) -> bool:

@@ -51,6 +51,9 @@ def access_of(reading: Reading, data: Any, devices: Mapping[str, Description]) -
                 hint = closest(pattern, writable) or "`access: readwrite` of a point makes it one"
                 reading.problems.append(reading.source.problem(where, text, hint, is_warning=True))
         key = reading.secret_at((*path, "key"), settings.key)
+        if key is not None and not key.strip():
+            text = "the key is empty: anybody could sign with it"
+            reading.say((*path, "key"), text, "a long random text in the variable or file that it names")
         actors[name] = Actor(tuple(settings.points), None if key is None else key.encode())
     return Access(actors)
 
@@ -109,7 +112,7 @@ def _guard(
     return Guard(
         step=settings.step,
         max_change=settings.max_change,
-        min_interval_s=settings.min_interval or 0.0,
+        min_interval_s=settings.min_interval,
         daily_budget=DEFAULT_BUDGET if budget is True else budget or None,
         only_if=conditions,
         confirm=settings.confirm,

@@ -29,8 +29,9 @@ from fieldbus.durable.spool import Spool
 from fieldbus.errors import ConfigError, LinkDownError
 from fieldbus.gateway.commands.audit import Audit
 from fieldbus.gateway.commands.dead_man import DeadMen
-from fieldbus.gateway.commands.desk import ROUTES_PERIOD_S, Desk
+from fieldbus.gateway.commands.desk import Desk
 from fieldbus.gateway.commands.gate import Gate
+from fieldbus.gateway.commands.routed import ROUTES_PERIOD_S
 from fieldbus.gateway.exchange.exchange import Exchange
 from fieldbus.gateway.exchange.sinks import Taker
 from fieldbus.gateway.health import Health

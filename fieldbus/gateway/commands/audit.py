@@ -10,6 +10,9 @@ Rules:
 
 * A record is written, and is the kernel's, before the answer to the command goes out; it is on the disk
   about a second later. A killed process loses none, a power cut the last moment's.
+* What must not happen twice has two records: first an *intent* (``"outcome": "intent"``), on the disk before
+  the request is sent, then how it ended, with the number of the intent in ``intent``. An intent without an end
+  is a write of which nobody knows whether it was done.
 * What is there is never changed. A last line that a power cut has torn is closed by a line feed and left:
   it is told as such, and the chain goes on behind it from the last whole line.
 * Several processes may write (a gateway, and `fieldbus write` beside it): each locks the file for one record,
@@ -24,16 +27,19 @@ itself: so number and hash of the last record are published with the gateway's h
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fieldbus.durable.files import make_folder, open_own
 from fieldbus.sample_json import iso_time
 
 if sys.platform != "win32":
@@ -43,6 +49,8 @@ FILE_NAME = "audit.jsonl"
 MAX_BYTES = 64 * 1024 * 1024
 MAX_TOTAL = 2 * 1024 * 1024 * 1024
 START = "0" * 64
+INTENT = "intent"
+"""The outcome of a record of what is about to be done."""
 _HASH_FIELD = ',"hash":"'
 _TAIL_BYTES = 256 * 1024
 _LONGEST_TEXT = 500
@@ -97,7 +105,12 @@ class Audit:
         self._max_total = max_total
         self._fd: int | None = None
         self._size = 0
+        self._unsynced: list[int] = []
+        """Descriptors of files that were closed before they were on the disk."""
+        self._mutex = threading.Lock()
         self._is_dirty = False
+        self._is_new = False
+        """Whether the file's name may not be on the disk yet."""
 
     def is_ready(self) -> bool:
         """Return whether a record could be written now, as far as that can be known before."""
@@ -131,59 +144,62 @@ class Audit:
         self.count, self.last_hash = self.count + 1, hash_
         return True
 
+    def intend(self, time_ns: int, what: Mapping[str, Any]) -> int | None:
+        """Append a record of what is about to be done; return its number, None if it cannot be written."""
+        return self.count if self.record(time_ns, {**what, "outcome": INTENT}) else None
+
     def sync(self) -> None:
-        """Have what was written on the disk. May take as long as the disk likes."""
-        if self._fd is None or not self._is_dirty:
-            return
-        self._is_dirty = False
-        fd = os.dup(self._fd)  # the file may be turned over meanwhile
+        """Have what was recorded on the disk. May take as long as the disk likes; for a thread of its own.
+
+        Raises:
+            OSError: it is not there.
+        """
+        with self._mutex:  # the file may be turned over meanwhile
+            closed, self._unsynced = self._unsynced, []
+            is_new, self._is_new = self._is_new, False
+            if self._is_dirty and self._fd is not None:
+                closed.append(os.dup(self._fd))
+            self._is_dirty = False
         try:
-            os.fdatasync(fd)
-        finally:
-            os.close(fd)
+            while closed:
+                os.fdatasync(closed[-1])
+                os.close(closed.pop())
+            if is_new:
+                _sync_folder(self.folder)
+        except OSError:
+            with self._mutex:
+                self._unsynced += closed
+                self._is_new = self._is_new or is_new
+            raise
 
     def close(self) -> None:
         """Close the file."""
-        fd, self._fd = self._fd, None
-        if fd is not None:
-            try:
-                os.fdatasync(fd)
-            except OSError:
-                pass  # there is nobody left to tell
+        with contextlib.suppress(OSError):  # there is nobody left to tell
+            self.sync()
+        for fd in (*self._unsynced, *(() if self._fd is None else (self._fd,))):
             os.close(fd)
+        self._unsynced, self._fd = [], None
 
-    def recent(self, since_ns: int) -> list[dict[str, Any]]:
-        """Return the records since a moment, oldest first, of the last two files."""
-        since = iso_time(since_ns)
-        found: list[dict[str, Any]] = []
-        for path in (self.file, *reversed(_closed(self.folder)[-1:])):
-            is_whole = True
-            for raw in _lines_backwards(path):
-                record = _parsed(raw)
-                if record is None:
-                    continue
-                if record["time"] < since:
-                    is_whole = False
-                    break
-                found.append(record)
-            if not is_whole:
-                break
-        return found[::-1]
+    def _put_aside(self) -> None:
+        """Close the file, which is on the disk with the next `sync`."""
+        with self._mutex:
+            if self._fd is not None:
+                self._unsynced.append(self._fd)
+                self._fd = None
 
     def _begin(self) -> int:
         """Open and lock the file, and go on from what is there by now."""
         while True:
             fd = self._fd
             if fd is None:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-                fd = self._fd = os.open(self.file, flags, 0o640)
-                self._size = -1
+                make_folder(self.folder)
+                fd = self._fd = open_own(self.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+                self._size, self._is_new = -1, True
             _lock(fd)
             here = os.fstat(fd)
             if _is_at(self.file, here):
                 break
-            self.close()  # it was put elsewhere, or removed
+            self._put_aside()  # it was put elsewhere, or removed
         if here.st_size != self._size:
             self._catch_up(fd)
         return fd
@@ -221,7 +237,7 @@ class Audit:
             number += 1
             name = f"audit-{first:012d}_{number}"
         self.file.rename(self.folder / f"{name}.jsonl")
-        self.close()
+        self._put_aside()
         closed = _closed(self.folder)
         sizes = [path.stat().st_size for path in closed]
         while closed and sum(sizes) > self._max_total - self._max_bytes:
@@ -243,9 +259,17 @@ def _lock(fd: int) -> None:
             return
 
 
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def _is_at(path: Path, here: os.stat_result) -> bool:
     try:
-        there = path.stat()
+        there = path.lstat()
     except FileNotFoundError:
         return False
     return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
@@ -284,7 +308,7 @@ def verify(folder: Path) -> Verdict:
             continue
         with path.open("rb") as file:
             for line, raw in enumerate(file, 1):
-                record = _parsed(raw)
+                record = parsed(raw)
                 if record is None:
                     torn.append(Fault(path, line, "no whole record"))
                     continue
@@ -310,16 +334,22 @@ def _closed(folder: Path) -> list[Path]:
     return sorted(folder.glob("audit-*.jsonl"))
 
 
+def last_files(folder: Path) -> list[Path]:
+    """Return the last file that is full, if there is one, and the one that is written."""
+    return [*_closed(folder)[-1:], folder / FILE_NAME]
+
+
 def _records(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
     try:
         with path.open("rb") as file:
             for line, raw in enumerate(file, 1):
-                yield line, _parsed(raw)
+                yield line, parsed(raw)
     except FileNotFoundError:
         return
 
 
-def _parsed(raw: bytes) -> dict[str, Any] | None:
+def parsed(raw: bytes) -> dict[str, Any] | None:
+    """Return the record that a line is; None if it is none, or torn."""
     try:
         record = json.loads(raw)
     except (ValueError, RecursionError):
@@ -339,26 +369,10 @@ def _last_record(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     for raw in reversed(lines):
-        record = _parsed(raw)
+        record = parsed(raw)
         if record is not None:
             return record
     return None
-
-
-def _lines_backwards(path: Path) -> Iterator[bytes]:
-    """Yield the lines of a file, the last one first."""
-    try:
-        with path.open("rb") as file:
-            position, rest = file.seek(0, os.SEEK_END), b""
-            while position:
-                start = max(0, position - _TAIL_BYTES)
-                file.seek(start)
-                lines = (file.read(position - start) + rest).split(b"\n")
-                position, rest = start, lines[0]
-                yield from reversed(lines[1:])
-            yield rest
-    except FileNotFoundError:
-        return
 
 
 def _ends_whole(path: Path) -> bool:

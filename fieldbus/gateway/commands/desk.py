@@ -2,11 +2,15 @@
 
 Rules:
 
-* One attempt, one record, whatever came of it; the record is written before the answer goes out.
-* A command whose record cannot be written is refused before anything is sent. A safe value is not: a
-  machine must come to rest also when a disk is full.
+* One attempt, one record of how it ended, written before the answer goes out.
+* At most once: a command, and what a route writes to a `non_volatile` point, has a record of the intent on
+  the disk before the request is sent. What has only an intent after a restart has an unknown outcome: that is
+  logged and recorded, its `id` is not executed again, and the budget is charged.
+* A command whose record cannot be written is refused before anything is sent. A safe value is not, and it
+  waits for no disk: a machine must come to rest also when a disk is full or hangs. What waited for the disk
+  when a safe value was written is not sent any more.
 * Commands to one point are done one after the other. What has not been sent when its time is over is not
-  sent.
+  sent; what may have changed since the decision is asked again at the moment of sending (`still_allowed`).
 * On a topic nobody is ``local``, whatever the broker lets through.
 * What routes write is recorded by point once a minute, with how many and the last value (``routes: each``:
   every single one). Refusals are recorded when they begin and when they end.
@@ -18,7 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakValueDictionary
@@ -26,14 +30,15 @@ from weakref import WeakValueDictionary
 from fieldbus.clock import SYSTEM, Clock
 from fieldbus.errors import RefusedError
 from fieldbus.gateway.commands.access import LOCAL, Access
-from fieldbus.gateway.commands.audit import Audit
+from fieldbus.gateway.commands.audit import INTENT, Audit
 from fieldbus.gateway.commands.command import LONGEST_EXPIRY_S, Answer, Command, id_of, read_command
-from fieldbus.gateway.commands.gate import DAY_S, ExpiredError, Gate, Guard
+from fieldbus.gateway.commands.disk import Disk
+from fieldbus.gateway.commands.gate import Gate, Guard, outcome_of
+from fieldbus.gateway.commands.recall import restore
+from fieldbus.gateway.commands.routed import RouteLog
 from fieldbus.link import Instruction, WriteOutcome, WriteResult
 from fieldbus.model import Point, Sample, Value
-from fieldbus.sample_json import parse_time
 
-ROUTES_PERIOD_S = 60.0
 MOST_AT_ONCE = 256
 """Commands under way, at most."""
 LONGEST_ADDRESS = 512
@@ -41,6 +46,11 @@ LONGEST_ADDRESS = 512
 _DONE = (WriteOutcome.WRITTEN, WriteOutcome.VERIFIED)
 _COUNTED = (*_DONE, WriteOutcome.FAILED, WriteOutcome.UNKNOWN, "routed")
 """How a write ended that the device may have got."""
+_UNSENT = (WriteOutcome.REFUSED, WriteOutcome.EXPIRED)
+"""How a write ended that never left, although it was let through."""
+DISK_GRACE_S = 0.1
+"""For so long a command that waits for the disk counts as one that is about to be written."""
+_STOPPED = "the gateway stopped before it was sent"
 _LOG = logging.getLogger("fieldbus")
 
 Write = Callable[[Point, Value, float], Awaitable[WriteResult]]
@@ -48,15 +58,21 @@ Write = Callable[[Point, Value, float], Awaitable[WriteResult]]
 
 
 @dataclass(slots=True)
-class _Routed:
-    """What routes wrote to a point since that was recorded last."""
+class _Attempt:
+    """A write under way."""
 
-    source: str
-    count: int = 0
-    refused: int = 0
-    value: Value | None = None
-    reason: str | None = None
-    """Why the last one was refused; None if it was not."""
+    command: Command
+    received_ns: int
+    value: Value
+    old: Sample | None = None
+    intent: int | None = None
+    """The number of its record on the disk."""
+    until_s: float = 0.0
+    """Waits for the disk until then, at most, if it does (monotonic)."""
+    counted_s: float | None = None
+    """When the gate counted it."""
+    is_sent: bool = False
+    """Whether the link has it."""
 
 
 class Desk:
@@ -93,10 +109,17 @@ class Desk:
         )
         self._write = write
         self._sample_of = sample_of
-        self._records_each = records_each
-        self._routed: dict[Point, _Routed] = {}
+        self._routes = RouteLog(audit, self.counters, clock, records_each=records_each)
         self._tasks: set[asyncio.Task[None]] = set()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """Point to whose turn it is: commands to it are done one after the other."""
+        self._wires: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """Point to who has the link write it now."""
+        self._under_way: dict[str, _Attempt] = {}
+        """Point to the attempt that the link has now, or that waits for the disk."""
+        self._falls: dict[str, int] = {}
+        """Point to how often its safe value was to be written."""
+        self._disk = None if audit is None else Disk(audit.sync)
         self._commanded_s: dict[str, float] = {}
         """Point to when a command last wrote it."""
         self._not_safe: dict[str, tuple[WriteOutcome, str | None]] = {}
@@ -106,10 +129,10 @@ class Desk:
 
     def instruct(self, instruction: Instruction) -> None:
         """Take what came on a topic."""
-        now_ns = self._clock.wall_ns()
         unread = Command(
             "mqtt", instruction.topic, instruction.actor, instruction.point[:LONGEST_ADDRESS], ""
         )
+        is_proven = False
         try:
             if len(instruction.point) > LONGEST_ADDRESS:
                 raise RefusedError("no point has such a long name")
@@ -118,32 +141,38 @@ class Desk:
                 raise RefusedError(
                     f"'{LOCAL}' is who is on the gateway's machine, and does not come by topic"
                 )
-            command = read_command(
+            self.access.check_signature(
+                instruction.actor, instruction.topic, instruction.payload, instruction.signature
+            )
+            is_proven = True  # nobody else can make an id of this actor be refused
+            command = unread = read_command(
                 instruction.payload,
                 actor=instruction.actor,
                 point=instruction.point,
                 origin=instruction.topic,
             )
-            unread = command
             if instruction.is_retained:
                 raise RefusedError(
                     "a retained command is not executed: nobody knows how often it was already"
                 )
-            self.access.check_signature(
-                instruction.actor, instruction.topic, instruction.payload, instruction.signature
-            )
             if len(self._tasks) >= MOST_AT_ONCE:
                 raise RefusedError("too many commands at once")
         except RefusedError as error:
+            now_ns = self._clock.wall_ns()
+            if is_proven:
+                self.gate.forbid(unread, str(error), now_ns)
             answer = Answer(unread, WriteOutcome.REFUSED, str(error), now_ns, now_ns, unread.value)
-            self._record(answer)
+            self._record(answer, is_proven=is_proven)
             self._reply(answer, instruction)
             return
 
         async def follow() -> None:
             self._reply(await self.execute(command), instruction)
 
-        task = asyncio.get_running_loop().create_task(follow(), name=f"command {command.point}")
+        self._start(follow(), f"command {command.point}")
+
+    def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -158,81 +187,192 @@ class Desk:
             command: what is wanted.
             known: how it ended before; if it does so again, that is not recorded again.
         """
-        received_ns = self._clock.wall_ns()
-        lock = self._locks.setdefault(command.point, asyncio.Lock())
+        attempt = _Attempt(command, self._clock.wall_ns(), command.value)
+        if command.way == "fallback":
+            return await self._follow(attempt, self._fall(attempt), known)
+        return await self._follow(attempt, self._in_turn(attempt), known)
+
+    async def _follow(
+        self,
+        attempt: _Attempt,
+        work: Coroutine[Any, Any, tuple[WriteOutcome, str | None]],
+        known: tuple[WriteOutcome, str | None] | None = None,
+    ) -> Answer:
+        """Record how an attempt ends, and return it."""
         try:
-            async with lock:
-                outcome, reason, value, old = await self._execute(command)
+            outcome, reason = await work
         except asyncio.CancelledError:
             text = "the gateway stopped meanwhile: whether it was written is not known"
-            self._record(
-                Answer(command, WriteOutcome.UNKNOWN, text, received_ns, self._clock.wall_ns(), command.value)
-            )
+            ended = (WriteOutcome.UNKNOWN, text) if attempt.is_sent else (WriteOutcome.FAILED, _STOPPED)
+            self._record(self._answer(attempt, *ended), attempt)
             raise
-        answer = Answer(command, outcome, reason, received_ns, self._clock.wall_ns(), value)
+        answer = self._answer(attempt, outcome, reason)
         if (outcome, reason) == known:
             return answer
-        if self._record(answer, old) or outcome not in (*_DONE, WriteOutcome.ARMED):
+        if self._record(answer, attempt) or outcome not in (*_DONE, WriteOutcome.ARMED):
             return answer
-        text = "it was done, but the audit log could not be written any more"
-        return Answer(command, outcome, text, received_ns, answer.done_ns, value)
+        return replace(answer, reason="it was done, but the audit log could not be written any more")
 
-    async def _execute(self, command: Command) -> tuple[WriteOutcome, str | None, Value, Sample | None]:
-        if self.audit is not None and command.way != "fallback" and not self._can_record(self.audit):
-            text = f"the audit log cannot be written ({self.audit.trouble})"
-            return WriteOutcome.REFUSED, text, command.value, None
-        now_s = self._clock.monotonic_s()
-        now_ns = self._clock.wall_ns()
+    def _answer(self, attempt: _Attempt, outcome: WriteOutcome, reason: str | None) -> Answer:
+        return Answer(
+            attempt.command, outcome, reason, attempt.received_ns, self._clock.wall_ns(), attempt.value
+        )
+
+    async def _in_turn(self, attempt: _Attempt) -> tuple[WriteOutcome, str | None]:
+        """Do what a command wants when those before it to the same point are done."""
+        command = attempt.command
+        async with self._locks.setdefault(command.point, asyncio.Lock()):
+            now_s, now_ns = self._clock.monotonic_s(), self._clock.wall_ns()
+            if self.audit is not None and not self._can_record(self.audit):
+                refusal = f"the audit log cannot be written ({self.audit.trouble})"
+                self.gate.forbid(command, refusal, now_ns)
+                return WriteOutcome.REFUSED, refusal
+            try:
+                point, attempt.value = self.gate.decide(command, now_s, now_ns)
+            except RefusedError as error:
+                return outcome_of(error), str(error)
+            attempt.old = self._sample_of(point)
+            if command.mode == "arm":
+                return WriteOutcome.ARMED, None
+            left_s = LONGEST_EXPIRY_S
+            if command.expires_ns is not None:
+                left_s = (command.expires_ns - now_ns) / 1e9
+            return await self._once(attempt, point, now_s, now_s + left_s)
+
+    async def _once(
+        self, attempt: _Attempt, point: Point, now_s: float, until_s: float
+    ) -> tuple[WriteOutcome, str | None]:
+        """Have something written at most once: its intent is on the disk before."""
+        attempt.counted_s, attempt.until_s = now_s, until_s
         try:
-            point, value = self.gate.decide(command, now_s, now_ns)
-        except ExpiredError as error:
-            return WriteOutcome.EXPIRED, str(error), command.value, None
+            trouble = await self._intend(attempt, point, until_s)
+            outcome, reason = trouble or await self._send(attempt, point, until_s)
+        except asyncio.CancelledError:
+            if not attempt.is_sent:
+                self.gate.take_back(point, now_s)
+            raise
+        if outcome in _UNSENT:
+            self.gate.take_back(point, now_s)
+        elif outcome in _DONE and attempt.command.way != "route":
+            self._commanded_s[point.address] = self._clock.monotonic_s()
+        return outcome, reason
+
+    async def _intend(
+        self, attempt: _Attempt, point: Point, until_s: float
+    ) -> tuple[WriteOutcome, str | None] | None:
+        """Have the intent on the disk; return how the attempt ends if that fails."""
+        if self.audit is None or self._disk is None:
+            return None
+        falls = self._falls.get(point.address, 0)
+        attempt.intent = self.audit.intend(self._clock.wall_ns(), self._record_of(attempt, attempt.value))
+        if attempt.intent is None:
+            return WriteOutcome.REFUSED, f"the audit log cannot be written ({self.audit.trouble})"
+        self._under_way[point.address] = attempt
+        try:
+            async with asyncio.timeout(until_s - self._clock.monotonic_s()):
+                await self._disk.settled()
+        except TimeoutError:
+            return WriteOutcome.EXPIRED, "its record was not on the disk in time"
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            return WriteOutcome.REFUSED, f"the audit log cannot be written ({reason})"
+        finally:
+            self._under_way.pop(point.address, None)
+        if self._falls.get(point.address, 0) != falls:
+            return WriteOutcome.REFUSED, "the point went to its safe value while this waited for the disk"
+        return None
+
+    async def _send(
+        self, attempt: _Attempt, point: Point, until_s: float
+    ) -> tuple[WriteOutcome, str | None]:
+        """Have the link write."""
+        async with self._wires.setdefault(point.address, asyncio.Lock()):
+            refusal = self._refusal_now(attempt.command, point, attempt.value)
+            if refusal is None and self._clock.monotonic_s() >= until_s:
+                refusal = WriteOutcome.EXPIRED, "its turn came too late"
+            if refusal is not None:
+                return refusal
+            self._under_way[point.address] = attempt
+            attempt.is_sent = True
+            try:
+                result = await self._write(point, attempt.value, until_s)
+            finally:
+                self._under_way.pop(point.address, None)
+        attempt.value = result.value
+        return result.outcome, None if result.reason is None else str(result.reason)
+
+    async def _fall(self, attempt: _Attempt) -> tuple[WriteOutcome, str | None]:
+        """Write a safe value; it waits for no disk."""
+        command = attempt.command
+        self._falls[command.point] = self._falls.get(command.point, 0) + 1
+        now_s = self._clock.monotonic_s()
+        try:
+            point, attempt.value = self.gate.decide(command, now_s, self._clock.wall_ns())
         except RefusedError as error:
-            return WriteOutcome.REFUSED, str(error), command.value, None
-        old = self._sample_of(point)
-        if command.mode == "arm":
-            return WriteOutcome.ARMED, None, value, old
-        left_s = (command.expires_ns - now_ns) / 1e9 if command.expires_ns else LONGEST_EXPIRY_S
-        result = await self._write(point, value, now_s + left_s)
-        outcome, reason = result.outcome, result.reason
+            return outcome_of(error), str(error)
+        attempt.old = self._sample_of(point)
+        outcome, reason = await self._send(attempt, point, now_s + LONGEST_EXPIRY_S)
         if outcome in _DONE:
-            if command.way == "fallback":
-                self.gate.note(point, value, self._clock.monotonic_s(), now_ns=self._clock.wall_ns())
-            else:
-                self._commanded_s[point.address] = self._clock.monotonic_s()
-        return outcome, None if reason is None else str(reason), result.value, old
+            self.gate.note(point, attempt.value, self._clock.monotonic_s())
+        return outcome, reason
+
+    def still_allowed(self, point: Point, value: Value) -> tuple[WriteOutcome, str] | None:
+        """Return how a write ends that must not be sent now after all; None if it may be sent.
+
+        Links ask this at the moment of sending.
+        """
+        attempt = self._under_way.get(point.address)
+        if attempt is not None and attempt.is_sent and attempt.value == value:
+            return self._refusal_now(attempt.command, point, value)
+        return self._refusal_now(Command("route", "", "route", point.address, value), point, value)
+
+    def _refusal_now(self, command: Command, point: Point, value: Value) -> tuple[WriteOutcome, str] | None:
+        try:
+            self.gate.still_allowed(command, point, value, self._clock.wall_ns())
+        except RefusedError as error:
+            return outcome_of(error), str(error)
+        return None
 
     def _can_record(self, audit: Audit) -> bool:
         """Return whether what is done now can be recorded; after a failure that is tried."""
         if not audit.is_ready():
             return False
-        return audit.trouble is None or audit.record(
-            self._clock.wall_ns(), {"way": "audit", "outcome": "resumed"}
-        )
+        return audit.trouble is None or audit.record(self._clock.wall_ns(), {"way": "audit", "outcome": "resumed"})
 
-    def _record(self, answer: Answer, old: Sample | None = None) -> bool:
+    def _record(self, answer: Answer, attempt: _Attempt | None = None, *, is_proven: bool = True) -> bool:
         name = str(answer.outcome)
         self.counters["written" if answer.outcome in _DONE else name] = (
             self.counters.get("written" if answer.outcome in _DONE else name, 0) + 1
         )
         if self.audit is None:
             return True
-        command = answer.command
+        attempt = attempt or _Attempt(answer.command, answer.received_ns, answer.value)
+        record = self._record_of(attempt, answer.value)
+        record |= {"outcome": name, "reason": answer.reason}
+        if attempt.intent is not None:
+            record["intent"] = attempt.intent
+        if not is_proven:
+            record["proven"] = False
+        return self.audit.record(answer.done_ns, record)
+
+    @staticmethod
+    def _record_of(attempt: _Attempt, value: Value) -> dict[str, Any]:
+        command, old = attempt.command, attempt.old
         record: dict[str, Any] = {
             "way": command.way,
             "actor": command.actor,
             "from": command.origin,
             "point": command.point,
-            "value": answer.value,
+            "value": value,
             "old": None if old is None else old.value,
-            "outcome": name,
-            "reason": answer.reason,
+            "outcome": INTENT,
+            "reason": None,
         }
         if command.id:
             record["id"] = command.id
         if command.mode != "write":
             record["mode"] = command.mode
-        return self.audit.record(answer.done_ns, record)
+        return record
 
     # --- routes
 
@@ -247,47 +387,11 @@ class Desk:
 
     def routed(self, point: Point, source: Point, value: Value | None, refusal: str | None) -> None:
         """Learn that a route has written a point of a machine, or was not allowed to."""
-        found = self._routed.get(point)
-        if found is None:
-            found = self._routed[point] = _Routed(source.address)
-        if self._records_each:
-            self._record_routed(point, found, value, refusal, 1)
-            return
-        if refusal is None:
-            found.count += 1
-            found.value = value
-            if found.reason is not None:
-                self._record_routed(point, found, value, None, found.count)
-                found.reason = None
-                found.count = 0
-        else:
-            found.refused += 1
-            if found.reason is None:
-                self._record_routed(point, found, value, refusal, found.refused)
-                found.refused = 0
-            found.reason = refusal
+        self._routes.wrote(point, source, value, refusal)
 
     def sum_up(self) -> None:
         """Record what routes wrote since the last time."""
-        for point, found in self._routed.items():
-            if found.count:
-                self._record_routed(point, found, found.value, None, found.count)
-            if found.refused:
-                self._record_routed(point, found, None, found.reason or "refused", found.refused)
-            found.count = found.refused = 0
-
-    def _record_routed(
-        self, point: Point, found: _Routed, value: Value | None, refusal: str | None, count: int
-    ) -> None:
-        self.counters["written" if refusal is None else "refused"] += count
-        if self.audit is None:
-            return
-        outcome = WriteOutcome.WRITTEN if refusal is None else WriteOutcome.REFUSED
-        record = {
-            "way": "route", "actor": "route", "from": found.source, "point": point.address, "value": value,
-            "outcome": str(outcome) if refusal else "routed", "reason": refusal, "count": count,
-        }  # fmt: skip
-        self.audit.record(self._clock.wall_ns(), record)
+        self._routes.sum_up()
 
     # --- dead-man
 
@@ -296,9 +400,13 @@ class Desk:
         return self._commanded_s.get(point.address)
 
     def is_busy(self, point: Point) -> bool:
-        """Return whether a command to a point is under way."""
-        lock = self._locks.get(point.address)
-        return lock is not None and lock.locked()
+        """Return whether a command to a point is being written, or is about to be."""
+        lock = self._wires.get(point.address)
+        if lock is not None and lock.locked():
+            return True
+        attempt = self._under_way.get(point.address)
+        counted_s = None if attempt is None else attempt.counted_s
+        return counted_s is not None and self._clock.monotonic_s() - counted_s < DISK_GRACE_S
 
     async def fall_back(self, point: Point, guard: Guard) -> WriteOutcome:
         """Bring a point to its safe value."""
@@ -321,35 +429,23 @@ class Desk:
     def adopt(self, other: Desk) -> None:
         """Go on with what another desk knows, after a reload."""
         self.gate.adopt(other.gate)
-        self.counters = other.counters
+        self.counters = self._routes.counters = other.counters
         self._commanded_s = other._commanded_s
         self._not_safe = other._not_safe
         self._locks, self._tasks = other._locks, other._tasks
+        self._wires, self._under_way, self._falls = other._wires, other._under_way, other._falls
+        self._disk = other._disk
         other.sum_up()
 
     def restore(self, points: Mapping[str, Point], guards: Mapping[Point, Guard]) -> None:
-        """Learn from the audit log which commands were executed lately, and which budgets are used."""
-        if self.audit is None:
-            return
-        now_ns, now_s = self._clock.wall_ns(), self._clock.monotonic_s()
-        back_s = max([2 * LONGEST_EXPIRY_S, *(guard.min_interval_s for guard in guards.values())])
-        if any(guard.daily_budget for guard in guards.values()):
-            back_s = max(back_s, DAY_S)
-        since_ns = max(0, now_ns - round(back_s * 1e9))
-        for record in self.audit.recent(since_ns):
-            try:
-                time_ns = parse_time(record["time"])
-                age_s = (now_ns - time_ns) / 1e9
-                if record.get("id") and record["outcome"] not in ("refused", "expired"):
-                    self.gate.remember(
-                        record["actor"], record["id"], time_ns + round(2 * LONGEST_EXPIRY_S * 1e9)
-                    )
-                point = points.get(record.get("point", ""))
-                counted = _COUNTED if record.get("way") != "fallback" else _DONE
-                if point is not None and record["outcome"] in counted:
-                    self.gate.note(point, record["value"], now_s - age_s, record.get("count", 1))
-            except (KeyError, ValueError, TypeError):
-                continue  # a line that is not ours; `audit verify` tells of it
+        """Learn from the audit log what was decided lately, and record what has an unknown outcome.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        if self.audit is not None:
+            count = restore(self.gate, self.audit, points, guards, self._clock)
+            self.counters[str(WriteOutcome.UNKNOWN)] += count
 
     async def close(self) -> None:
         """End what is under way, and record what routes wrote."""
@@ -357,4 +453,6 @@ class Desk:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._disk is not None:
+            await self._disk.close()
         self.sum_up()

@@ -371,7 +371,10 @@ class Gate:
 class ExpiredError(RefusedError):
     """The command came, or its turn came, when its time was over."""
 
-    outcome = WriteOutcome.EXPIRED
+
+def outcome_of(error: RefusedError) -> WriteOutcome:
+    """Return how a write ended that an error refused."""
+    return WriteOutcome.EXPIRED if isinstance(error, ExpiredError) else WriteOutcome.REFUSED
 
 
 def _age(command: Command, now_ns: int) -> str:

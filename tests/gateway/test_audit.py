@@ -6,7 +6,9 @@ import hashlib
 import json
 import multiprocessing
 import os
+import stat
 import threading
+from pathlib import Path
 
 import pytest
 from conftest import missing
@@ -15,7 +17,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from fieldbus.cli.main import app
-from fieldbus.gateway.commands.audit import FILE_NAME, START, Audit, export, verify
+from fieldbus.gateway.commands import audit as audit_module
+from fieldbus.gateway.commands.audit import FILE_NAME, START, Audit, export, last_files, verify
+from fieldbus.gateway.commands.recall import recall
 
 NOW_NS = 1_800_000_000_000_000_000
 
@@ -267,7 +271,7 @@ def test_a_log_may_hold_anything_and_is_looked_at_all_the_same(tmp_path_factory,
     put(folder, [row + b"\n" for row in rows])
     verify(folder)
     audit = Audit(folder)
-    list(audit.recent(0))
+    recall(last_files(folder), 0, NOW_NS)
     assert audit.record(NOW_NS, {"value": 1})
     audit.close()
     assert list(export(folder))[-1]["value"] == 1
@@ -405,10 +409,12 @@ def test_a_full_disk_is_known_before_anything_is_done(audit, monkeypatch):
     assert audit.is_ready()
 
 
-def test_dev_full_is_a_full_disk(tmp_path):
+def test_dev_full_is_a_full_disk(tmp_path, monkeypatch):
     if not os.path.exists("/dev/full"):
         missing("there is no /dev/full")
     (tmp_path / FILE_NAME).symlink_to("/dev/full")
+    monkeypatch.setattr(audit_module, "open_own", os.open)
+    monkeypatch.setattr(Path, "lstat", Path.stat)
     audit = Audit(tmp_path)
     assert not audit.record(NOW_NS, {"value": 1})
     assert audit.trouble == "no space left on device"
@@ -508,11 +514,101 @@ def test_no_record_is_endless(audit, tmp_path):
     assert (tmp_path / FILE_NAME).stat().st_size < 2000
 
 
-def test_only_what_is_recent_is_read_again(tmp_path):
+def test_a_log_in_whose_place_is_a_link_is_not_written(tmp_path):
+    folder, other = tmp_path / "audit", tmp_path / "other"
+    folder.mkdir()
+    other.write_text("somebody else's\n")
+    (folder / FILE_NAME).symlink_to(other)
+    audit = Audit(folder)
+    assert not audit.is_ready()
+    assert not audit.record(NOW_NS, {"value": 1})
+    assert audit.trouble == "it is a symbolic link, and links are not followed here"
+    assert other.read_text() == "somebody else's\n"
+
+
+def test_the_log_and_its_folder_are_the_owners_only(tmp_path):
+    before = os.umask(0)
+    try:
+        audit = Audit(tmp_path / "data" / "audit")
+        write(audit, 1)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(audit.folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE(audit.file.stat().st_mode) == 0o600
+    audit.close()
+
+
+# --- what it says of the time before a restart
+
+S = 1_000_000_000
+
+
+def recalled(folder, since_ns, now_ns):
+    found, opened = recall(last_files(folder), since_ns, now_ns)
+    return [(item.record["value"], item.latest_ns) for item in found], [record["value"] for record in opened]
+
+
+def test_only_what_is_recent_is_recalled_from_the_last_two_files(tmp_path):
     audit = Audit(tmp_path, max_bytes=2000)
     write(audit, 60)
-    found = [record["value"] for record in audit.recent(NOW_NS + 50 * 1_000_000_000)]
-    assert found == list(range(60))[50:]
+    assert len(list(tmp_path.glob("audit-*.jsonl"))) > 5
+    found, opened = recalled(tmp_path, NOW_NS + 50 * S, NOW_NS + 60 * S)
+    assert found == [(number, NOW_NS + number * S) for number in range(50, 60)]
+    assert not opened
+    audit.close()
+
+
+@pytest.mark.parametrize(
+    ("times", "ages"),
+    [
+        ([10, 20, 30], [10, 20, 30]),
+        ([10, -NOW_NS // S, 30], [10, 30, 30]),  # one of 1970 is not older than the one before it
+        ([10, -NOW_NS // S], [10, 100]),  # and was perhaps just now, if nothing comes after it
+        ([10, 5_000, 30], [10, 30, 30]),  # one of the future was before the one after it
+        ([5_000, 6_000, 30, 20, 40], [30, 30, 30, 40, 40]),
+        ([5_000], [100]),
+    ],
+)
+def test_the_order_of_records_counts_where_their_times_cannot_be_right(tmp_path, times, ages):
+    audit = Audit(tmp_path)
+    for number, seconds in enumerate(times):
+        audit.record(NOW_NS + seconds * S, {"value": number})
+    found, _ = recalled(tmp_path, NOW_NS, NOW_NS + 100 * S)
+    assert found == [(number, NOW_NS + seconds * S) for number, seconds in enumerate(ages)]
+    audit.close()
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 50_000), st.sampled_from([0, 0, 0, 0, -1e9, 4000, 1e9])), max_size=30)
+)
+def test_no_record_is_ever_taken_for_older_than_it_is(tmp_path_factory, steps):
+    """Whatever the clock was in between (long before there was fieldbus, or ahead), if it is right now."""
+    folder = tmp_path_factory.mktemp("audit")
+    audit = Audit(folder)
+    true_s = 0
+    truth = []
+    for number, (step_s, off_s) in enumerate(steps):
+        true_s += step_s
+        truth.append(true_s)
+        audit.record(NOW_NS + round((true_s + off_s) * S), {"value": number})
+    now_s = true_s + 10
+    found = dict(recalled(folder, NOW_NS + (now_s - 86400) * S, NOW_NS + now_s * S)[0])
+    for number, at_s in enumerate(truth):
+        if at_s > now_s - 86400:
+            assert NOW_NS + at_s * S <= found[number] <= NOW_NS + now_s * S
+    audit.close()
+
+
+def test_an_intent_without_an_end_is_open_however_old_it_is(tmp_path):
+    audit = Audit(tmp_path)
+    numbers = [audit.intend(NOW_NS + n, {"value": n, "from": f'x,"intent":{n + 1}}}'}) for n in range(4)]
+    assert numbers == [1, 2, 3, 4]
+    for number in (2, 4):
+        audit.record(NOW_NS, {"value": 9, "outcome": "verified", "intent": number})
+    write(audit, 3, outcome="refused")
+    found, opened = recalled(tmp_path, NOW_NS + 10**6 * S, NOW_NS + 10**7 * S)
+    assert (found, opened) == ([], [0, 2])
     audit.close()
 
 

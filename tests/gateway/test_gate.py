@@ -18,7 +18,8 @@ from fieldbus.gateway.commands.command import (
     fitting,
     read_command,
 )
-from fieldbus.gateway.commands.gate import ARMED_S, DAY_S, ExpiredError, Gate, Guard, parse_conditions
+from fieldbus.gateway.commands.conditions import parse_conditions
+from fieldbus.gateway.commands.gate import ARMED_S, DAY_S, ExpiredError, Gate, Guard
 from fieldbus.model import Access as May
 from fieldbus.model import Kind, Point, Quality, Sample
 from fieldbus.mqtt.peering import sign
@@ -229,7 +230,7 @@ def test_an_id_that_expired_stays_expired_when_the_clock_is_set_back():
     bench.wait(10)
     for seconds in (0, -5):
         bench.set_clock(seconds)
-        with pytest.raises(RefusedError, match="10.0 s old"):
+        with pytest.raises(RefusedError, match=r"10\.0 s old"):
             bench.decide(late)
 
 
@@ -335,10 +336,12 @@ def test_what_changes_while_a_write_waits_is_asked_again():
 
 def test_what_was_never_sent_uses_up_neither_interval_nor_budget():
     bench = Bench({SPEED: Guard(min_interval_s=60, daily_budget=1)})
-    assert bench.ask(1) == 1
-    bench.gate.take_back(SPEED, bench.now_s)
+    unsent = bench.command(1, id="a")
+    assert bench.decide(unsent)[1] == 1
+    bench.gate.take_back(unsent, SPEED, bench.now_s, "interlock")
     assert bench.ask(2) == 2
-    bench.gate.take_back(SPEED, bench.now_s - 1)
+    assert bench.ask(1, id="a") == "this command was refused already: interlock"
+    bench.gate.take_back(unsent, SPEED, bench.now_s - 1, "")
     assert bench.ask(3) == "too soon after the last write; again in 60.0 s"
 
 

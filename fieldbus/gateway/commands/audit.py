@@ -11,8 +11,8 @@ Rules:
 * A record is written, and is the kernel's, before the answer to the command goes out; it is on the disk
   about a second later. A killed process loses none, a power cut the last moment's.
 * What must not happen twice has two records: first an *intent* (``"outcome": "intent"``), on the disk before
-  the request is sent, then how it ended, with the number of the intent in ``intent``. An intent without an end
-  is a write of which nobody knows whether it was done.
+  the request is sent, then how it ended, with the number of the first one in ``intent``. An intent without an
+  end is a write of which nobody knows whether it was done.
 * What is there is never changed. A last line that a power cut has torn is closed by a line feed and left:
   it is told as such, and the chain goes on behind it from the last whole line.
 * Several processes may write (a gateway, and `fieldbus write` beside it): each locks the file for one record,

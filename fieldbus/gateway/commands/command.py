@@ -65,7 +65,7 @@ class Command:
     given_ns: int | None = None
     """When it was given, wall clock, which may lie before 1970; None if it is executed at once."""
     expires_ns: int | None = None
-    """It must not be executed at or after this moment, wall clock; None if it is executed at once or never."""
+    """From this moment on it must not be executed, wall clock; None if it is executed at once or never."""
     mode: str = "write"
     """``arm`` and ``execute`` of points that want to be confirmed."""
 

@@ -22,21 +22,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
 from typing import Any
 from weakref import WeakValueDictionary
 
 from fieldbus.clock import SYSTEM, Clock
 from fieldbus.errors import RefusedError
 from fieldbus.gateway.commands.access import LOCAL, Access
-from fieldbus.gateway.commands.audit import INTENT, Audit
+from fieldbus.gateway.commands.attempts import Attempt, Attempts, Write, record_of
+from fieldbus.gateway.commands.audit import Audit
 from fieldbus.gateway.commands.command import LONGEST_EXPIRY_S, Answer, Command, id_of, read_command
-from fieldbus.gateway.commands.disk import Disk
 from fieldbus.gateway.commands.gate import Gate, Guard, outcome_of
-from fieldbus.gateway.commands.recall import restore
+from fieldbus.gateway.commands.recall import CLOCK, restore
 from fieldbus.gateway.commands.routed import RouteLog
-from fieldbus.link import Instruction, WriteOutcome, WriteResult
+from fieldbus.link import Instruction, WriteOutcome
 from fieldbus.model import Point, Sample, Value
 
 MOST_AT_ONCE = 256
@@ -44,35 +44,12 @@ MOST_AT_ONCE = 256
 LONGEST_ADDRESS = 512
 """No point has a longer one."""
 _DONE = (WriteOutcome.WRITTEN, WriteOutcome.VERIFIED)
-_COUNTED = (*_DONE, WriteOutcome.FAILED, WriteOutcome.UNKNOWN, "routed")
-"""How a write ended that the device may have got."""
-_UNSENT = (WriteOutcome.REFUSED, WriteOutcome.EXPIRED)
-"""How a write ended that never left, although it was let through."""
-DISK_GRACE_S = 0.1
-"""For so long a command that waits for the disk counts as one that is about to be written."""
+CLOCK_SET_S = 2.0
+"""A wall clock that moves by so much against the monotonic one was set."""
+_POINTS_AT_ONCE = 500
+"""In one record of what counts."""
 _STOPPED = "the gateway stopped before it was sent"
 _LOG = logging.getLogger("fieldbus")
-
-Write = Callable[[Point, Value, float], Awaitable[WriteResult]]
-"""Has the link write: point, value, and until when (monotonic)."""
-
-
-@dataclass(slots=True)
-class _Attempt:
-    """A write under way."""
-
-    command: Command
-    received_ns: int
-    value: Value
-    old: Sample | None = None
-    intent: int | None = None
-    """The number of its record on the disk."""
-    until_s: float = 0.0
-    """Waits for the disk until then, at most, if it does (monotonic)."""
-    counted_s: float | None = None
-    """When the gate counted it."""
-    is_sent: bool = False
-    """Whether the link has it."""
 
 
 class Desk:
@@ -101,29 +78,43 @@ class Desk:
             clock: the gateway's.
         """
         self._clock = clock
+        self._offset_ns = clock.wall_ns() - round(clock.monotonic_s() * 1e9)
+        """Of the wall clock from the monotonic one, when that was looked at last."""
         self.gate = gate
         self.access = access
         self.audit = audit
         self.counters = dict.fromkeys(
             ("written", "refused", "failed", "unknown outcome", "expired", "fallbacks"), 0
         )
-        self._write = write
+        self._attempts = Attempts(gate, audit, write, clock)
         self._sample_of = sample_of
         self._routes = RouteLog(audit, self.counters, clock, records_each=records_each)
         self._tasks: set[asyncio.Task[None]] = set()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         """Point to whose turn it is: commands to it are done one after the other."""
-        self._wires: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        """Point to who has the link write it now."""
-        self._under_way: dict[str, _Attempt] = {}
-        """Point to the attempt that the link has now, or that waits for the disk."""
-        self._falls: dict[str, int] = {}
-        """Point to how often its safe value was to be written."""
-        self._disk = None if audit is None else Disk(audit.sync)
         self._commanded_s: dict[str, float] = {}
         """Point to when a command last wrote it."""
         self._not_safe: dict[str, tuple[WriteOutcome, str | None]] = {}
         """Point to how it ended when its safe value was to be written last, and was not."""
+
+    # --- the clock
+
+    def mind_clock(self) -> None:
+        """Record that the wall clock was set, if it was, with what counts at this moment."""
+        now_s, now_ns = self._clock.monotonic_s(), self._clock.wall_ns()
+        offset_ns = now_ns - round(now_s * 1e9)
+        shift_s = (offset_ns - self._offset_ns) / 1e9
+        self._offset_ns = offset_ns
+        if self.audit is None or abs(shift_s) < CLOCK_SET_S:
+            return
+        _LOG.warning("the clock was set by %+.1f s", shift_s)
+        counted = list(self.gate.counted(now_s).items())
+        for start in range(0, max(1, len(counted)), _POINTS_AT_ONCE):
+            record = {
+                "way": "audit", "outcome": CLOCK, "reason": f"the clock was set by {shift_s:+.1f} s",
+                "begins": not start, "counted": dict(counted[start : start + _POINTS_AT_ONCE]),
+            }  # fmt: skip
+            self.audit.record(now_ns, record)
 
     # --- commands
 
@@ -187,14 +178,13 @@ class Desk:
             command: what is wanted.
             known: how it ended before; if it does so again, that is not recorded again.
         """
-        attempt = _Attempt(command, self._clock.wall_ns(), command.value)
-        if command.way == "fallback":
-            return await self._follow(attempt, self._fall(attempt), known)
-        return await self._follow(attempt, self._in_turn(attempt), known)
+        attempt = Attempt(command, self._clock.wall_ns(), command.value)
+        work = self._fall(attempt) if command.way == "fallback" else self._in_turn(attempt)
+        return await self._follow(attempt, work, known)
 
     async def _follow(
         self,
-        attempt: _Attempt,
+        attempt: Attempt,
         work: Coroutine[Any, Any, tuple[WriteOutcome, str | None]],
         known: tuple[WriteOutcome, str | None] | None = None,
     ) -> Answer:
@@ -213,15 +203,16 @@ class Desk:
             return answer
         return replace(answer, reason="it was done, but the audit log could not be written any more")
 
-    def _answer(self, attempt: _Attempt, outcome: WriteOutcome, reason: str | None) -> Answer:
+    def _answer(self, attempt: Attempt, outcome: WriteOutcome, reason: str | None) -> Answer:
         return Answer(
             attempt.command, outcome, reason, attempt.received_ns, self._clock.wall_ns(), attempt.value
         )
 
-    async def _in_turn(self, attempt: _Attempt) -> tuple[WriteOutcome, str | None]:
+    async def _in_turn(self, attempt: Attempt) -> tuple[WriteOutcome, str | None]:
         """Do what a command wants when those before it to the same point are done."""
         command = attempt.command
         async with self._locks.setdefault(command.point, asyncio.Lock()):
+            self.mind_clock()
             now_s, now_ns = self._clock.monotonic_s(), self._clock.wall_ns()
             if self.audit is not None and not self._can_record(self.audit):
                 refusal = f"the audit log cannot be written ({self.audit.trouble})"
@@ -237,81 +228,21 @@ class Desk:
             left_s = LONGEST_EXPIRY_S
             if command.expires_ns is not None:
                 left_s = (command.expires_ns - now_ns) / 1e9
-            return await self._once(attempt, point, now_s, now_s + left_s)
+            outcome, reason = await self._attempts.once(attempt, point, now_s, now_s + left_s)
+            if outcome in _DONE:
+                self._commanded_s[point.address] = self._clock.monotonic_s()
+            return outcome, reason
 
-    async def _once(
-        self, attempt: _Attempt, point: Point, now_s: float, until_s: float
-    ) -> tuple[WriteOutcome, str | None]:
-        """Have something written at most once: its intent is on the disk before."""
-        attempt.counted_s, attempt.until_s = now_s, until_s
+    async def _fall(self, attempt: Attempt) -> tuple[WriteOutcome, str | None]:
+        """Write a safe value, whatever else waits."""
         try:
-            trouble = await self._intend(attempt, point, until_s)
-            outcome, reason = trouble or await self._send(attempt, point, until_s)
-        except asyncio.CancelledError:
-            if not attempt.is_sent:
-                self.gate.take_back(point, now_s)
-            raise
-        if outcome in _UNSENT:
-            self.gate.take_back(point, now_s)
-        elif outcome in _DONE and attempt.command.way != "route":
-            self._commanded_s[point.address] = self._clock.monotonic_s()
-        return outcome, reason
-
-    async def _intend(
-        self, attempt: _Attempt, point: Point, until_s: float
-    ) -> tuple[WriteOutcome, str | None] | None:
-        """Have the intent on the disk; return how the attempt ends if that fails."""
-        if self.audit is None or self._disk is None:
-            return None
-        falls = self._falls.get(point.address, 0)
-        attempt.intent = self.audit.intend(self._clock.wall_ns(), self._record_of(attempt, attempt.value))
-        if attempt.intent is None:
-            return WriteOutcome.REFUSED, f"the audit log cannot be written ({self.audit.trouble})"
-        self._under_way[point.address] = attempt
-        try:
-            async with asyncio.timeout(until_s - self._clock.monotonic_s()):
-                await self._disk.settled()
-        except TimeoutError:
-            return WriteOutcome.EXPIRED, "its record was not on the disk in time"
-        except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            return WriteOutcome.REFUSED, f"the audit log cannot be written ({reason})"
-        finally:
-            self._under_way.pop(point.address, None)
-        if self._falls.get(point.address, 0) != falls:
-            return WriteOutcome.REFUSED, "the point went to its safe value while this waited for the disk"
-        return None
-
-    async def _send(
-        self, attempt: _Attempt, point: Point, until_s: float
-    ) -> tuple[WriteOutcome, str | None]:
-        """Have the link write."""
-        async with self._wires.setdefault(point.address, asyncio.Lock()):
-            refusal = self._refusal_now(attempt.command, point, attempt.value)
-            if refusal is None and self._clock.monotonic_s() >= until_s:
-                refusal = WriteOutcome.EXPIRED, "its turn came too late"
-            if refusal is not None:
-                return refusal
-            self._under_way[point.address] = attempt
-            attempt.is_sent = True
-            try:
-                result = await self._write(point, attempt.value, until_s)
-            finally:
-                self._under_way.pop(point.address, None)
-        attempt.value = result.value
-        return result.outcome, None if result.reason is None else str(result.reason)
-
-    async def _fall(self, attempt: _Attempt) -> tuple[WriteOutcome, str | None]:
-        """Write a safe value; it waits for no disk."""
-        command = attempt.command
-        self._falls[command.point] = self._falls.get(command.point, 0) + 1
-        now_s = self._clock.monotonic_s()
-        try:
-            point, attempt.value = self.gate.decide(command, now_s, self._clock.wall_ns())
+            point, attempt.value = self.gate.decide(
+                attempt.command, self._clock.monotonic_s(), self._clock.wall_ns()
+            )
         except RefusedError as error:
             return outcome_of(error), str(error)
         attempt.old = self._sample_of(point)
-        outcome, reason = await self._send(attempt, point, now_s + LONGEST_EXPIRY_S)
+        outcome, reason = await self._attempts.at_once(attempt, point)
         if outcome in _DONE:
             self.gate.note(point, attempt.value, self._clock.monotonic_s())
         return outcome, reason
@@ -321,58 +252,31 @@ class Desk:
 
         Links ask this at the moment of sending.
         """
-        attempt = self._under_way.get(point.address)
-        if attempt is not None and attempt.is_sent and attempt.value == value:
-            return self._refusal_now(attempt.command, point, value)
-        return self._refusal_now(Command("route", "", "route", point.address, value), point, value)
-
-    def _refusal_now(self, command: Command, point: Point, value: Value) -> tuple[WriteOutcome, str] | None:
-        try:
-            self.gate.still_allowed(command, point, value, self._clock.wall_ns())
-        except RefusedError as error:
-            return outcome_of(error), str(error)
-        return None
+        return self._attempts.still_allowed(point, value)
 
     def _can_record(self, audit: Audit) -> bool:
         """Return whether what is done now can be recorded; after a failure that is tried."""
         if not audit.is_ready():
             return False
-        return audit.trouble is None or audit.record(self._clock.wall_ns(), {"way": "audit", "outcome": "resumed"})
+        return audit.trouble is None or audit.record(
+            self._clock.wall_ns(), {"way": "audit", "outcome": "resumed"}
+        )
 
-    def _record(self, answer: Answer, attempt: _Attempt | None = None, *, is_proven: bool = True) -> bool:
+    def _record(self, answer: Answer, attempt: Attempt | None = None, *, is_proven: bool = True) -> bool:
         name = str(answer.outcome)
         self.counters["written" if answer.outcome in _DONE else name] = (
             self.counters.get("written" if answer.outcome in _DONE else name, 0) + 1
         )
         if self.audit is None:
             return True
-        attempt = attempt or _Attempt(answer.command, answer.received_ns, answer.value)
-        record = self._record_of(attempt, answer.value)
+        attempt = attempt or Attempt(answer.command, answer.received_ns, answer.value)
+        record = record_of(attempt, answer.value)
         record |= {"outcome": name, "reason": answer.reason}
         if attempt.intent is not None:
             record["intent"] = attempt.intent
         if not is_proven:
             record["proven"] = False
         return self.audit.record(answer.done_ns, record)
-
-    @staticmethod
-    def _record_of(attempt: _Attempt, value: Value) -> dict[str, Any]:
-        command, old = attempt.command, attempt.old
-        record: dict[str, Any] = {
-            "way": command.way,
-            "actor": command.actor,
-            "from": command.origin,
-            "point": command.point,
-            "value": value,
-            "old": None if old is None else old.value,
-            "outcome": INTENT,
-            "reason": None,
-        }
-        if command.id:
-            record["id"] = command.id
-        if command.mode != "write":
-            record["mode"] = command.mode
-        return record
 
     # --- routes
 
@@ -391,6 +295,7 @@ class Desk:
 
     def sum_up(self) -> None:
         """Record what routes wrote since the last time."""
+        self.mind_clock()
         self._routes.sum_up()
 
     # --- dead-man
@@ -401,12 +306,7 @@ class Desk:
 
     def is_busy(self, point: Point) -> bool:
         """Return whether a command to a point is being written, or is about to be."""
-        lock = self._wires.get(point.address)
-        if lock is not None and lock.locked():
-            return True
-        attempt = self._under_way.get(point.address)
-        counted_s = None if attempt is None else attempt.counted_s
-        return counted_s is not None and self._clock.monotonic_s() - counted_s < DISK_GRACE_S
+        return self._attempts.is_busy(point)
 
     async def fall_back(self, point: Point, guard: Guard) -> WriteOutcome:
         """Bring a point to its safe value."""
@@ -429,12 +329,12 @@ class Desk:
     def adopt(self, other: Desk) -> None:
         """Go on with what another desk knows, after a reload."""
         self.gate.adopt(other.gate)
+        self._offset_ns = other._offset_ns
         self.counters = self._routes.counters = other.counters
         self._commanded_s = other._commanded_s
         self._not_safe = other._not_safe
         self._locks, self._tasks = other._locks, other._tasks
-        self._wires, self._under_way, self._falls = other._wires, other._under_way, other._falls
-        self._disk = other._disk
+        self._attempts.adopt(other._attempts)
         other.sum_up()
 
     def restore(self, points: Mapping[str, Point], guards: Mapping[Point, Guard]) -> None:
@@ -453,6 +353,5 @@ class Desk:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._disk is not None:
-            await self._disk.close()
+        await self._attempts.close()
         self.sum_up()

@@ -78,4 +78,3 @@ class Disk:
         # A daemon: a disk that hangs must not keep the process from ending.
         threading.Thread(target=work, name="audit on disk", daemon=True).start()
         await done
-

@@ -29,15 +29,14 @@ two know nothing of each other.
 from __future__ import annotations
 
 import math
-import operator
-import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from fieldbus.errors import RefusedError, closest
 from fieldbus.gateway.commands.command import LONGEST_EXPIRY_S, MAX_AHEAD_S, Command, fitting
+from fieldbus.gateway.commands.conditions import Condition
 from fieldbus.gateway.commands.ids import Ids
 from fieldbus.link import NEVER, WriteOutcome
 from fieldbus.model import Point, Quality, Sample, Value
@@ -49,77 +48,6 @@ MEMORY_S = LONGEST_EXPIRY_S + MAX_AHEAD_S
 """How long a command can be in time at most after it was decided, so long its `id` is remembered."""
 _MOST_TO_COMPARE = 1000
 """Points among which a similar name is looked for: more would hold up everything else."""
-_COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
-    "==": operator.eq,
-    "!=": operator.ne,
-    "<": operator.lt,
-    "<=": operator.le,
-    ">": operator.gt,
-    ">=": operator.ge,
-}
-_CONDITION = re.compile(r"\s*([A-Za-z0-9_.\-]+)\s*(==|!=|<=|>=|<|>)\s*(.+?)\s*")
-_WORDS = {"true": True, "on": True, "false": False, "off": False}
-
-
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """What must be true for a write: a point's good value, compared with another value."""
-
-    point: Point | None
-    """None if it is not known yet: another gateway's that was never heard."""
-    comparison: str
-    value: Value
-    text: str
-    """As it was written."""
-
-    def holds(self, sample: Sample) -> bool:
-        """Return whether a sample fulfils it; a value that is not good fulfils nothing."""
-        value = sample.value
-        if value is None or sample.quality is not Quality.GOOD:
-            return False
-        if isinstance(value, str) != isinstance(self.value, str):
-            return False
-        return _COMPARISONS[self.comparison](value, self.value)
-
-
-def parse_conditions(text: str, points: Mapping[str, Point]) -> tuple[Condition, ...]:
-    """Return what ``press.door == closed and press.speed < 10`` asks for.
-
-    Raises:
-        ValueError: it is none, or names what there is not; the message is for who wrote it.
-    """
-    found = []
-    for part in re.split(r"\s+and\s+", text):
-        match = _CONDITION.fullmatch(part)
-        if match is None:
-            raise ValueError(f"'{part}' is not a condition such as press.door == closed")
-        address, comparison, wanted = match.groups()
-        point = points.get(address)
-        if point is None:
-            hint = closest(address, points)
-            raise ValueError(f"there is no point '{address}'" + (f" ({hint})" if hint else ""))
-        if not point.access.can_read:
-            raise ValueError(f"{address} can only be written, so nobody knows its value")
-        value = _condition_value(point, wanted.strip("'\""))
-        if isinstance(value, str) and comparison not in ("==", "!="):
-            raise ValueError(f"{address} is text, which is only equal or not")
-        found.append(Condition(point, comparison, value, part.strip()))
-    return tuple(found)
-
-
-def _condition_value(point: Point, text: str) -> Value:
-    given: Value = text
-    if text not in point.labels.values():
-        given = _WORDS.get(text.lower(), text)
-        if given is text:
-            try:
-                given = float(text)
-            except ValueError:
-                given = text
-    try:
-        return fitting(point, given)
-    except RefusedError as error:
-        raise ValueError(f"{point.address}: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,13 +190,37 @@ class Gate:
         if guard.daily_budget is not None:
             state.writes.extend([now_s] * min(count, guard.daily_budget))
 
-    def take_back(self, point: Point, at_s: float) -> None:
-        """Forget a write that was counted at a moment and, for certain, never sent."""
+    def take_back(self, command: Command, point: Point, at_s: float, reason: str) -> None:
+        """Forget a write that was counted at a moment and, for certain, never sent; it stays refused."""
+        self._ids.withdraw(command.actor, command.id, reason)
         state = self._state(point)
         if state.written_s == at_s:
             state.written_s, state.value = state.before
         if state.writes and state.writes[-1] == at_s:
             state.writes.pop()
+
+    def counted(self, now_s: float) -> dict[str, list[tuple[int, int]]]:
+        """Return what counts for intervals and budgets: point to ages in seconds, and how many writes each.
+
+        Oldest first; those of one hour together, as young as the youngest of them.
+        """
+        found: dict[str, list[tuple[int, int]]] = {}
+        for point, guard in self._guards.items():
+            state = self._states.get(point.address)
+            if state is None or state.written_s is None:
+                continue
+            if guard.daily_budget is None and guard.min_interval_s is None:
+                continue
+            last_s = int(max(0.0, now_s - state.written_s))
+            hours = Counter(int(max(0.0, now_s - at_s) / 3600) for at_s in state.writes or (state.written_s,))
+            found[point.address] = [
+                (max(hour * 3600, last_s), count) for hour, count in sorted(hours.items(), reverse=True)
+            ]
+        return found
+
+    def forget_counts(self) -> None:
+        """Forget when points were written."""
+        self._states.clear()
 
     def remember(self, actor: str, id_: str, until_ns: int, refusal: str | None = None) -> None:
         """Know a command of before a restart; with why it was refused, if it was."""

@@ -63,6 +63,12 @@ class Ids:
         """Remember a command that was let through, with when it expires."""
         self._executed[actor, id_] = until_ns
 
+    def withdraw(self, actor: str, id_: str, reason: str) -> None:
+        """Remember a command that was let through and not executed after all as a refused one."""
+        until_ns = self._executed.pop((actor, id_), None)
+        if until_ns is not None:
+            self.refused(actor, id_, until_ns, reason)
+
     def make_room(self, now_ns: int) -> None:
         """Forget the executed commands that have expired, if there is no room for another one.
 

@@ -3,9 +3,11 @@
 Rules:
 
 * The order of records is certain, their times are not: each was stamped by a clock that may have been set.
-  So a record whose time lies before that of an earlier one, or after now, happened at the latest when the
-  next record was written whose time fits, and now if there is none. A write is taken for as young as it can
-  be: a budget is rather used up than renewed.
+  So a record whose time lies before that of an earlier one, before there was fieldbus, or after now, happened
+  at the latest when the next record was written whose time fits, and now if there is none. A write is taken
+  for as young as it can be: a budget is rather used up than renewed.
+* A clock that was set while the gateway ran has a record of its own (``"outcome": "clock"``), with what
+  counted at that moment by the monotonic clock; it replaces all that was counted before it.
 * Nothing waits longer than if it had happened just now, however far a clock was set.
 * An intent without an end is open: whether it was done is not known.
 
@@ -33,13 +35,24 @@ from fieldbus.sample_json import iso_time, parse_time
 _TIME = re.compile(rb'\{"n":(\d+),"time":"([^"]{20,40})"')
 _END_OF = re.compile(rb',"intent":(\d+)[,}]')
 _INTENT = f'"outcome":"{INTENT}"'.encode()
+_EARLIEST = b"2020"
+"""There is no right time before that."""
 _MOST_UNDATED = 200_000
 """Records whose time does not fit, one after the other, that are kept until one fits, at most."""
 
-_COUNTED = (WriteOutcome.WRITTEN, WriteOutcome.VERIFIED, WriteOutcome.FAILED, WriteOutcome.UNKNOWN, "routed", INTENT)
+_COUNTED = (
+    WriteOutcome.WRITTEN,
+    WriteOutcome.VERIFIED,
+    WriteOutcome.FAILED,
+    WriteOutcome.UNKNOWN,
+    "routed",
+    INTENT,
+)
 """How a write ended that the device may have got."""
 _SAFE = (WriteOutcome.WRITTEN, WriteOutcome.VERIFIED)
 """The same of safe values, which are tried until one is written."""
+CLOCK = "clock"
+"""The outcome of a record of a clock that was set."""
 _OPEN = "the gateway ended before it recorded how this write ended: read the device"
 _LOG = logging.getLogger("fieldbus")
 
@@ -59,12 +72,18 @@ def recall(files: Iterable[Path], since_ns: int, now_ns: int) -> tuple[list[Reca
     """
     since, now = iso_time(since_ns).encode(), iso_time(now_ns).encode()
     found: list[Recalled] = []
-    undated: list[bytes] = []
+    undated: list[tuple[bytes, bytes]] = []
     opened: dict[int, bytes] = {}
-    highest = b""
+    highest = _EARLIEST
 
-    def take(lines: Iterable[bytes], latest_ns: int) -> None:
-        found.extend(Recalled(record, latest_ns) for line in lines if (record := parsed(line)) is not None)
+    def take(lines: Iterable[tuple[bytes, bytes]], latest_ns: int) -> None:
+        # What has a time to come is kept: its command can still come again when that time is here.
+        is_recent = latest_ns >= since_ns
+        found.extend(
+            Recalled(record, latest_ns)
+            for time, raw in lines
+            if (is_recent or time >= since) and (record := parsed(raw)) is not None
+        )
 
     for raw in _lines(files):
         match = _TIME.match(raw)
@@ -77,13 +96,13 @@ def recall(files: Iterable[Path], since_ns: int, now_ns: int) -> tuple[list[Reca
         time = match[2]
         latest_ns = _moment(time) if highest <= time <= now else None
         if latest_ns is None:
-            undated.append(raw)
+            undated.append((time, raw))
             del undated[:-_MOST_UNDATED]
             continue
         highest = time
-        if time >= since:
-            take((*undated, raw), latest_ns)
-        undated.clear()
+        if undated or time >= since:
+            take((*undated, (time, raw)), latest_ns)
+            undated.clear()
     take(undated, now_ns)
     return found, [record for raw in opened.values() if (record := parsed(raw)) is not None]
 
@@ -122,16 +141,22 @@ def restore(
         if item.record.get("outcome") == INTENT and item.record["n"] in ended:
             continue  # how it ended says more
         with suppress(KeyError, ValueError, TypeError):  # a line that is not ours: `audit verify` tells of it
-            _restore_one(gate, item, points, now_s, now_ns)
+            _restore_one(gate, item, points, now_s - (now_ns - item.latest_ns) / 1e9)
     for record in opened:
         _end_open(audit, record, clock.wall_ns())
     return len(opened)
 
 
-def _restore_one(
-    gate: Gate, item: Recalled, points: Mapping[str, Point], now_s: float, now_ns: int
-) -> None:
+def _restore_one(gate: Gate, item: Recalled, points: Mapping[str, Point], at_s: float) -> None:
+    """Have the gate know one record of something that happened at a moment, monotonic."""
     record, outcome = item.record, item.record["outcome"]
+    if outcome == CLOCK:
+        if record["begins"]:
+            gate.forget_counts()
+        for address, counts in record["counted"].items():
+            for age_s, count in counts if address in points else ():
+                gate.note(points[address], None, at_s - age_s, count)
+        return
     if record.get("id") and record.get("proven", True):
         # Its own clock's time says how long it could come again; of two that differ the later one counts.
         until_ns = max(item.latest_ns, parse_time(record["time"])) + round(2 * LONGEST_EXPIRY_S * 1e9)
@@ -139,8 +164,7 @@ def _restore_one(
         gate.remember(record["actor"], record["id"], until_ns, refusal)
     point = points.get(record.get("point", ""))
     if point is not None and outcome in (_SAFE if record.get("way") == "fallback" else _COUNTED):
-        age_s = (now_ns - item.latest_ns) / 1e9
-        gate.note(point, None, now_s - age_s, record.get("count", 1))
+        gate.note(point, None, at_s, record.get("count", 1))
 
 
 def _end_open(audit: Audit, record: Mapping[str, Any], now_ns: int) -> None:

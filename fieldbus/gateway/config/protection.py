@@ -12,7 +12,8 @@ from typing import Any
 from fieldbus.errors import RefusedError, closest
 from fieldbus.gateway.commands.access import Access, Actor, is_match
 from fieldbus.gateway.commands.command import fitting
-from fieldbus.gateway.commands.gate import Condition, Guard, parse_conditions
+from fieldbus.gateway.commands.conditions import Condition, parse_conditions
+from fieldbus.gateway.commands.gate import Guard
 from fieldbus.gateway.config.reading import PathT, Reading
 from fieldbus.gateway.config.schema import ActorSettings
 from fieldbus.gateway.link_types import Description

@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from fieldbus.canbus.link import CanLink
 from fieldbus.clock import Clock
@@ -20,6 +21,7 @@ from fieldbus.gateway.commands.access import LOCAL
 from fieldbus.gateway.commands.audit import Audit
 from fieldbus.gateway.commands.command import Command
 from fieldbus.gateway.commands.gate import Gate
+from fieldbus.gateway.commands.recall import restore
 from fieldbus.gateway.plant import Plant
 from fieldbus.link import Link, Regrouped, WriteOutcome, WriteResult
 from fieldbus.modbus.link import ModbusClientLink
@@ -111,9 +113,11 @@ async def _read_link(
 async def write(plant: Plant, values: Mapping[Point, Value], timeout_s: float) -> list[WriteResult]:
     """Write engineering values and say how each ended, in order.
 
-    What the gate asks is asked here too, by values that are read now; but not how often a point was written
-    before. Each attempt is recorded in the audit log.
+    What the gate asks is asked here too, by values that are read now; how often a point was written before,
+    the audit log says. Each attempt is recorded in it, first as an intent, which is on the disk before
+    anything is sent. The caller sees to it that no gateway works with the same data folder meanwhile.
     """
+    clock = plant.clock
     results: dict[Point, WriteResult] = {}
     by_link: dict[str, dict[Point, Value]] = {}
     samples = await _read_needed(plant, values, timeout_s)
@@ -121,18 +125,32 @@ async def write(plant: Plant, values: Mapping[Point, Value], timeout_s: float) -
     gate = Gate(plant.points, plant.guards, plant.access.may_write, lambda point: samples.get(point, unknown))
     audit = Audit(plant.data_dir / "audit")
     is_recorded = audit.is_ready()
+    intents: dict[Point, int] = {}
+    if is_recorded:
+        restore(gate, audit, plant.points, plant.guards, clock)
     for point, value in values.items():
         refusal = None
         try:
             if not is_recorded:
                 raise RefusedError(f"the audit log cannot be written ({audit.trouble})")
-            gate.decide(Command("local", "one-shot", LOCAL, point.address, value), 0.0, plant.clock.wall_ns())
+            command = Command("local", "one-shot", LOCAL, point.address, value)
+            gate.decide(command, clock.monotonic_s(), clock.wall_ns())
+            number = audit.intend(clock.wall_ns(), _record_of(point, value, samples.get(point)))
+            if number is None:
+                raise RefusedError(f"the audit log cannot be written ({audit.trouble})")
+            intents[point] = number
         except RefusedError as error:
             refusal = str(error)
         if refusal is not None:
             results[point] = WriteResult(point, value, WriteOutcome.REFUSED, refusal)
         else:
             by_link.setdefault(plant.link_of[point.device], {})[point] = value
+    trouble = await _on_disk(audit) if intents else None
+    if trouble is not None:
+        results |= {
+            point: WriteResult(point, values[point], WriteOutcome.REFUSED, trouble) for point in intents
+        }
+        by_link = {}
     for name, members in by_link.items():
         try:
             link = _link_for(plant, name, list(members), is_write=True)
@@ -144,7 +162,7 @@ async def write(plant: Plant, values: Mapping[Point, Value], timeout_s: float) -
         for result in await _write_link(link, members, timeout_s):
             results[result.point] = result
     for result in results.values():
-        _record(audit, result, samples.get(result.point), plant.clock)
+        _record(audit, result, samples.get(result.point), intents.get(result.point), clock)
     audit.close()
     return [results[point] for point in values]
 
@@ -163,17 +181,31 @@ async def _read_needed(plant: Plant, values: Mapping[Point, Value], timeout_s: f
     return await read(plant, readable, timeout_s) if readable else {}
 
 
-def _record(audit: Audit, result: WriteResult, old: Sample | None, clock: Clock) -> None:
+async def _on_disk(audit: Audit) -> str | None:
+    """Have the records on the disk; return why that failed."""
+    try:
+        await asyncio.get_running_loop().run_in_executor(None, audit.sync)
+    except OSError as error:
+        return f"the audit log cannot be written ({(error.strerror or str(error)).lower()})"
+    return None
+
+
+def _record_of(point: Point, value: Value, old: Sample | None) -> dict[str, Any]:
+    return {
+        "way": "local", "actor": LOCAL, "from": "one-shot", "point": point.address, "value": value,
+        "old": None if old is None else old.value,
+    }  # fmt: skip
+
+
+def _record(audit: Audit, result: WriteResult, old: Sample | None, intent: int | None, clock: Clock) -> None:
     """Record an attempt; a log that cannot be written is said, for nobody would look for it."""
-    is_written = audit.record(
-        clock.wall_ns(),
-        {
-            "way": "local", "actor": LOCAL, "from": "one-shot", "point": result.point.address,
-            "value": result.value, "old": None if old is None else old.value, "outcome": str(result.outcome),
-            "reason": None if result.reason is None else str(result.reason),
-        },
-    )  # fmt: skip
-    if not is_written:
+    record = _record_of(result.point, result.value, old)
+    record |= {
+        "outcome": str(result.outcome), "reason": None if result.reason is None else str(result.reason),
+    }  # fmt: skip
+    if intent is not None:
+        record["intent"] = intent
+    if not audit.record(clock.wall_ns(), record):
         _LOG.error("%s cannot be written (%s): this write is not recorded", audit.file, audit.trouble)
 
 

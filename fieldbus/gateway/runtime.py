@@ -149,7 +149,14 @@ class Gateway:
             self.router = Router(plant.edges, plant.groups)
             self.router.adopt(before)
             self._takers = dict(self._links)
-        gate = Gate(plant.points, plant.guards, plant.access.may_write, self.router.sample)
+        gate = Gate(
+            plant.points,
+            plant.guards,
+            plant.access.may_write,
+            self.router.sample,
+            self._arrived_s,
+            plant.access.is_actor,
+        )
         settings = plant.settings.audit if plant.settings is not None else None
         desk = Desk(
             gate,
@@ -191,6 +198,11 @@ class Gateway:
 
     def _wall_ns(self) -> int:
         return self.clock.wall_ns()
+
+    def _arrived_s(self, point: Point) -> float:
+        """Return when the newest sample of a point arrived."""
+        batch = self.router.batch_of(point)
+        return -NEVER if batch is None else batch.at_s
 
     @property
     def points(self) -> Mapping[str, Point]:
@@ -571,6 +583,7 @@ class Gateway:
         summed_s = self.clock.monotonic_s()
         while True:
             await asyncio.sleep(STATUS_PERIOD_S)
+            self.desk.mind_clock()
             now_s = self.clock.monotonic_s()
             if now_s - summed_s >= ROUTES_PERIOD_S:
                 summed_s = now_s

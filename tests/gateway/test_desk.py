@@ -463,16 +463,16 @@ async def test_a_kill_between_request_and_record_leaves_an_unknown_outcome(tmp_p
     if way == "mqtt":
         office.desk.instruct(given)
     else:
-        asking = asyncio.create_task(office.desk.execute(Command("local", "", "local", "press.speed", 5)))
+        asking = asyncio.create_task(office.desk.execute(Command("local", "", "operator", "press.speed", 5)))
     await eventually(lambda: office.sent)
-    shutil.copytree(tmp_path, tmp_path.with_name("killed"))  # what is on the disk at this moment
+    shutil.copytree(tmp_path, tmp_path.with_name(f"killed-{way}"))  # what is on the disk at this moment
     office.answers.set()
     await office.desk.close()
     if way == "local":
         await asyncio.gather(asking, return_exceptions=True)
     office.audit.close()
 
-    office.folder = tmp_path.with_name("killed")
+    office.folder = tmp_path.with_name(f"killed-{way}")
     office.open()
     office.desk.restore(POINTS, office.guards)
     [record] = office.records()
@@ -933,9 +933,9 @@ async def test_without_a_gateway_the_same_log_is_written_and_without_a_log_nothi
     assert result.outcome == "written"
     [refused] = await oneshot.write(plant, {point: 3001}, 2.0)
     assert refused.outcome == "refused"
-    assert [record["outcome"] for record in export(plant.data_dir / "audit")] == [
-        "intent", "written", "refused"
-    ]  # fmt: skip
+    records = list(export(plant.data_dir / "audit"))
+    assert [record["outcome"] for record in records] == ["intent", "written", "refused"]
+    assert records[1]["intent"] == records[0]["n"] == 1
     (plant.data_dir / "audit").rename(plant.data_dir / "old")
     (plant.data_dir / "audit").write_text("in the way")
     [refused] = await oneshot.write(plant, {point: 6}, 2.0)

@@ -244,6 +244,19 @@ def test_what_access_cannot_say_is_told(write, access, is_warning, message):
     assert message is None or found.message == message
 
 
+@pytest.mark.parametrize("key", ["", " ", "\t"])
+@pytest.mark.parametrize("way", ["env", "file"])
+def test_an_empty_key_is_no_key(write, monkeypatch, tmp_path, key, way):
+    monkeypatch.setenv("FB_KEY", key)
+    path = write(
+        GUARD, ("operator: [press.speed]", f"operator: {{points: [press.speed], key: {{{way}: FB_KEY}}}}")
+    )
+    (path.parent / "FB_KEY").write_text(f"{key}\n")
+    problem = only(path)
+    assert problem.path == "access.operator.key"
+    assert problem.message == "the key is empty: anybody could sign with it"
+
+
 def test_access_that_is_empty_is_not_access_that_is_not_said(write):
     nobody = load(write(GUARD, ("access:\n  operator: [press.speed]\n", "access: {}\n")))
     assert not nobody.access.may_write("local", "press.speed")

@@ -62,6 +62,10 @@ class Access:
         pattern = self._patterns.get(actor)
         return pattern is not None and pattern.fullmatch(point) is not None
 
+    def is_actor(self, name: str) -> bool:
+        """Return whether the configuration names an actor; who is on this machine always is one."""
+        return name == LOCAL or name in self._actors
+
     def check_signature(self, actor: str, topic: str, payload: bytes, given: str | None) -> None:
         """Check that a command is its actor's.
 

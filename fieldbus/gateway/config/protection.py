@@ -51,10 +51,7 @@ def access_of(reading: Reading, data: Any, devices: Mapping[str, Description]) -
                 text = f"'{pattern}' is no point that can be written"
                 hint = closest(pattern, writable) or "`access: readwrite` of a point makes it one"
                 reading.problems.append(reading.source.problem(where, text, hint, is_warning=True))
-        key = reading.secret_at((*path, "key"), settings.key)
-        if key is not None and not key.strip():
-            text = "the key is empty: anybody could sign with it"
-            reading.say((*path, "key"), text, "a long random text in the variable or file that it names")
+        key = reading.key_at((*path, "key"), settings.key)
         actors[name] = Actor(tuple(settings.points), None if key is None else key.encode())
     return Access(actors)
 

@@ -196,7 +196,15 @@ class Reading:
 
     def device_secret(self, device: str, key: str, secret: Secret | None) -> str | None:
         """Return what a secret of a device refers to."""
-        return self.secret_at(("devices", device, key), secret)
+        return self.key_at(("devices", device, key), secret)
+
+    def key_at(self, path: PathT, secret: Secret | None) -> str | None:
+        """Return the key that a secret refers to, with which commands are signed; an empty one is a problem."""
+        found = self.secret_at(path, secret)
+        if found is not None and not found.strip():
+            hint = "a long random text in the variable or file that it names"
+            self.say(path, "the key is empty: anybody could sign with it", hint)
+        return found
 
     def points_of_gateway(self, device: str, gateway: str) -> Mapping[str, Point]:
         """Return the points of another gateway, as far as it was ever heard."""

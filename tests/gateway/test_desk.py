@@ -336,6 +336,20 @@ async def test_two_with_one_id_at_the_same_time_are_done_once(office):
     assert sorted(record["outcome"] for record in office.records()) == ["refused", "refused", "verified"]
 
 
+async def test_of_two_with_one_id_the_first_one_has_it(office):
+    """Though the other one is for a point that is free, and its turn comes earlier."""
+    office.answers.clear()
+    office.desk.instruct(office.instruction(1))
+    await eventually(lambda: office.sent)
+    office.desk.instruct(office.instruction(2, id="a"))
+    office.desk.instruct(office.instruction(3, point="press.level", id="a"))
+    await eventually(lambda: office.replies)
+    assert json.loads(office.replies[0])["reason"] == "this command was executed already"
+    office.answers.set()
+    await eventually(lambda: len(office.replies) == 3)
+    assert office.sent == [("press.speed", 1), ("press.speed", 2)]
+
+
 async def test_commands_to_one_point_are_done_in_their_order_those_to_others_meanwhile(office):
     office.answers.clear()
     for value in range(5):

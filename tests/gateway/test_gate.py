@@ -288,8 +288,12 @@ def test_of_an_actor_that_nobody_knows_no_refused_id_is_remembered():
     bench = Bench(may_write=lambda _actor, _point: False)
     bench.gate._is_actor = lambda actor: actor == "operator"
     for actor in ("operator", "mallory"):
-        bench.ask(1, actor=actor, id="a")
+        command = bench.command(1, actor=actor, id="a")
+        bench.gate.claim(command)
+        with pytest.raises(RefusedError):
+            bench.decide(command)
     assert set(bench.gate._ids._refused) == {"operator"}
+    assert not bench.gate._ids._claimed
 
 
 @pytest.mark.parametrize("seconds", [-10.0, -9.999, -11.0, -1e9])

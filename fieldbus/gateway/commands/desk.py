@@ -148,6 +148,7 @@ class Desk:
                 )
             if len(self._tasks) >= MOST_AT_ONCE:
                 raise RefusedError("too many commands at once")
+            self.gate.claim(command)
         except RefusedError as error:
             now_ns = self._clock.wall_ns()
             if is_proven:

@@ -139,7 +139,7 @@ class Gate:
     def _decide(self, command: Command, now_s: float, now_ns: int) -> tuple[Point, Value]:
         self._check_time(command, now_ns)
         if command.id:
-            self._ids.check(command.actor, command.id, command.expires_ns)
+            self._ids.check(command.actor, command.id, command.expires_ns, command)
         point = self._point(command)
         if command.way != "route" and not point.access.can_write:
             raise RefusedError("not writable (access: read)")
@@ -165,6 +165,11 @@ class Gate:
             self._state(point).armed.pop(command.actor, None)
         self.note(point, value, now_s)
         return point, value
+
+    def claim(self, command: Command) -> None:
+        """Have the id of a command that came be its own, though it is decided later."""
+        if command.id:
+            self._ids.claim(command.actor, command.id, command)
 
     def still_allowed(self, command: Command, point: Point, value: Value, now_ns: int) -> None:
         """Ask again what may have changed since the decision, at the moment of sending.
@@ -231,7 +236,9 @@ class Gate:
 
     def forbid(self, command: Command, refusal: str, now_ns: int) -> None:
         """Have a command that was refused stay so, whatever changes."""
-        if command.id and self._is_actor(command.actor):
+        if not command.id or not self._ids.release(command.actor, command.id, command):
+            return
+        if self._is_actor(command.actor):
             until_ns = now_ns + round(MEMORY_S * 1e9)
             if command.expires_ns is not None:
                 until_ns = min(until_ns, command.expires_ns)

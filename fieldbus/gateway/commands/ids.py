@@ -2,7 +2,8 @@
 
 Rules:
 
-* An `id` belongs to its actor. What was executed or refused once is refused when it comes again.
+* An `id` belongs to its actor. What was executed or refused once is refused when it comes again; of two that
+  come at the same time the first one has the `id`.
 * An `id` is needed until its command expires, by the wall clock, which can be set back. So none is forgotten
   while there is room; and once some were, a command that expires no later than one of those is refused, for
   it could be one of them.
@@ -31,6 +32,8 @@ class Ids:
         """When the last of the executed commands expires that were forgotten."""
         self._refused: dict[str, dict[str, tuple[int, str]]] = {}
         """Actor to id to when it expires and why it was refused, in the order in which they came."""
+        self._claimed: dict[tuple[str, str], object] = {}
+        """Actor and id to the command that has it and is not decided yet."""
         self._forgotten_of: dict[str, int] = {}
         """Actor to when the last of the refused commands expires that were forgotten."""
 
@@ -38,13 +41,28 @@ class Ids:
         """Return how many executed commands are remembered."""
         return len(self._executed)
 
-    def check(self, actor: str, id_: str, expires_ns: int | None) -> None:
-        """Check that a command was not decided yet.
+    def claim(self, actor: str, id_: str, command: object) -> None:
+        """Have an id belong to a command that waits for its decision, unless another one has it."""
+        self._claimed.setdefault((actor, id_), command)
+
+    def is_of_another(self, actor: str, id_: str, command: object) -> bool:
+        """Return whether another command has the id and waits for its decision."""
+        return self._claimed.get((actor, id_), command) is not command
+
+    def release(self, actor: str, id_: str, command: object) -> bool:
+        """End the claim of a command; return whether the id was its own, or nobody's."""
+        if self.is_of_another(actor, id_, command):
+            return False
+        self._claimed.pop((actor, id_), None)
+        return True
+
+    def check(self, actor: str, id_: str, expires_ns: int | None, command: object) -> None:
+        """Check that an id was not decided yet and belongs to no other command.
 
         Raises:
             RefusedError: it was, or it cannot be told.
         """
-        if (actor, id_) in self._executed:
+        if (actor, id_) in self._executed or self.is_of_another(actor, id_, command):
             raise RefusedError("this command was executed already")
         found = self._refused.get(actor, {}).get(id_)
         if found is not None:
@@ -61,6 +79,7 @@ class Ids:
 
     def executed(self, actor: str, id_: str, until_ns: int) -> None:
         """Remember a command that was let through, with when it expires."""
+        self._claimed.pop((actor, id_), None)
         self._executed[actor, id_] = until_ns
 
     def withdraw(self, actor: str, id_: str, reason: str) -> None:
@@ -85,6 +104,7 @@ class Ids:
 
     def refused(self, actor: str, id_: str, until_ns: int, reason: str) -> None:
         """Remember a command that was refused, unless its id was decided before."""
+        self._claimed.pop((actor, id_), None)
         book = self._refused.setdefault(actor, {})
         if id_ in book or (actor, id_) in self._executed:
             return

@@ -199,7 +199,7 @@ class Reading:
         return self.key_at(("devices", device, key), secret)
 
     def key_at(self, path: PathT, secret: Secret | None) -> str | None:
-        """Return the key that a secret refers to, with which commands are signed; an empty one is a problem."""
+        """Return the key that a secret refers to, with which commands are signed; it is never empty."""
         found = self.secret_at(path, secret)
         if found is not None and not found.strip():
             hint = "a long random text in the variable or file that it names"

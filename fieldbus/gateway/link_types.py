@@ -157,7 +157,7 @@ def _describe_polled(device: str, settings: PolledDeviceSettings, around: Surrou
     points, map_scan = around.points_of(device, settings)
     if "scan" not in settings.model_fields_set and map_scan is not None:
         settings = settings.model_copy(update={"scan": map_scan})
-    points = settings.moved(points, _point_fault(device, around))
+    points = settings.own_points(points, _point_fault(device, around))
     built = build_points(device, points, is_served=False, fault=_point_fault(device, around))
     for item in built:
         if not item.table.is_bits and item.count > settings.max_registers:
@@ -173,7 +173,7 @@ def _describe_polled(device: str, settings: PolledDeviceSettings, around: Surrou
 
 def _describe_served(device: str, settings: ServedDeviceSettings, around: Surroundings) -> Description:
     points, _ = around.points_of(device, settings)
-    points = settings.moved(points, _point_fault(device, around))
+    points = settings.own_points(points, _point_fault(device, around))
     built = build_points(device, points, is_served=True, fault=_point_fault(device, around))
     if settings.unit_id == 0 and around.is_serial_line(settings.link):
         text = "unit 0 of a serial line is all units at once"

@@ -95,8 +95,8 @@ def time_text(raw: int, epoch: Epoch) -> str | None:
     return moment.replace(tzinfo=None).isoformat(timespec=precision) + "Z"
 
 
-def raw_time(value: Value, epoch: Epoch) -> int:
-    """Return the raw value nearest to a time.
+def moment_of(value: Value) -> datetime.datetime:
+    """Return the moment that a text names.
 
     Raises:
         ConversionError: it is not ISO 8601, or says nothing of its zone.
@@ -109,6 +109,16 @@ def raw_time(value: Value, epoch: Epoch) -> int:
         raise ConversionError(f"{value!r} is not a time such as 2026-11-23T14:02:11Z") from error
     if moment.tzinfo is None:
         raise ConversionError(f"{value!r} has no zone: end it with Z or with an offset such as +01:00")
+    return moment
+
+
+def raw_time(value: Value, epoch: Epoch) -> int:
+    """Return the raw value nearest to a time.
+
+    Raises:
+        ConversionError: see `moment_of`.
+    """
+    moment = moment_of(value)
     unit_us = _UNIT_US[epoch]
     count, rest = divmod((moment - _START[epoch]) // _ONE_US, unit_us)
     return count + (2 * rest >= unit_us)

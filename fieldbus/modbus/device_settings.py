@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from fieldbus.modbus.point_settings import PointSettings
+from fieldbus.modbus.register_settings import checked_timezone
 from fieldbus.modbus.register_types import Table
 from fieldbus.settings import DeviceSettings, Settings
 
@@ -36,12 +37,30 @@ class MappedDeviceSettings(DeviceSettings):
         "{holding: 100, input: 0}.",
     )
 
+    timezone: str | None = Field(
+        None,
+        description="The zone that the clocks of the device show: Europe/Berlin, or +01:00 for clocks "
+        "without summer time; by default UTC.",
+    )
+
+    @field_validator("timezone")
+    @classmethod
+    def _check_timezone(cls, timezone: str | None) -> str | None:
+        return checked_timezone(timezone)
+
     def offset_of(self, table: Table) -> int:
         """Return what is added to the addresses of a table."""
         return self.base if isinstance(self.base, int) else int(getattr(self.base, table.value))
 
-    def moved(self, points: Mapping[str, PointSettings], fault: Fault) -> Mapping[str, PointSettings]:
-        """Return points with the `base` added to their addresses; tell `fault` of those that it moves out."""
+    def own_points(self, points: Mapping[str, PointSettings], fault: Fault) -> Mapping[str, PointSettings]:
+        """Return points as this device has them: in its time zone, and moved by its `base`.
+
+        Args:
+            points: its own, and those of its map.
+            fault: is told of those that the `base` moves out of the table.
+        """
+        if self.timezone is not None:
+            points = {name: item.in_zone(self.timezone) for name, item in points.items()}
         if not any(map(self.offset_of, Table)):
             return points
         found: dict[str, PointSettings] = {}

@@ -28,6 +28,7 @@ from fieldbus.modbus.converters import (
     raw_time,
     time_text,
 )
+from fieldbus.modbus.formats.calendar import calendar_decoder, calendar_encoder
 from fieldbus.modbus.formats.numbers import whole_number
 from fieldbus.modbus.formats.text import text_bytes, text_of
 from fieldbus.modbus.register_types import Order, RegisterType, arrangement, wire_arrangement
@@ -89,6 +90,9 @@ def decoder(point: RegisterPoint, linear: Linear) -> Convert | None:
 
 def _decoder_of_bytes(point: RegisterPoint, linear: Linear) -> Convert:
     arrange = arrangement(point.order)
+    if point.format is not None and point.format.clock_registers:
+        decode_fields = calendar_decoder(point.format, point.zone)
+        return lambda raw: decode_fields(arrange(raw))  # type: ignore[arg-type]
     if point.type is RegisterType.STRING:
         chars, encoding = point.chars, point.encoding
         return lambda raw: text_of(arrange(raw), chars, encoding)  # type: ignore[arg-type]
@@ -204,6 +208,9 @@ def encoder(point: RegisterPoint, linear: Linear) -> Encode:
     """
     arrange = wire_arrangement(point.order)
     size = point.count * 2
+    if point.format is not None and point.format.clock_registers:
+        encode_fields = calendar_encoder(point.format, point.zone)
+        return lambda value: arrange(encode_fields(value))
     if point.type is RegisterType.STRING:
         pad, chars, encoding = point.pad, point.chars, point.encoding
         return lambda value: arrange(text_bytes(value, size, pad, chars, encoding))

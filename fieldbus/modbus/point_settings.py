@@ -126,7 +126,15 @@ class PointSettings(GuardSettings, RegisterSettings):
         place = {"table": table.value, "address": address + offset, "reference": None}
         return self.model_copy(update=place)
 
+    def in_zone(self, timezone: str) -> PointSettings:
+        """Return the same point of a device whose clocks show a time zone."""
+        if not self.is_clock or self.timezone is not None:
+            return self
+        return self.model_copy(update={"timezone": timezone})
+
     def _check_one_bit(self, table: Table, kind: RegisterType) -> None:
+        if self.format is not None:
+            raise problem(f"a {table} is one bit and has no `format`")
         if kind is not RegisterType.BOOL:
             raise problem(f"a {table} is one bit: its type is bool, not {kind}")
         if self.bit is not None or self.bits is not None or self.flags is not None:
@@ -175,19 +183,25 @@ class PointSettings(GuardSettings, RegisterSettings):
             raise problem("a single bit is true or false and cannot be scaled")
 
     def _check_time(self, kind: RegisterType) -> None:
-        if self.timestamp is None:
+        if self.timestamp is None and not self.is_clock:
             return
-        if kind not in _TIME_TYPES:
+        name = "a `timestamp`" if self.timestamp is not None else f"the `format: {self.format}`"
+        if self.is_clock and self.verify:
+            raise problem(f"{name} is a clock that goes on: it cannot be read back with `verify`")
+        if self.is_clock and self.timestamp is not None:
+            raise problem("`format` and `timestamp` exclude each other: the registers are fields or a number")
+        if not self.is_clock and kind not in _TIME_TYPES:
             raise problem(f"a `timestamp` is an integer of 32, 48 or 64 bits, not {kind}")
+        has_format = self.format is not None and not self.is_clock
         others = {
             "scale": self.scale != 1, "offset": self.offset != 0, "scale_from": self.scale_from is not None,
-            "format": self.format is not None, "bit": self.bit is not None, "bits": self.bits is not None,
+            "format": has_format, "bit": self.bit is not None, "bits": self.bits is not None,
             "flags": self.flags is not None, "min": self.min is not None, "max": self.max is not None,
             "enum": self.enum is not None,
         }  # fmt: skip
         for key, is_given in others.items():
             if is_given:
-                raise problem(f"a `timestamp` is a time, which has no `{key}`")
+                raise problem(f"{name} is a time, which has no `{key}`")
 
     def build(
         self,
@@ -230,7 +244,7 @@ class PointSettings(GuardSettings, RegisterSettings):
         lowest, highest = (None, None)
         if has_range:
             lowest, highest = engineering_range(
-                type_, self.number_format, bit_count, linear, is_signed_field=bool(self.signed)
+                type_, self.value_format, bit_count, linear, is_signed_field=bool(self.signed)
             )
         point = Point(
             device=device,
@@ -254,17 +268,18 @@ class PointSettings(GuardSettings, RegisterSettings):
             table=table,
             address=address,
             type=type_,
-            length=self.length or 0,
+            length=self.size if type_ is RegisterType.STRING else 0,
             low_bit=low_bit,
             bit_count=bit_count,
             is_signed_field=bool(self.signed),
             order=self.plain_order,
-            format=self.number_format,
+            format=self.value_format,
             linear=linear,
             invalid=self.invalid_values(),
             pad=Pad(self.pad),
             chars=Chars(self.chars),
             encoding=self.encoding,
+            zone=self.zone,
             epoch=None if self.timestamp is None else Epoch(self.timestamp),
             factor=factor,
             scan_s=self.scan,

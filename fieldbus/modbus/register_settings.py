@@ -5,18 +5,25 @@ It is what a point has, and each part of a point that has several (`parts`).
 
 from __future__ import annotations
 
+import datetime
 import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from fieldbus.modbus.formats.text import character_size, encoding_named
+from fieldbus.modbus.formats.time_zones import zone_named
 from fieldbus.modbus.register_types import Format, RegisterType, Table, is_order, plain_order
 from fieldbus.settings import Settings, problem
 
 TypeName = Literal[
     "bool", "int8", "uint8", "int16", "uint16", "int24", "uint24", "int32", "uint32", "int48",
     "uint48", "int64", "uint64", "float16", "float32", "float64", "bcd16", "bcd32", "string",
+]  # fmt: skip
+
+FormatName = Literal[
+    "sign_magnitude", "m10k", "calendar", "calendar_yy", "calendar_bcd", "calendar_bytes", "iec870_5_4",
+    "time_of_day",
 ]  # fmt: skip
 
 SUNSPEC = "sunspec"
@@ -73,8 +80,15 @@ class RegisterSettings(Settings):
         description="ABCD, CDAB, BADC, DCBA, or the letter of each byte in the order on the wire: GHEFCDAB.",
         json_schema_extra={"pattern": "^[A-H]{2,8}$"},
     )
-    format: Literal["sign_magnitude", "m10k"] | None = Field(
-        None, description="How the registers are a number, if not in two's complement."
+    format: FormatName | None = Field(
+        None,
+        description="How the registers are the value: a number that is not in two's complement, or the "
+        "fields of a clock.",
+    )
+    timezone: str | None = Field(
+        None,
+        description="Of a clock: the zone that it shows, such as Europe/Berlin, or +01:00 for one without "
+        "summer time. By default that of the device, else UTC.",
     )
     invalid: Annotated[list[int | str], _RAW_VALUES] = Field(
         default=[],
@@ -108,17 +122,34 @@ class RegisterSettings(Settings):
             )
         return found
 
+    @field_validator("timezone")
+    @classmethod
+    def _check_timezone(cls, timezone: str | None) -> str | None:
+        return checked_timezone(timezone)
+
+    @property
+    def is_clock(self) -> bool:
+        """Whether the registers are the fields of a clock."""
+        return self.value_format is not None and self.value_format.clock_registers > 0
+
+    @property
+    def zone(self) -> datetime.tzinfo:
+        """The time zone of a clock."""
+        return zone_named(self.timezone or "UTC") or datetime.UTC
+
     @property
     def register_type(self) -> RegisterType:
-        """The type, with its default."""
+        """The type, with its default; a clock is text."""
+        if self.is_clock:
+            return RegisterType.STRING
         if self.type is not None:
             return RegisterType(self.type)
         table, _ = self.place()
         return RegisterType.BOOL if table.is_bits or self.bit is not None else RegisterType.UINT16
 
     @property
-    def number_format(self) -> Format | None:
-        """The format, None for two's complement."""
+    def value_format(self) -> Format | None:
+        """The format, None for plain numbers and text."""
         return None if self.format is None else Format(self.format)
 
     @property
@@ -130,7 +161,10 @@ class RegisterSettings(Settings):
     def size(self) -> int:
         """How many addresses it takes: bits or registers."""
         table, _ = self.place()
-        return 1 if table.is_bits else self.length or max(1, -(-self.register_type.bits // 16))
+        if table.is_bits:
+            return 1
+        clock = 0 if self.value_format is None else self.value_format.clock_registers
+        return clock or self.length or max(1, -(-self.register_type.bits // 16))
 
     def place(self) -> tuple[Table, int]:
         """Return table and 0-based address."""
@@ -182,7 +216,12 @@ class RegisterSettings(Settings):
     def check_registers(self) -> None:
         """Raise for what cannot be read so: order, text, bits and format against the type."""
         kind = self.register_type
-        self._check_text(kind)
+        if self.is_clock:
+            self._check_clock()
+        elif self.timezone is not None:
+            raise problem("`timezone` is for clocks, which have a `format` such as calendar")
+        else:
+            self._check_text(kind)
         self._check_order(kind)
         self._check_format(kind)
         self._check_field(kind)
@@ -203,6 +242,16 @@ class RegisterSettings(Settings):
             if value != default:
                 raise problem(f"`{key}` is for strings, not for {kind}")
 
+    def _check_clock(self) -> None:
+        if self.invalid:
+            raise problem("`invalid` is for numbers: fields that are no date are no value anyway")
+        for key in ("type", "length", "encoding", "bit", "bits", "signed"):
+            if getattr(self, key) is not None:
+                raise problem(f"the `format: {self.format}` says all about the registers: it has no `{key}`")
+        for key, default in (("pad", "nul"), ("chars", "both")):
+            if getattr(self, key) != default:
+                raise problem(f"`{key}` is for strings, not for a clock")
+
     def _check_order(self, kind: RegisterType) -> None:
         size = self.size * 2
         if kind is RegisterType.STRING and not is_order(self.order, 0):
@@ -214,13 +263,13 @@ class RegisterSettings(Settings):
             )
 
     def _check_format(self, kind: RegisterType) -> None:
-        if self.format is None:
+        if self.format is None or self.is_clock:
             return
         if self.bit is not None or self.bits is not None:
             raise problem(f"a number in `format: {self.format}` has no bits to choose from")
-        if self.number_format is Format.SIGN_MAGNITUDE and not kind.is_signed:
+        if self.value_format is Format.SIGN_MAGNITUDE and not kind.is_signed:
             raise problem(f"`format: sign_magnitude` has a sign: its type is int16 or int32, not {kind}")
-        if self.number_format is Format.M10K and kind.value.lstrip("uint") not in ("32", "48", "64"):
+        if self.value_format is Format.M10K and kind.value.lstrip("uint") not in ("32", "48", "64"):
             raise problem(
                 f"`format: m10k` has 2 to 4 registers: its type is (u)int32, (u)int48 or (u)int64, not {kind}"
             )
@@ -248,6 +297,20 @@ class RegisterSettings(Settings):
     def has_doubtful_sign(self) -> bool:
         """Whether a range of bits of a signed type does not say whether it has a sign itself."""
         return self.bits is not None and self.signed is None and self.register_type.is_signed
+
+
+def checked_timezone(name: str | None) -> str | None:
+    """Return the name of a time zone.
+
+    Raises:
+        PydanticCustomError: there is none of that name.
+    """
+    if name is not None and zone_named(name) is None:
+        raise problem(
+            f"'{name[:60]}' is not a time zone that this machine knows: Europe/Berlin, UTC, or +01:00 for a "
+            "clock without summer time"
+        )
+    return name
 
 
 def _place_of_reference(reference: int | str) -> tuple[Table, int]:

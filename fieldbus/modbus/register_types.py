@@ -66,6 +66,27 @@ class Format(StrEnum):
 
     SIGN_MAGNITUDE = "sign_magnitude"
     M10K = "m10k"
+    CALENDAR = "calendar"
+    CALENDAR_YY = "calendar_yy"
+    CALENDAR_BCD = "calendar_bcd"
+    CALENDAR_BYTES = "calendar_bytes"
+    IEC870_5_4 = "iec870_5_4"
+    TIME_OF_DAY = "time_of_day"
+
+    @property
+    def clock_registers(self) -> int:
+        """How many registers the clock has; 0 if the format is one of numbers."""
+        return _CLOCK_REGISTERS.get(self, 0)
+
+
+_CLOCK_REGISTERS = {
+    Format.CALENDAR: 6,
+    Format.CALENDAR_YY: 6,
+    Format.CALENDAR_BCD: 3,
+    Format.CALENDAR_BYTES: 3,
+    Format.IEC870_5_4: 4,
+    Format.TIME_OF_DAY: 1,
+}
 
 
 class RegisterType(StrEnum):

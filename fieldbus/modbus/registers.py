@@ -12,6 +12,7 @@ Rules:
 
 from __future__ import annotations
 
+import datetime
 import math
 import struct
 from collections.abc import Callable
@@ -74,6 +75,8 @@ class RegisterPoint:
     """Of a string."""
     chars: Chars = Chars.BOTH
     """Of a string."""
+    zone: datetime.tzinfo = datetime.UTC
+    """Of a clock in calendar fields, whose type is a string."""
     encoding: str | None = None
     """Of a string; None for UTF-8 (or, when it is read, Latin-1)."""
     epoch: Epoch | None = None

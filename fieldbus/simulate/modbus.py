@@ -9,6 +9,7 @@ from dataclasses import replace
 from fieldbus.clock import SYSTEM, Clock
 from fieldbus.link import Delivery, Target
 from fieldbus.modbus.converters import Epoch, time_text
+from fieldbus.modbus.formats.calendar import clock_text
 from fieldbus.modbus.formats.text import character_size
 from fieldbus.modbus.registers import RegisterPoint
 from fieldbus.modbus.server import ModbusServerLink, ServedUnit
@@ -79,19 +80,13 @@ class SimulatedPlc:
         if point in self._factors:
             return _factor(self._place[point])
         place = self._place[point]
-        return (
-            self._now(place.epoch) if place.epoch is not None else self._fitting(place, resting_value(point))
-        )
+        return self._clock_of(place) or self._fitting(place, resting_value(point))
 
     def _in_motion(self, point: Point, seconds: float) -> Value:
         if point in self._factors:
             return _factor(self._place[point])
         place = self._place[point]
-        return (
-            self._now(place.epoch)
-            if place.epoch is not None
-            else self._fitting(place, value_at(point, seconds))
-        )
+        return self._clock_of(place) or self._fitting(place, value_at(point, seconds))
 
     def _fitting(self, place: RegisterPoint, value: Value) -> Value:
         """Return the value, or as much of it as the registers have room for."""
@@ -103,6 +98,12 @@ class SimulatedPlc:
             low, high = linear.range_of(*place.raw_range)
             return min(max(value, low), high)
         return value
+
+    def _clock_of(self, place: RegisterPoint) -> str | None:
+        """Return the present time, as a point has it that is a time."""
+        if place.format is not None and place.format.clock_registers:
+            return clock_text(place.format, self._clock.wall_ns())
+        return None if place.epoch is None else self._now(place.epoch)
 
     def _now(self, epoch: Epoch) -> str:
         seconds = 946_684_800 if epoch is Epoch.Y2000 else 0

@@ -188,3 +188,43 @@ def test_a_name_that_is_refused_comes_with_what_names_may_have(tmp_path):
         "excel.csv:3:1: name: 'Zähler Netz' is not a name for a point (letters A-Z and a-z, digits, _ and -, "
         "parts joined by dots: for example 'Zaehler_Netz')"
     )
+
+
+# --- clocks that are calendar fields
+
+
+CLOCKS = """  meter:
+    link: net
+    points:
+      registers: {table: holding, address: 0, format: calendar, access: readwrite}
+      bcd:       {table: holding, address: 10, format: calendar_bcd}
+      bytes:     {table: holding, address: 20, format: calendar_bytes}
+      iec:       {table: holding, address: 30, format: iec870_5_4}
+      daily:     {table: holding, address: 40, format: time_of_day}
+"""
+CLOCK_REGISTERS = {
+    **dict(enumerate((2026, 11, 30, 19, 45, 7))),
+    **dict(enumerate((0x2611, 0x3019, 0x4507), 10)),
+    **dict(enumerate((26 << 8 | 11, 30 << 8 | 19, 45 << 8 | 7), 20)),
+    **dict(enumerate((26, 11 << 8 | 30, 19 << 8 | 45, 7000), 30)),
+    40: 19 << 8 | 45,
+}
+
+
+async def test_every_kind_of_clock_says_the_same_time(tmp_path):
+    async with TableDevice(CLOCK_REGISTERS) as device:
+        device.registers[1] = dict.fromkeys(range(41), 0) | CLOCK_REGISTERS
+        path = write_config(tmp_path, CLOCKS, tcp(device.port))
+        assert [*(await values(path)).values()] == 4 * ["2026-11-30T19:45:07Z"] + ["19:45"]
+        text = CLOCKS.replace("    link: net\n", "    link: net\n    timezone: Europe/Berlin\n")
+        path = write_config(tmp_path, text, tcp(device.port))
+        assert [*(await values(path)).values()] == 4 * ["2026-11-30T18:45:07Z"] + ["19:45"]
+
+
+async def test_a_clock_is_set_in_one_request(tmp_path):
+    async with TableDevice() as device:
+        path = write_config(tmp_path, CLOCKS, tcp(device.port))
+        assert (await write(path, "meter.registers", "2027-01-02T03:04:05Z")).outcome == "written"
+        assert device.writes == [bytes.fromhex("10 0000 0006 0c 07eb 0001 0002 0003 0004 0005")]
+        assert (await write(path, "meter.registers", "soon")).outcome == "refused"
+        assert len(device.writes) == 1

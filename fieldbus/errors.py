@@ -8,7 +8,8 @@
      ├ RequestError               this request failed, the session lives
      │   ├ RequestTimeoutError    several in a row demote the device, not the link
      │   ├ DeviceExceptionError   the device said no: never a reconnect
-     │   └ BadResponseError       the stream cannot be trusted: reopen before the next request
+     │   ├ BadResponseError       the stream cannot be trusted: reopen before the next request
+     │   └ ConnectionLostError    the connection ended under it: it may have been carried out
      ├ ConversionError            one value cannot be expressed; the scan goes on
      └ RefusedError               a guard said no to a write, and why
 
@@ -99,6 +100,10 @@ class DeviceExceptionError(RequestError):
 
 class BadResponseError(RequestError):
     """An answer came that does not belong to the request: nothing after it can be trusted."""
+
+
+class ConnectionLostError(RequestError):
+    """The connection ended under the request: nobody knows whether the device has carried it out."""
 
 
 class ConversionError(FieldbusError):

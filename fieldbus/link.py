@@ -50,6 +50,14 @@ class DeviceHealth(NamedTuple):
     """Why not."""
 
 
+class ConnectionHealth(NamedTuple):
+    """Whether a link that opens its connection on demand could open it the last time."""
+
+    is_connected: bool
+    reason: str | None = None
+    """Why not."""
+
+
 class Target(NamedTuple):
     """Where a route ends: a point of a link, or a topic on it."""
 
@@ -160,7 +168,7 @@ class GaugesChanged(NamedTuple):
     """What a `GaugedLink` measures of itself has changed, and is worth telling at once."""
 
 
-Event = DeviceHealth | WriteResult | Regrouped | Notice | GaugesChanged
+Event = DeviceHealth | ConnectionHealth | WriteResult | Regrouped | Notice | GaugesChanged
 Report = Callable[[Event], None]
 """What a link calls when a device is lost or comes back; with the end of each routed write that has one: a
 register that was written, or refused; when it has learnt to acquire its points in other groups; and when
@@ -254,6 +262,15 @@ class PulsedLink(Protocol):
 
     def stuck_s(self, now_s: float) -> float:
         """Return for how long something that was due has not been done; 0 if nothing is overdue."""
+        ...
+
+
+@runtime_checkable
+class ReadableLink(Protocol):
+    """What a link has as well if points can be read out of turn while it runs."""
+
+    async def read(self, points: Collection[Point], *, until_s: float = NEVER) -> dict[Point, Sample]:
+        """Read points now and return a sample of each: a fresh one, or bad with the reason."""
         ...
 
 

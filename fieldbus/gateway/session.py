@@ -23,6 +23,7 @@ from fieldbus.clock import SYSTEM, Clock
 from fieldbus.errors import LinkDownError, PeerIsBackError
 from fieldbus.gateway.system import Status
 from fieldbus.link import (
+    ConnectionHealth,
     Emit,
     Event,
     GaugedLink,
@@ -215,6 +216,9 @@ class Session:
         if isinstance(event, Regrouped):
             self._regrouped(event)
             return
+        if isinstance(event, ConnectionHealth):
+            self._connection_is(event)
+            return
         status = self._devices.get(event.device)
         if event.is_online:
             if self._offline.pop(event.device, None) is not None:
@@ -230,6 +234,19 @@ class Session:
             if not event.is_online:
                 status.set(response_time_ms=None)
             self._tell(status)
+
+    def _connection_is(self, event: ConnectionHealth) -> None:
+        """Take whether a connection could be opened that is opened on demand; log what changed."""
+        if not event.is_connected and self._waiting_reason != event.reason:
+            _LOG.warning(
+                "%s: no connection to %s (%s); the next read or write tries again",
+                self._link.name, self._link.endpoint, event.reason,
+            )  # fmt: skip
+        elif event.is_connected and self._waiting_reason is not None:
+            _LOG.info("%s: back, connected to %s", self._link.name, self._link.endpoint)
+        self._waiting_reason = event.reason
+        self._status.set(connected=event.is_connected)
+        self._tell(self._status)
 
     def _wrote(self, result: WriteResult) -> None:
         if result.outcome in (WriteOutcome.WRITTEN, WriteOutcome.VERIFIED):

@@ -77,7 +77,13 @@ PollT = TypeVar("PollT", bound=Item)
 class Agenda(Generic[PollT]):
     """The polls of one link in the order in which they are due."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_on_demand: bool = False) -> None:
+        """Begin with no polls.
+
+        Args:
+            is_on_demand: whether a poll has its turn once each time that it is added.
+        """
+        self._is_on_demand = is_on_demand
         self._live: list[tuple[float, int, PollT]] = []
         self._suspect: list[tuple[float, int, PollT]] = []
         self._demoted: list[Turns] = []
@@ -132,6 +138,9 @@ class Agenda(Generic[PollT]):
 
     def reschedule(self, poll: PollT, now_s: float) -> int:
         """Give a poll that had its turn its next deadline; return how many periods it missed."""
+        if self._is_on_demand:
+            poll.turns.probe = None if poll.turns.probe is poll else poll.turns.probe
+            return 0
         period_s = poll.period_s
         next_s = poll.due_s + period_s
         if poll.is_first:
@@ -174,6 +183,32 @@ class Agenda(Generic[PollT]):
         for item in parked:
             item.due_s = now_s
             self.add(item)  # type: ignore[arg-type]
+
+    def hasten(self, poll: PollT, now_s: float) -> None:
+        """Make a poll due now; one that is under way, or is taken out for now, stays as it is."""
+        turns = poll.turns
+        if poll in turns.parked:  # it is the next probe
+            turns.parked.remove(poll)
+            turns.parked.insert(0, poll)
+            turns.probe_at_s = now_s
+            return
+        for heap in (self._live, self._suspect):
+            if any(other is poll for _, _, other in heap):
+                heap[:] = [entry for entry in heap if entry[2] is not poll]
+                heapq.heapify(heap)
+                break
+        else:
+            if not self._is_on_demand:
+                return
+        poll.due_s = now_s
+        self.add(poll)
+
+    def clear(self) -> list[PollT]:
+        """Take all polls out and return them."""
+        found = [poll for _, _, poll in (*self._live, *self._suspect) if not poll.is_gone]
+        self._live.clear()
+        self._suspect.clear()
+        return found
 
     def drop(self, polls: Iterable[PollT]) -> None:
         """Take polls out of the plan."""

@@ -113,6 +113,8 @@ class Line(asyncio.Protocol, asyncio.DatagramProtocol):
         self._ask: Ask | None = None
         self._timeout_s = 0.0
         self._sent = False
+        self.has_sent = False
+        """Whether bytes of the request under way may have left."""
         self._deadline_s = 0.0
         self._watchdog: asyncio.TimerHandle | None = None
         self._looks_at_s = 0.0
@@ -138,6 +140,7 @@ class Line(asyncio.Protocol, asyncio.DatagramProtocol):
         """Send a request; `answered`, `failed` or `lost` will be called, never before this returns."""
         self._ask = ask
         self._timeout_s = timeout_s
+        self.has_sent = False
         if not self._is_serial:
             framer = self.framer
             if framer.fault is not None or not framer.is_empty:
@@ -305,6 +308,7 @@ class Line(asyncio.Protocol, asyncio.DatagramProtocol):
         transport = self._transport
         if transport is None:
             return
+        self.has_sent = True
         # As the request: unit id and function, or transaction id and protocol id.
         self._answer_begin = frame[: 2 if self._is_serial else 4]
         if self._is_datagram:

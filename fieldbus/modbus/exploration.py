@@ -18,7 +18,7 @@ from collections.abc import Generator, Iterable, Sequence
 from typing import Protocol
 
 from fieldbus.clock import Clock
-from fieldbus.errors import DeviceExceptionError, RequestError, RequestTimeoutError
+from fieldbus.errors import ConnectionLostError, DeviceExceptionError, RequestError, RequestTimeoutError
 from fieldbus.modbus import pdu
 from fieldbus.modbus.framing import Ask
 from fieldbus.modbus.units import Poll, Steps, UnitState
@@ -185,4 +185,6 @@ def reason_of(error: RequestError) -> str:
         return Reason.TIMEOUT
     if isinstance(error, DeviceExceptionError):
         return f"{Reason.DEVICE_EXCEPTION} {error.exception_code:02X}"
+    if isinstance(error, ConnectionLostError):
+        return Reason.NOT_CONNECTED
     return Reason.BAD_RESPONSE

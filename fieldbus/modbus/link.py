@@ -23,7 +23,7 @@ Rules:
 
 Design: a machine of callbacks around `Line`, since a step of a task costs more than what it does; whatever
 has several steps (a write, a resynchronisation, an exploration) is a generator that the machine drives.
-What a failed request means is decided in `_failed`, what a lost connection means in `lose`.
+What a failed request means is decided in `_failed`, what a lost connection means in `connection.py`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from fieldbus.clock import SYSTEM, Clock
@@ -43,10 +43,21 @@ from fieldbus.errors import (
     RequestError,
     RequestTimeoutError,
 )
-from fieldbus.link import Delivery, DeviceHealth, Emit, Regrouped, Report, WriteOutcome, WriteResult
+from fieldbus.link import (
+    ConnectionHealth,
+    Delivery,
+    DeviceHealth,
+    Emit,
+    Event,
+    Regrouped,
+    Report,
+    WriteOutcome,
+    WriteResult,
+)
 from fieldbus.modbus import pdu, writing
-from fieldbus.modbus.agenda import NEVER, Agenda, Rank
+from fieldbus.modbus.agenda import GRAIN_S, NEVER, Agenda, Rank
 from fieldbus.modbus.client import Line
+from fieldbus.modbus.connection import ConnectionPolicy, Connections, Lifetime
 from fieldbus.modbus.dial_in import dial_in_port
 from fieldbus.modbus.echo import LineEcho
 from fieldbus.modbus.exploration import (
@@ -59,14 +70,15 @@ from fieldbus.modbus.exploration import (
     resynchronise,
 )
 from fieldbus.modbus.framing import Ask
+from fieldbus.modbus.fresh_reads import FreshReads
+from fieldbus.modbus.lane import Lane
 from fieldbus.modbus.places import DialInPlace, Framing, Place, SerialPlace
 from fieldbus.modbus.planner import Block, Cost
 from fieldbus.modbus.quirks import LineQuirks
 from fieldbus.modbus.registers import RegisterPoint
-from fieldbus.modbus.transport import open_line
 from fieldbus.modbus.units import RETRY_S, Poll, Steps, Unit, UnitState, cost_on
 from fieldbus.modbus.write_queue import WriteQueue
-from fieldbus.model import Batch, Group, Point, Reason, Value
+from fieldbus.model import Batch, Group, Point, Quality, Reason, Sample, Value
 
 FAILURES_TO_DEMOTE = 2
 GARBLED_TO_DEMOTE = 4
@@ -77,8 +89,6 @@ PROBES_TO_HANG_UP = 6
 """How often in vain a device that dialled in must have been asked whether it is back."""
 MISSES_TO_SAY = 3
 """How often in a row a block must have been late before that is said."""
-PROMPT_S = 0.5
-"""How long a write may wait for a connection that is opened anew."""
 RELEARN_S = 86400.0
 """After so long the limits and walls of devices are forgotten and learned anew."""
 TROUBLE_S = 5.0
@@ -86,74 +96,6 @@ TROUBLE_S = 5.0
 _SHORTEST_PATIENCE_S = 0.05
 _UNREACHABLE = (pdu.GATEWAY_PATH_UNAVAILABLE, pdu.GATEWAY_TARGET_FAILED_TO_RESPOND)
 _LOG = logging.getLogger("fieldbus")
-
-
-class _Lane:
-    """One connection of the link, and what is under way on it."""
-
-    def __init__(self, link: ModbusClientLink) -> None:
-        self._link = link
-        self.clock = link.clock
-        self.line: Line | None = None
-        self.is_opening = False
-        self.state: UnitState | None = None
-        self.ask: Ask | None = None
-        self.poll: Poll | None = None
-        self.steps: Steps | None = None
-        """What the request under way is a step of, if it is no poll."""
-        self.is_hurried = False
-        self.is_background = False
-        """Whether the step under way belongs to something that lets others go between its steps."""
-        self.was_background = False
-        self.asked_s = 0.0
-        self.number = 0
-        """Of the request under way."""
-        self.reopen_after_s = 0.0
-        """How long a connection of several rests before it is opened again."""
-
-    @property
-    def is_free(self) -> bool:
-        return self.line is not None and self.state is None and not self.is_opening
-
-    def answered(self, answer: bytes) -> None:
-        try:
-            self._link.take_answer(self, answer)
-        except Exception as error:
-            self._link.end(error)
-
-    def failed(self, error: RequestError) -> None:
-        try:
-            self._link.take_failure(self, error)
-        except Exception as other:
-            self._link.end(other)
-
-    def lost(self, error: LinkDownError) -> None:
-        try:
-            self._link.lose(self, error)
-        except Exception as other:
-            self._link.end(other)
-
-    def take(self) -> tuple[UnitState | None, Poll | None, Steps | None]:
-        """Return what the request under way is about; there is none any more."""
-        found = self.state, self.poll, self.steps
-        self.state, self.poll, self.steps = None, None, None
-        return found
-
-    def drop(self) -> tuple[UnitState | None, Poll | None, Steps | None]:
-        """Close the connection; return what the request under way was about, which may be answered late."""
-        line, self.line = self.line, None
-        state, poll, steps = self.take()
-        if line is not None:
-            if state is not None and self.ask is not None and not line.framer.has_transactions:
-                state.suspect(self.ask, self.clock.monotonic_s())
-            line.close()
-        return state, poll, steps
-
-    def close(self) -> None:
-        """Close the connection and end what had more to ask."""
-        _, _, steps = self.drop()
-        if steps is not None:
-            steps.close()
 
 
 class ModbusClientLink:
@@ -171,6 +113,8 @@ class ModbusClientLink:
         memory: Path | None = None,
         quirks: LineQuirks = LineQuirks(),  # noqa: B008 - frozen
         connect_timeout_s: float = 3.0,
+        lifetime: Lifetime = Lifetime.KEEP,
+        rest_after_connect_s: float = 0.0,
         clock: Clock = SYSTEM,
     ) -> None:
         """Take what the link works with; nothing is opened.
@@ -178,6 +122,8 @@ class ModbusClientLink:
         Args:
             connections: how many requests may be under way at once, each on a connection of its own.
             memory: the folder in which is kept what devices taught us; None to forget it.
+            lifetime: how long a connection stays open.
+            rest_after_connect_s: how long a new connection rests before the first request.
             clock: the gateway's.
         """
         self.name = name
@@ -187,29 +133,27 @@ class ModbusClientLink:
         self._quirks = quirks
         self._echo = LineEcho(quirks.echo, self._found_echo)
         self._has_said_echo = False
-        self._connections = connections
-        self._connect_timeout_s = connect_timeout_s
+        policy = ConnectionPolicy(connections, connect_timeout_s, lifetime, rest_after_connect_s)
+        self.policy = policy
+        self._connections = Connections(self, place, quirks, policy, self._echo)
+        self._longest_pause_s = max((unit.quirks.pause_s for unit in units), default=0.0)
         self._cost = cost_on(place)
         self._memory: Path | None
         self._states: list[UnitState]
         self._place_of: dict[Point, tuple[RegisterPoint, UnitState]]
         self.groups: Sequence[Group]
         self.memory = memory
-        self._lanes: list[_Lane] = []
         self._agenda: Agenda[Poll] = Agenda()
         self._background: deque[tuple[Steps, UnitState, Ask]] = deque()
         self._is_connected = False
         self._is_running = False
         self._is_poked = False
-        self._down_at_s = NEVER
-        """Since when there is no connection, while one is opened anew in a session."""
         self._relearning: asyncio.TimerHandle | None = None
         self._exploration = Exploration(self)
         self._silent_at_s = -NEVER
         """When a request on the link was last not answered."""
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due_s = NEVER
-        self._events: asyncio.Queue[_Lane | BaseException] = asyncio.Queue()
         self._emit: Emit = _nowhere
         self._report: Report | None = None
         self._dropped: dict[Point, Value] = {}
@@ -219,6 +163,8 @@ class ModbusClientLink:
         self._counters = dict.fromkeys(
             ("requests", "timeouts", "exceptions", "bad_responses", "scans_missed", "writes",
              "writes_failed", "writes_dropped"), 0)  # fmt: skip
+        self._emit_to: Emit = _nowhere
+        self._fresh_reads = FreshReads(self, self._intercept)
         self._writes = WriteQueue(
             lambda point: self._place_of[point][1],
             self._tell,
@@ -245,7 +191,8 @@ class ModbusClientLink:
     @property
     def endpoint(self) -> str:
         """Where the other side is: the backup, while that is used."""
-        line = self._lanes[0].line if self._lanes else None
+        lanes = self._connections.lanes
+        line = lanes[0].line if lanes else None
         return self.place.text if line is None or line.where is None else line.where
 
     @property
@@ -254,7 +201,7 @@ class ModbusClientLink:
         now_s = self.clock.monotonic_s()
         since_s, busy_s, percent = self._load
         if now_s - since_s >= 0.9:
-            share = (self._busy_s - busy_s) / (now_s - since_s) / max(1, len(self._lanes))
+            share = (self._busy_s - busy_s) / (now_s - since_s) / max(1, len(self._connections.lanes))
             percent = round(100 * min(1.0, share))
             self._load = (now_s, self._busy_s, percent)
         refused = sum(len(state.refused_points) for state in self._states)
@@ -272,6 +219,8 @@ class ModbusClientLink:
     @property
     def planned(self) -> list[tuple[Unit, Block]]:
         """The poll plan, without what is known to be refused."""
+        if self.is_on_demand:
+            return []
         return [
             (state.unit, poll.block) for state in self._states for poll in state.polls if not poll.is_retry
         ]
@@ -279,7 +228,12 @@ class ModbusClientLink:
     @property
     def connections(self) -> int:
         """How many requests may be under way at once."""
-        return self._connections
+        return self.policy.count
+
+    @property
+    def is_on_demand(self) -> bool:
+        """Whether nothing is polled."""
+        return self.policy.lifetime is Lifetime.ON_DEMAND
 
     def cost_of(self, unit: Unit, block: Block) -> tuple[float, bool]:
         """Return how long a request takes on the line, in seconds, and whether that was measured."""
@@ -293,21 +247,13 @@ class ModbusClientLink:
         """Return a link to the same place for other units or fewer points, which remembers nothing."""
         return ModbusClientLink(
             self.name, place or self.place, units, quirks=self._quirks,
-            connect_timeout_s=self._connect_timeout_s, clock=self.clock,
+            connect_timeout_s=self.policy.connect_timeout_s,
+            rest_after_connect_s=self.policy.rest_s, clock=self.clock,
         )  # fmt: skip
 
     async def connect(self) -> None:
         """Open the connections; one is enough if the device allows no more."""
-        self._lanes = [_Lane(self)]
-        await self._open(self._lanes[0])
-        for _ in range(self._connections - 1):
-            lane = _Lane(self)
-            try:
-                await self._open(lane)
-            except LinkDownError as error:
-                _LOG.warning("%s: only %d connections (%s)", self.name, len(self._lanes), error)
-                break
-            self._lanes.append(lane)
+        await self._connections.connect()
         self._is_connected = True
 
     async def close(self) -> None:
@@ -316,46 +262,36 @@ class ModbusClientLink:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for lane in self._lanes:
-            lane.close()
+        self._connections.close()
         for steps, _, _ in self._background:
             steps.close()
         self._background.clear()
-        self._lanes = []
         self._silent_at_s = -NEVER
         if isinstance(self.place, DialInPlace):
             dial_in_port(self.place).release(self.place.registration)
         self._writes.fail_waiting(Reason.NOT_CONNECTED)
-        self._events = asyncio.Queue()
         for state in self._states:
             state.forget_session()
             state.save()
 
     async def run(self, emit: Emit, report: Report) -> None:
         """Poll and write until the connection is lost."""
-        self._emit, self._report = emit, report
-        self._agenda = Agenda()
+        self._emit = self._emit_to = emit
+        self._report = report
+        self._agenda = Agenda(is_on_demand=self.is_on_demand)
         now_s = self.clock.monotonic_s()
         for state in self._states:
             state.begin(now_s)
-            for poll in state.polls:
-                self._agenda.add(poll)
-        self._down_at_s = NEVER
+            if not self.is_on_demand:
+                for poll in state.polls:
+                    self._agenda.add(poll)
         self._relearning = asyncio.get_running_loop().call_later(RELEARN_S, self._forget_limits)
         self._is_running = True
         try:
-            for lane in self._lanes:
-                if lane.line is None or lane.line.is_lost:
-                    self.lose(lane, LinkDownError("connection closed by the peer"))
-                self._next(lane)
-            while True:
-                event = await self._events.get()
-                if isinstance(event, BaseException):
-                    raise event
-                await self._open_again(event)
-                self._next(event)
+            await self._connections.serve()
         finally:
             self._is_running = False
+            self._fresh_reads.end(Reason.NOT_CONNECTED)
             self._relearning.cancel()
             if self._timer is not None:
                 self._timer.cancel()
@@ -372,7 +308,7 @@ class ModbusClientLink:
             if self._can_write and state.turns.rank is not Rank.DEMOTED:
                 self._dropped.pop(point, None)
                 self._writes.put(writing.Write(place, value, is_routed=True))
-                self._poke()
+                self.poke()
                 continue
             refused.append(delivery)
             if self._dropped.get(point) != value:  # offered again and again, it is one loss
@@ -383,7 +319,7 @@ class ModbusClientLink:
     @property
     def _can_write(self) -> bool:
         """Whether what is given now will be written soon or not at all."""
-        return self._is_connected and self.clock.monotonic_s() - self._down_at_s <= PROMPT_S
+        return self._is_connected and self._connections.takes_writes
 
     async def write(self, values: Mapping[Point, Value], *, until_s: float = NEVER) -> list[WriteResult]:
         """Write values and wait for the answers."""
@@ -398,12 +334,23 @@ class ModbusClientLink:
                 answer.set_result(WriteResult(point, value, WriteOutcome.FAILED, reason))
                 continue
             self._writes.put(writing.Write(place, value, [answer], until_s=until_s))
-            self._poke()
+            self.poke()
         return list(await asyncio.gather(*answers))
+
+    async def read(self, points: Collection[Point], *, until_s: float = NEVER) -> dict[Point, Sample]:
+        """Read points now, whatever their scan periods; return a sample of each."""
+        if not self._is_running:
+            reason = Sample(None, Quality.BAD, Reason.NOT_CONNECTED, self.clock.wall_ns())
+            return dict.fromkeys(points, reason)
+        return await self._fresh_reads.read(points, until_s)
 
     def stuck_s(self, now_s: float) -> float:
         """Return for how long nothing was asked though something was due; 0 while there is no connection."""
-        lanes = [lane for lane in self._lanes if lane.line is not None and not lane.is_opening]
+        lanes = [
+            lane
+            for lane in self._connections.lanes
+            if (lane.line is not None or lane.is_resting) and not lane.is_opening
+        ]
         if not (self._is_running and lanes):
             return 0.0
         due_s = self._agenda.next_due_s()
@@ -420,79 +367,81 @@ class ModbusClientLink:
 
     # --- connections
 
-    async def _open(self, lane: _Lane) -> None:
-        if lane.line is not None:
-            lane.line.close()
-            lane.line = None
-        lane.is_opening = True
-        try:
-            lane.line = await open_line(self.place, lane, self._quirks, self._connect_timeout_s, self._echo)
-        finally:
-            lane.is_opening = False
+    def lose(self, lane: Lane, error: LinkDownError) -> None:
+        """Learn that a connection is gone."""
+        self._connections.lose(lane, error)
 
-    @property
-    def _has_line(self) -> bool:
-        """Whether there is a connection on which something can be asked."""
-        return any(lane.line is not None and not lane.line.is_lost for lane in self._lanes)
+    def end(self, error: BaseException) -> None:
+        """End the session with an error."""
+        self._connections.end(error)
 
-    async def _open_again(self, lane: _Lane) -> None:
-        """Open a connection anew; of several, one that cannot be opened is tried later."""
-        try:
-            await self._open(lane)
-        except LinkDownError as error:
-            if not self._has_line:
-                raise
-            self.lose(lane, error)
-        self._down_at_s = NEVER
+    def is_due(self) -> bool:
+        """Return whether a request is due."""
+        if self._writes.is_ready or self._background:
+            return True
+        return self._agenda.next_due_s() <= self.clock.monotonic_s() + GRAIN_S
 
-    def _reopen(self, lane: _Lane) -> None:
-        """Have `run` open a connection anew."""
-        if lane.line is not None:
-            lane.line.close()
-            lane.line = None
-        lane.is_opening = True
-        if not self._has_line:
-            self._down_at_s = min(self._down_at_s, self.clock.monotonic_s())
-            asyncio.get_running_loop().call_later(PROMPT_S, self._give_up_writes)
-        self._events.put_nowait(lane)
+    def resume(self, steps: Steps, state: UnitState, ask: Ask) -> None:
+        """Take steps whose request was not sent, or is sent again."""
+        self._background.appendleft((steps, state, ask))
 
-    def _give_up_writes(self) -> None:
-        """Fail what waits to be written if there is still no connection: it is not to be done later."""
-        if self._has_line:
-            return
+    def interrupt(self, lane: Lane, steps: Steps, error: RequestError) -> None:
+        """Tell steps that their request failed."""
+        self._drive(lane, steps, None, error)
+
+    def give_up_writes(self) -> None:
+        """Fail what waits to be written: it is not to be done later."""
         self._writes.fail_waiting(Reason.NOT_CONNECTED)
         for item in list(self._background):
             if item[0] is self._writes.under_way:
                 self._background.remove(item)
                 item[0].close()
 
-    def lose(self, lane: _Lane, error: LinkDownError) -> None:
-        """Learn that a connection is gone: the end of the session, unless there are others."""
-        if lane.is_opening:
-            return  # that is known already
-        _, poll, steps = lane.drop()
-        if not self._has_line:
-            if steps is not None:
-                steps.close()
-            self.end(error)
-            return
-        if poll is not None:
-            self._agenda.add(poll)  # another connection asks instead
-        lane.is_opening = True
-        lane.reopen_after_s = min(max(2 * lane.reopen_after_s, FIRST_PROBE_S), LONGEST_PROBE_S)
-        asyncio.get_running_loop().call_later(lane.reopen_after_s, self._events.put_nowait, lane)
-        if steps is not None:
-            self._drive(lane, steps, None, BadResponseError(str(error)))
-        self._poke()
+    def unreachable(self, error: LinkDownError) -> None:
+        """Fail what waits for a connection: it cannot be opened."""
+        self._tell(ConnectionHealth(False, str(error)))
+        self.give_up_writes()
+        for steps, _, _ in self._background:
+            steps.close()
+        self._background.clear()
+        for poll in self._agenda.clear():
+            self.spoil(poll, Reason.NOT_CONNECTED)
 
-    def end(self, error: BaseException) -> None:
-        """Have `run` end with an error."""
-        self._events.put_nowait(error)
+    def reachable(self) -> None:
+        """Learn that a connection was opened that is opened on demand."""
+        self._tell(ConnectionHealth(True))
+
+    # --- reads that somebody waits for
+
+    def polls_of(self, points: Collection[Point]) -> list[tuple[Poll, bool]]:
+        """Return the polls that read some of the points, and whether each is under way."""
+        under_way = {lane.poll for lane in self._connections.lanes}
+        return [
+            (poll, poll in under_way)
+            for state in self._states
+            for poll in state.polls
+            if any(point in points for point in poll.group.points)
+        ]
+
+    def hasten(self, poll: Poll) -> None:
+        """Send a poll that is not under way as soon as possible."""
+        if not poll.state.is_explored:  # what is explored is asked again at its end
+            self._agenda.hasten(poll, self.clock.monotonic_s())
+            self.poke()
+
+    def _intercept(self, is_waiting: bool) -> None:
+        self._emit = self._emit_and_answer if is_waiting else self._emit_to
+
+    def _emit_and_answer(self, batch: Batch) -> None:
+        self._fresh_reads.emit(batch, self._emit_to)
 
     # --- whose turn it is
 
-    def _next(self, lane: _Lane) -> None:
+    def next(self, lane: Lane) -> None:
         """Give a free connection something to do."""
+        if lane.is_resting and self._is_running:
+            self._connections.wake(lane)
+            self._arm(self.clock.monotonic_s())
         while self._is_running and lane.is_free:
             if self._writes.is_ready:
                 self._drive(lane, self._writes.begin())
@@ -510,6 +459,7 @@ class ModbusClientLink:
                 if self._background:
                     continue
                 self._arm(now_s)
+                self._connections.finish(lane, self._agenda.next_due_s() - now_s, self._longest_pause_s)
                 return
             self._read(lane, poll, now_s)
 
@@ -533,12 +483,12 @@ class ModbusClientLink:
     def _look_around(self) -> None:
         self._is_poked = False
         try:
-            for lane in list(self._lanes):
-                self._next(lane)
+            for lane in sorted(self._connections.lanes, key=_rests):
+                self.next(lane)
         except Exception as error:
             self.end(error)
 
-    def _poke(self) -> None:
+    def poke(self) -> None:
         """Have what waits looked at in the next turn of the loop: neighbours may still come in this one."""
         if not self._is_poked and self._is_running:
             self._is_poked = True
@@ -546,7 +496,7 @@ class ModbusClientLink:
 
     # --- requests
 
-    def _read(self, lane: _Lane, poll: Poll, now_s: float) -> None:
+    def _read(self, lane: Lane, poll: Poll, now_s: float) -> None:
         state = poll.state
         line = lane.line
         if line is not None and not line.framer.has_transactions and state.is_out_of_step(poll.ask, now_s):
@@ -569,13 +519,13 @@ class ModbusClientLink:
         lane.poll = poll
         self._send(lane, state, poll.ask, None)
 
-    def _send(self, lane: _Lane, state: UnitState, ask: Ask, steps: Steps | None) -> None:
+    def _send(self, lane: Lane, state: UnitState, ask: Ask, steps: Steps | None) -> None:
         """Send a request on a free connection."""
         lane.state, lane.ask, lane.steps = state, ask, steps
         lane.number += 1
         self._send_rested(lane, lane.number)
 
-    def _send_rested(self, lane: _Lane, number: int) -> None:
+    def _send_rested(self, lane: Lane, number: int) -> None:
         state, ask = lane.state, lane.ask
         if lane.number != number or state is None or ask is None:
             return  # it has ended while the unit was resting
@@ -586,7 +536,7 @@ class ModbusClientLink:
         else:
             self._transmit(lane, state, ask, now_s)
 
-    def _transmit(self, lane: _Lane, state: UnitState, ask: Ask, now_s: float) -> None:
+    def _transmit(self, lane: Lane, state: UnitState, ask: Ask, now_s: float) -> None:
         line = lane.line
         if line is None:
             return
@@ -596,6 +546,7 @@ class ModbusClientLink:
         lane.is_hurried = False
         is_doubted = now_s < self._silent_at_s + TROUBLE_S or not state.slowest_s
         is_hurried = state.turns.rank is Rank.DEMOTED or (is_doubted and len(self._states) > 1)
+        is_hurried = is_hurried and not self.is_on_demand
         if is_hurried and lane.poll is not None:  # a write is given its time
             patience_s = self._patience(state, line)
             if patience_s < timeout_s:
@@ -620,7 +571,7 @@ class ModbusClientLink:
         was_silent = self._silent_at_s > -NEVER
         return max(2 * _SHORTEST_PATIENCE_S, timeout_s / 5) if was_silent else timeout_s
 
-    def take_answer(self, lane: _Lane, answer: bytes) -> None:
+    def take_answer(self, lane: Lane, answer: bytes) -> None:
         """Take the PDU that answers the request under way."""
         ask = lane.ask
         state, poll, steps = lane.take()
@@ -646,6 +597,7 @@ class ModbusClientLink:
                 state.in_step()  # its answer looks different from all that may still come
             poll.reason = None
             poll.tries = 0
+            poll.is_sent_again = False
             missed = self._agenda.reschedule(poll, now_s)
             if missed:
                 self._missed(poll, missed)
@@ -669,9 +621,9 @@ class ModbusClientLink:
             else:
                 self._failed(lane, state, None, fault, now_s)
             self._drive(lane, steps, answer, fault)
-        self._next(lane)
+        self.next(lane)
 
-    def take_failure(self, lane: _Lane, error: RequestError) -> None:
+    def take_failure(self, lane: Lane, error: RequestError) -> None:
         """Learn that the request under way has no answer."""
         ask = lane.ask
         state, poll, steps = lane.take()
@@ -687,10 +639,10 @@ class ModbusClientLink:
         self._failed(lane, state, poll, error, now_s)
         if steps is not None:
             self._drive(lane, steps, None, error)
-        self._next(lane)
+        self.next(lane)
 
     def _drive(
-        self, lane: _Lane, steps: Steps, answer: bytes | None = None, error: RequestError | None = None
+        self, lane: Lane, steps: Steps, answer: bytes | None = None, error: RequestError | None = None
     ) -> None:
         """Give something that has several steps what it waits for, and send what it asks next."""
         is_background, lane.is_background = lane.is_background, False
@@ -741,7 +693,7 @@ class ModbusClientLink:
             self._tell(DeviceHealth(state.unit.device, True))
 
     def _failed(
-        self, lane: _Lane, state: UnitState, poll: Poll | None, error: RequestError, now_s: float
+        self, lane: Lane, state: UnitState, poll: Poll | None, error: RequestError, now_s: float
     ) -> None:
         """Decide what a failed request means for its group, its unit and the connection."""
         is_silence = isinstance(error, RequestTimeoutError)
@@ -833,8 +785,8 @@ class ModbusClientLink:
         if state.is_online is not False:
             state.is_online = False
             self._tell(DeviceHealth(state.unit.device, False, f"{reason} ({error})"))
-        if not state.polls:
-            return  # there is nothing to ask with: the next write will tell
+        if not state.polls or self.is_on_demand:
+            return  # nothing asks by itself whether it is back: the next read or write will tell
         for other in state.polls:
             self.spoil(other, reason)
         state.probes += 1
@@ -844,7 +796,7 @@ class ModbusClientLink:
         if poll is not None:
             self._agenda.add(poll)
 
-    def _mend(self, lane: _Lane, error: RequestError) -> None:
+    def _mend(self, lane: Lane, error: RequestError) -> None:
         """Open a connection anew that cannot be trusted, or that may be dead without a sign."""
         line = lane.line
         if line is None:
@@ -860,9 +812,12 @@ class ModbusClientLink:
         if everybody_is_lost and is_silence and not isinstance(self.place, SerialPlace):
             # To dial in again takes a modem half a minute: it is only hung up on when it is silent for long.
             probes = max((other.probes for other in self._states), default=0)
-            must = must or not isinstance(self.place, DialInPlace) or probes >= PROBES_TO_HANG_UP
+            is_dialled = isinstance(self.place, DialInPlace)
+            must = must or (
+                probes >= PROBES_TO_HANG_UP if is_dialled else self._connections.is_worth_opening_again(lane)
+            )
         if must:
-            self._reopen(lane)
+            self._connections.reopen(lane)
 
     def _missed(self, poll: Poll, missed: int) -> None:
         """Count periods that passed without a read, and say so once if it is the rule."""
@@ -887,7 +842,7 @@ class ModbusClientLink:
             poll.reason = reason
         self._emit(batch)
 
-    def _tell(self, event: DeviceHealth | WriteResult | Regrouped) -> None:
+    def _tell(self, event: Event) -> None:
         if self._report is not None:
             self._report(event)
 
@@ -933,6 +888,10 @@ def _fault_of(ask: Ask, answer: bytes) -> RequestError | None:
     except RequestError as error:
         return error
     return BadResponseError(f"{len(answer)} bytes, {ask.size} were expected")
+
+
+def _rests(lane: Lane) -> bool:
+    return lane.is_resting
 
 
 def _nowhere(_batch: Batch) -> None:

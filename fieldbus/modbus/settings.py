@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from fieldbus.clock import SYSTEM, Clock
+from fieldbus.modbus.connection import Lifetime
 from fieldbus.modbus.device_settings import MappedDeviceSettings
 from fieldbus.modbus.link import ModbusClientLink
 from fieldbus.modbus.places import DialInPlace, Framing, Place, SerialPlace, TcpPlace, TlsFiles, UdpPlace
@@ -80,6 +81,14 @@ class PollingLinkSettings(LinkSettings):
     """What every link has that polls."""
 
     timeout: Duration = Field(1.0, description="For one answer.")
+    connection: Literal["keep", "per_request", "on_demand"] = Field(
+        "keep",
+        description="How long a connection stays open. `keep`: for ever. `per_request`: it is opened for "
+        "what is due, then closed. `on_demand`: for `read`, writes and triggers; nothing is polled.",
+    )
+    rest_after_connect: Duration | None = Field(
+        None, description="How long a device rests after the connection is made, before the first request."
+    )
     quirks: LineQuirkSettings = LineQuirkSettings()
 
     @property
@@ -267,6 +276,8 @@ class DialInLinkSettings(PollingLinkSettings):
     def _check(self) -> DialInLinkSettings:
         if not 1 <= len(_bytes(self.registration)) <= 256:
             raise problem("a registration has 1 to 256 bytes")
+        if self.connection != "keep":
+            raise problem("`connection: keep` only: the device opens the connection, not the gateway")
         return self
 
     @property
@@ -351,6 +362,8 @@ def build_client(
         memory=memory,
         quirks=settings.quirks.build(),
         connect_timeout_s=getattr(settings, "connect_timeout", 3.0),
+        lifetime=Lifetime(settings.connection),
+        rest_after_connect_s=settings.rest_after_connect or 0.0,
         clock=clock,
     )
 

@@ -65,7 +65,7 @@ class Poll:
 
     __slots__ = (
         "ask", "block", "due_s", "explore_at_s", "group", "is_first", "is_fresh", "is_gone",
-        "is_retry", "misses", "period_s", "reader", "reason", "state", "tries", "turns",
+        "is_retry", "is_sent_again", "misses", "period_s", "reader", "reason", "state", "tries", "turns",
     )  # fmt: skip
 
     def __init__(self, block: Block, state: UnitState, due_s: float, *, is_retry: bool = False) -> None:
@@ -83,6 +83,8 @@ class Poll:
         self.is_gone = False
         self.is_retry = is_retry
         """Whether it asks for what the device is known to refuse."""
+        self.is_sent_again = False
+        """Whether the connection ended under it, and it was sent again since."""
         self.explore_at_s = 0.0
         """Not explored before."""
         self.tries = 0
@@ -139,6 +141,7 @@ class UnitState:
             poll.due_s = now_s
             poll.is_first = not poll.is_retry
             poll.tries = 0
+            poll.is_sent_again = False
             poll.explore_at_s = 0.0
 
     def forget_session(self) -> None:

@@ -278,10 +278,6 @@ WRONG_ANSWERS: dict[str, tuple[Fault, str]] = {
     "256 KiB of ones": (sends(b"\xff" * 262144), BAD),
     "half a frame": (half_then(lambda _: None), BAD),
     "nothing": (silence, Reason.TIMEOUT),
-    "a reset": (lambda connection, _: connection.reset(), Reason.NOT_CONNECTED),
-    "a goodbye": (lambda connection, _: connection.finish(), Reason.NOT_CONNECTED),
-    "half a frame and a reset": (half_then(lambda connection: connection.reset()), Reason.NOT_CONNECTED),
-    "half a frame and a goodbye": (half_then(lambda connection: connection.finish()), Reason.NOT_CONNECTED),
     **{
         f"exception {code:02X}": (
             pdu_is(lambda _, code=code: bytes((0x83, code))), f"device exception {code:02X}"
@@ -289,6 +285,41 @@ WRONG_ANSWERS: dict[str, tuple[Fault, str]] = {
         for code in (0, 1, 4, 7, 8, 9, 10, 11, 12, 127, 255)
     },
 }  # fmt: skip
+ENDS: dict[str, Fault] = {
+    "a reset": lambda connection, _: connection.reset(),
+    "a goodbye": lambda connection, _: connection.finish(),
+    "half a frame and a reset": half_then(lambda connection: connection.reset()),
+    "half a frame and a goodbye": half_then(lambda connection: connection.finish()),
+}
+
+
+@pytest.mark.parametrize("what", ENDS)
+async def test_a_read_under_which_the_connection_ends_is_sent_once_more(
+    server: FaultServer, what: str
+) -> None:
+    async with polling(client(server)) as gateway:
+        asked = len(server.asked)
+        server.faults.append(ENDS[what])
+        await eventually(lambda: len(server.connections) == 2)
+        await gateway.next_good()
+        assert gateway.reasons == gateway.lost == []
+        assert server.asked[asked + 1].at_s - server.asked[asked].at_s < 0.05
+        server.faults.extend([ENDS[what], ENDS[what]])
+        await eventually(lambda: gateway.reasons, what="the second end is a lost link")
+        await gateway.next_good()
+        assert gateway.reasons == [Reason.NOT_CONNECTED]
+        assert len(gateway.lost) == 1
+
+
+@pytest.mark.parametrize("what", ENDS)
+async def test_a_connection_that_ends_under_its_first_request_is_a_lost_link(
+    server: FaultServer, what: str
+) -> None:
+    server.faults.append(ENDS[what])
+    async with polling(client(server), wait=False) as gateway:
+        await gateway.next_good()
+        assert gateway.reasons == [Reason.NOT_CONNECTED]
+        assert len(gateway.lost) == 1
 
 
 @pytest.mark.parametrize("what", WRONG_ANSWERS)
@@ -480,33 +511,41 @@ async def test_an_answer_that_comes_instead_of_the_next_is_passed_over(server: F
         assert len(server.connections) == 1
 
 
-async def test_a_server_that_says_goodbye_behind_its_answer_was_heard(server: FaultServer) -> None:
-    def answer_and_go(connection: Connection, good: Good) -> None:
-        connection.send(good.frame)
-        connection.finish()
+def answer_and_go(connection: Connection, good: Good) -> None:
+    connection.send(good.frame)
+    connection.finish()
 
+
+async def test_a_server_that_says_goodbye_behind_its_answer_was_heard(
+    server: FaultServer, caplog: pytest.LogCaptureFixture
+) -> None:
     async with polling(client(server)) as gateway:
         good = gateway.good
         server.faults.append(answer_and_go)
-        await eventually(lambda: gateway.reasons)
+        await eventually(lambda: len(server.connections) == 2)
         assert gateway.good > good
-        assert gateway.reasons == [Reason.NOT_CONNECTED]
         await gateway.next_good()
+        assert gateway.reasons == gateway.lost == []
+    assert "closes the connection between requests" in caplog.text
+    caplog.clear()
 
 
-async def test_a_server_that_says_goodbye_behind_each_answer_is_noticed_at_once(server: FaultServer) -> None:
-    def answer_and_go(connection: Connection, good: Good) -> None:
-        connection.send(good.frame)
-        connection.finish()
-
+async def test_a_server_that_says_goodbye_behind_each_answer_is_written_to(
+    server: FaultServer, caplog: pytest.LogCaptureFixture
+) -> None:
     points = [point("far", "holding 200", "uint16", access="write")]
     link = client(server, points)
     async with polling(link, wait=False) as gateway:
         await eventually(gateway.is_up.is_set)
-        server.faults.append(answer_and_go)
-        [result] = await link.write({points[0].point: 5})
-        assert result.outcome is WriteOutcome.WRITTEN
-        await eventually(lambda: len(server.connections) == 2, 1.0, "it connects again")
+        server.faults.extend([answer_and_go] * 3)
+        for value in (5, 6, 7):
+            [result] = await link.write({points[0].point: value})
+            assert result.outcome is WriteOutcome.WRITTEN
+            await asyncio.sleep(0.02)
+        assert len(server.connections) == len(server.writes()) == 3
+        assert gateway.lost == []
+    assert caplog.text.count("closes the connection between requests") == 1
+    caplog.clear()
 
 
 # --- bytes that are read as a frame although they are none ------------------------------------------
@@ -627,21 +666,34 @@ async def test_an_answer_that_is_taken_is_the_first_that_came(server: FaultServe
 # --- the connection ---------------------------------------------------------------------------------
 
 
-async def test_a_connection_that_is_lost_while_nobody_asks_is_noticed_at_once(server: FaultServer) -> None:
-    """Its points are bad at once, not when they are next polled."""
+async def test_points_keep_their_values_while_nothing_is_asked_on_a_closed_connection(
+    server: FaultServer, caplog: pytest.LogCaptureFixture
+) -> None:
     async with polling(client(server, scan_s=600)) as gateway:
         server.connections[0].finish()
-        await eventually(lambda: not gateway.is_good() or len(server.connections) > 1, 1.0)
-        assert gateway.reasons == [Reason.NOT_CONNECTED]
-        await gateway.next_good()
+        await asyncio.sleep(0.3)
+        assert gateway.is_good()
+        assert gateway.lost == []
+        assert len(server.connections) == 1, "nothing is due"
+    caplog.clear()
 
 
-async def test_a_link_that_only_writes_notices_that_its_connection_is_lost(server: FaultServer) -> None:
+async def test_a_link_that_only_writes_connects_again_for_its_next_write(
+    server: FaultServer, caplog: pytest.LogCaptureFixture
+) -> None:
     points = [point("speed", "holding 0", "uint16", access="write")]
-    async with polling(client(server, points), wait=False) as gateway:
+    link = client(server, points)
+    async with polling(link, wait=False) as gateway:
         await eventually(gateway.is_up.is_set)
+        await eventually(lambda: server.connections)
         server.connections[0].reset()
-        await eventually(lambda: len(server.connections) == 2, 1.0, "it connects again")
+        await asyncio.sleep(0.1)
+        assert len(server.connections) == 1
+        [result] = await link.write({points[0].point: 5})
+        assert result.outcome is WriteOutcome.WRITTEN
+        assert len(server.connections) == 2
+        assert gateway.lost == []
+    caplog.clear()
 
 
 async def test_a_server_that_hangs_up_before_the_first_request_leaves_no_trace(server: FaultServer) -> None:
@@ -1147,11 +1199,43 @@ async def test_a_write_that_waits_when_the_connection_is_lost_fails_and_is_not_d
         writing = asyncio.create_task(panel.write(far=5, x=True))
         panel.send(a=7)
         await asyncio.sleep(0)
-        held[0].reset()
+        await server.stop()
         assert [result[2:] for result in await writing] == [(WriteOutcome.FAILED, Reason.NOT_CONNECTED)] * 2
+        await server.start()
         await gateway.next_good()
         await gateway.next_good()
         assert server.writes() == []
+
+
+async def test_a_write_that_waits_is_sent_on_the_connection_that_is_opened_at_once(
+    server: FaultServer,
+) -> None:
+    panel = Panel(server, scan_s=0.05, timeout_s=5)
+    held: list[Connection] = []
+    async with polling(panel.link) as gateway:
+        server.faults.append(lambda connection, _: held.append(connection))
+        await eventually(lambda: held)
+        writing = asyncio.create_task(panel.write(far=5))
+        await asyncio.sleep(0)
+        held[0].reset()
+        assert [result[2:] for result in await writing] == [(WriteOutcome.WRITTEN, None)]
+        assert len(server.writes()) == 1
+        assert gateway.lost == []
+
+
+@pytest.mark.parametrize("what", ENDS)
+async def test_a_write_under_which_the_connection_ends_is_never_sent_again(
+    server: FaultServer, what: str
+) -> None:
+    panel = Panel(server, scan_s=0.05, timeout_s=5)
+    async with polling(panel.link) as gateway:
+        server.rules[1, 6] = ENDS[what]
+        [result] = await panel.write(a=7)
+        assert result[2] not in (WriteOutcome.WRITTEN, WriteOutcome.VERIFIED)
+        del server.rules[1, 6]
+        await gateway.next_good()
+        await gateway.next_good()
+        assert server.writes() == ["0600640007"]
 
 
 async def lose(server: FaultServer, gateway: Gateway, unit_id: int) -> None:

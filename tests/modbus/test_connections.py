@@ -12,6 +12,7 @@ from fault_server import Connection, FaultServer, Good, fault_server, frame
 from test_client_faults import point, polling, silence
 
 from fieldbus.link import WriteOutcome
+from fieldbus.modbus.lane import Lane
 from fieldbus.modbus.link import ModbusClientLink
 from fieldbus.modbus.places import TcpPlace
 from fieldbus.modbus.quirks import UnitQuirks
@@ -123,13 +124,13 @@ async def test_a_write_while_the_connection_is_opened_anew_fails_and_is_not_done
     link = link_to(server, Unit("plc", 1, [*far_apart(1), own], 0.05, timeout_s=1.0))
     async with polling(link, wait=False) as gateway:
         await eventually(gateway.is_good)
-        opened = link._open
+        opened = link._connections._open
 
-        async def slow_open(lane: object) -> None:
+        async def slow_open(lane: Lane) -> None:
             await asyncio.sleep(1.2)
-            await opened(lane)  # type: ignore[arg-type]
+            await opened(lane)
 
-        monkeypatch.setattr(link, "_open", slow_open)
+        monkeypatch.setattr(link._connections, "_open", slow_open)
         server.faults.append(lambda connection, good: connection.send(frame(0, 1, good.pdu)))
         await eventually(lambda: not gateway.is_good())
         began_s = time.monotonic()

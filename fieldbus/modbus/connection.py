@@ -206,14 +206,18 @@ class Connections:
 
     def _rest(self, lane: Lane) -> None:
         """Leave a connection closed until a request is due."""
-        lane.is_resting = True
-        if not self._has_told_closing and self.policy.lifetime is Lifetime.KEEP:
+        lane.is_resting = lane.was_closed = True
+        self._host.poke()
+
+    def _tell_closing(self, lane: Lane) -> None:
+        """Log, once, that the device closes connections and takes new ones."""
+        was_closed, lane.was_closed = lane.was_closed, False
+        if was_closed and not self._has_told_closing and self.policy.lifetime is Lifetime.KEEP:
             self._has_told_closing = True
             _LOG.info(
                 "%s: the device closes the connection between requests; the next request opens it again",
                 self._host.name,
             )
-        self._host.poke()
 
     def _go_on_without(
         self, lane: Lane, poll: Poll | None, steps: Steps | None, error: LinkDownError
@@ -279,6 +283,7 @@ class Connections:
             else:
                 raise
         else:
+            self._tell_closing(lane)
             if self.policy.lifetime is Lifetime.ON_DEMAND:
                 self._host.reachable()
         self._waits_until_s = NEVER

@@ -68,6 +68,8 @@ class Lane:
         self.is_opening = False
         self.is_resting = False
         """Whether it ended between requests, or was closed by us, and is opened by the next request."""
+        self.was_closed = False
+        """Whether the device closed it between requests."""
         self.is_proven = False
         """Whether something was answered since it was opened."""
         self.opened_at_s = 0.0

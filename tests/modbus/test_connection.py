@@ -96,7 +96,10 @@ async def test_a_kept_connection_is_used_again_and_again(server: FaultServer) ->
     assert len(server.connections) == 1
 
 
-async def test_a_closed_connection_that_cannot_be_opened_again_is_a_lost_link(server: FaultServer) -> None:
+async def test_a_closed_connection_that_cannot_be_opened_again_is_a_lost_link(
+    server: FaultServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     async with polling(link_to(server)) as gateway:
         await server.stop()
         await eventually(lambda: gateway.lost)
@@ -104,6 +107,7 @@ async def test_a_closed_connection_that_cannot_be_opened_again_is_a_lost_link(se
         assert gateway.reasons == [Reason.NOT_CONNECTED]
         await server.start()
         await gateway.next_good()
+    assert caplog.text == "", "the device is away, it does not close connections"
 
 
 async def test_a_device_that_swallows_requests_at_first_is_read_by_itself(server: FaultServer) -> None:

@@ -3,9 +3,10 @@
 Rules:
 
 * What is appended is on disk before it is sent, always: `Stream.rows_after` gives committed rows only.
-* The spool is bounded in bytes and in age. What is too old goes; if there is too much, the oldest of the
-  largest stream, so that who asks for a lot pushes nobody else's samples out. Each dropped sample is counted,
-  and whoever gets the stream can tell how many are missing, exactly, by the numbers.
+* The spool is bounded in bytes and in age, which is measured by the file's own time. What is too old is
+  dropped; if there is too much, the oldest of the largest stream, so that who asks for a lot pushes nobody
+  else's samples out. Each dropped sample is counted, and whoever gets the stream can tell how many are
+  missing, exactly, by the numbers.
 * While the disk takes nothing, up to `max_waiting` samples wait in memory; then the oldest of them go, and
   are counted too.
 * Numbers never begin anew within one `boot`, so (boot, stream, number) names a sample for ever.
@@ -19,12 +20,12 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from fieldbus.clock import SYSTEM, Clock
 from fieldbus.durable.committer import DEFAULT_GROUP_COMMIT_S, Committer
 from fieldbus.durable.spool_file import (
     About,
@@ -127,6 +128,10 @@ class Stream:
             return found
         return await self._spool.read(self.name, seq, max_bytes)
 
+    def age_s(self, row: Row) -> float:
+        """Return how long ago a row was written."""
+        return self._spool.age_s(row)
+
     def set_about(self, about: Mapping[str, Any]) -> None:
         """Keep the owner's note beside the stream."""
         self._spool.put(About(self.name, json.dumps(about)))
@@ -170,7 +175,7 @@ class Spool:
         group_commit_s: float = DEFAULT_GROUP_COMMIT_S,
         max_waiting: int = DEFAULT_MAX_WAITING,
         say: Callable[[str, bool], None] = lambda _text, _is_bad: None,
-        wall_ns: Callable[[], int] = time.time_ns,
+        clock: Clock = SYSTEM,
     ) -> None:
         """Take what the spool works with; nothing is opened.
 
@@ -181,7 +186,7 @@ class Spool:
             group_commit_s: how long a sample waits for others before it is written.
             max_waiting: samples that wait in memory at most while the disk takes nothing.
             say: called with trouble and whether it is bad, or over.
-            wall_ns: the wall clock.
+            clock: the gateway's.
         """
         self.streams: dict[str, Stream] = {}
         self.bytes = 0
@@ -192,7 +197,7 @@ class Spool:
         self._file = SpoolFile(
             max_bytes,
             round(max_age_s * 1e9),
-            wall_ns,
+            clock,
             lambda: {name: stream.floor for name, stream in list(self.streams.items())},
         )
         self.committer: Committer[Entry] = Committer(path, self, group_commit_s)
@@ -218,6 +223,8 @@ class Spool:
         """Open the file and start its thread."""
         self.committer.open()
         self.bytes = self._file.size
+        if self._file.notice is not None:
+            self._say(self._file.notice, True)
 
     def close(self) -> None:
         """Write what waits, if the disk takes it, and end the thread."""
@@ -237,6 +244,10 @@ class Spool:
             if found.committed > found.floor:
                 found.changed.set()
         return found
+
+    def age_s(self, row: Row) -> float:
+        """Return how long ago a row was written."""
+        return (self._file.time.now_ns() - row.time_ns) / 1e9
 
     def forget(self, stream: Stream) -> None:
         """Drop a stream."""
@@ -320,12 +331,11 @@ class Spool:
                 if item.done is not None:
                     item.done()
         self.bytes = found.size
-        for name, (count, floor) in found.dropped.items():
+        for name, (count, floor, why) in found.dropped.items():
             lost = self.streams.get(name)
             if lost is not None:
                 if not lost.is_dropping:
-                    text = f"stream {name}: more waits than the spool may hold, the oldest samples go"
-                    self._say(text, True)
+                    self._say(f"stream {name}: {why}; the oldest samples are dropped", True)
                 lost.lost(count, floor)
 
     def said(self, text: str, *, is_bad: bool) -> None:

@@ -6,6 +6,7 @@ Layout (SQLite)::
     streams(id, name, last_seq, floor, about)  who it is for; `about` is the owner's own note (JSON)
     rows(id, stream, first, count, gap, time_ns, data)
     marks(source, seq)                         what of other gateways' streams is already in here
+    own_time(own_ns, wall_ns)                  see `own_time`: `time_ns` of rows is the file's own time
 
 A row is up to `ROW_ITEMS` samples of one stream, encoded by the stream's own encoder, so that what is read
 back goes on the wire as it is. Samples of a stream are numbered from 1 as they are written; `first` is the
@@ -17,6 +18,8 @@ Rules:
 * Numbers never begin anew within one `boot`: not when a stream is forgotten and wanted again, and not when
   the file is lost while it is used.
 * What a transaction changes in here is undone if it fails.
+* Rows age by the file's own time: a wall clock that is set drops nothing. What is too old is dropped in
+  pieces, `_DROP_AT_ONCE` rows a second at most.
 """
 
 from __future__ import annotations
@@ -24,9 +27,11 @@ from __future__ import annotations
 import json
 import secrets
 import sqlite3
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
+
+from fieldbus.clock import Clock
+from fieldbus.durable.own_time import OwnTime
 
 ROW_ITEMS = 500
 """Samples of a row, at most."""
@@ -35,6 +40,7 @@ _ROW_OVERHEAD = 64
 _LOOK_S = 1.0
 """How often it is looked for rows that are too old."""
 _DROP_AT_ONCE = 256
+_TOO_MUCH = "more waits than the spool may hold (`spool.max_size`)"
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS spool(boot TEXT NOT NULL, version INTEGER NOT NULL);
@@ -60,7 +66,7 @@ class Row(NamedTuple):
     gap: int
     """How many samples just before the first were never written."""
     time_ns: int
-    """When it was written, wall clock."""
+    """When it was written, by the file's own time."""
     data: bytes
 
     @property
@@ -110,13 +116,22 @@ class About(NamedTuple):
 Entry = Append | Acknowledge | Mark | About
 
 
+class Dropped(NamedTuple):
+    """What was dropped of a stream."""
+
+    samples: int
+    floor: int
+    """Nothing up to here is kept any more."""
+    why: str
+
+
 class Result(NamedTuple):
     """What a transaction came to."""
 
     rows: Mapping[Owner, Sequence[Row]]
     """What was written, by whose it is."""
-    dropped: Mapping[str, tuple[int, int]]
-    """Stream to how many samples were dropped, and its floor then."""
+    dropped: Mapping[str, Dropped]
+    """What was dropped of streams, by their names."""
     loaded: Mapping[str, tuple[int, int]]
     """Stream to its last number and its floor, if the file was only opened now."""
     size: int
@@ -130,7 +145,7 @@ class SpoolFile:
         self,
         max_bytes: int,
         max_age_ns: int,
-        wall_ns: Callable[[], int],
+        clock: Clock,
         floors: Callable[[], Mapping[str, int]],
     ) -> None:
         """Take what it works with.
@@ -138,7 +153,7 @@ class SpoolFile:
         Args:
             max_bytes: what the rows may have together.
             max_age_ns: older rows are dropped.
-            wall_ns: the wall clock.
+            clock: the gateway's.
             floors: returns the floors of all streams, for when the file is lost.
         """
         self.boot = secrets.token_hex(8)
@@ -153,9 +168,12 @@ class SpoolFile:
         """What the rows of each stream have together, by its number."""
         self._max_bytes = max_bytes
         self._max_age_ns = max_age_ns
-        self._wall_ns = wall_ns
+        self._clock = clock
+        self.time = OwnTime(clock)
+        self.notice: str | None = None
+        """What there is to be said of the file's time since it was opened."""
         self._floors = floors
-        self._looked_s = 0.0
+        self._looked_s: float | None = None
         self._is_known = False
         self._ids: dict[str, int] = {}
         self._last: dict[str, int] = {}
@@ -167,6 +185,8 @@ class SpoolFile:
     def opened(self, connection: sqlite3.Connection) -> None:
         """Make the tables, and learn what is in them."""
         connection.executescript(_SCHEMA)
+        (newest_ns,) = connection.execute("SELECT max(time_ns) FROM rows").fetchone()
+        self.notice = self.time.opened(connection, newest_ns)
         found = connection.execute("SELECT boot FROM spool").fetchone()
         if found is None:
             connection.execute("INSERT INTO spool VALUES(?, 1)", (self.boot,))
@@ -204,7 +224,7 @@ class SpoolFile:
         """Write items, then drop what is too much or too old."""
         self._before = dict(self._ids), dict(self._last), dict(self._sizes)
         rows: dict[Owner, list[Row]] = {}
-        dropped: dict[str, tuple[int, int]] = {}
+        dropped: dict[str, Dropped] = {}
         if not self._ids:
             self._restore(connection, dropped)
         appended: dict[Owner, list[Append]] = {}
@@ -229,6 +249,7 @@ class SpoolFile:
                 number = self._id_of(connection, item.stream)
                 connection.execute("UPDATE streams SET about = ? WHERE id = ?", (item.about, number))
         self._trim(connection, dropped)
+        self.time.keep(connection)
         connection.execute("PRAGMA incremental_vacuum(64)")
         return Result(rows, dropped, self._loaded, self.size)
 
@@ -240,14 +261,14 @@ class SpoolFile:
     def _grow(self, number: int, size: int) -> None:
         self._sizes[number] = self._sizes.get(number, 0) + size
 
-    def _restore(self, connection: sqlite3.Connection, dropped: dict[str, tuple[int, int]]) -> None:
+    def _restore(self, connection: sqlite3.Connection, dropped: dict[str, Dropped]) -> None:
         """Make the streams again in a file that was begun anew: what the one before had of them is lost."""
         for source, seq in self.marks.items():
             connection.execute("INSERT OR REPLACE INTO marks VALUES(?, ?)", (source, seq))
         floors = self._floors()
         for name, last in self._last.items():
             if name in floors:
-                dropped[name] = max(0, last - floors[name]), last
+                dropped[name] = Dropped(max(0, last - floors[name]), last, "its file was lost")
                 self._id_of(connection, name)
 
     def _id_of(self, connection: sqlite3.Connection, name: str) -> int:
@@ -282,7 +303,7 @@ class SpoolFile:
         rows: dict[Owner, list[Row]],
     ) -> None:
         stream = appended[0].stream
-        now_ns = self._wall_ns()
+        now_ns = self.time.now_ns()
         number = self._id_of(connection, stream)
         last = self._last[stream]
         made: list[Row] = []
@@ -335,12 +356,12 @@ class SpoolFile:
         connection.execute("UPDATE streams SET about = '{}', floor = last_seq WHERE id = ?", (number,))
         self._sizes.pop(number, None)
 
-    def _trim(self, connection: sqlite3.Connection, dropped: dict[str, tuple[int, int]]) -> None:
+    def _trim(self, connection: sqlite3.Connection, dropped: dict[str, Dropped]) -> None:
         """Drop the rows that are too old, and the oldest of the largest stream while there is too much."""
-        now_s = time.monotonic()
-        if now_s - self._looked_s >= _LOOK_S:
+        now_s = self._clock.monotonic_s()
+        if self._looked_s is None or now_s - self._looked_s >= _LOOK_S:
             self._looked_s = now_s
-            self._drop_old(connection, self._wall_ns() - self._max_age_ns, dropped)
+            self._drop_old(connection, self.time.now_ns() - self._max_age_ns, dropped)
         while self.size > self._max_bytes:
             largest = max(self._sizes, key=self._sizes.__getitem__)
             rows = connection.execute(
@@ -355,23 +376,17 @@ class SpoolFile:
                 if self.size <= self._max_bytes:
                     break
                 connection.execute("DELETE FROM rows WHERE id = ?", (number,))
-                self._dropped(connection, largest, first + count - 1, count, size, dropped)
+                self._dropped(connection, largest, first + count - 1, count, size, dropped, _TOO_MUCH)
 
-    def _drop_old(
-        self, connection: sqlite3.Connection, oldest_ns: int, dropped: dict[str, tuple[int, int]]
-    ) -> None:
-        while True:
-            rows = connection.execute(
-                f"SELECT id, stream, first, count, time_ns, length(data) + {_ROW_OVERHEAD} FROM rows "
-                "ORDER BY id LIMIT ?",
-                (_DROP_AT_ONCE,),
-            ).fetchall()
-            old = [row for row in rows if row[4] < oldest_ns]
-            for number, stream, first, count, _, size in old:
-                connection.execute("DELETE FROM rows WHERE id = ?", (number,))
-                self._dropped(connection, stream, first + count - 1, count, size, dropped)
-            if len(old) < _DROP_AT_ONCE:
-                return
+    def _drop_old(self, connection: sqlite3.Connection, oldest_ns: int, dropped: dict[str, Dropped]) -> None:
+        why = f"samples are older than {self._max_age_ns / 1e9:g} s (`spool.max_age`)"
+        for number, stream, first, count, size in connection.execute(
+            f"SELECT id, stream, first, count, length(data) + {_ROW_OVERHEAD} FROM "
+            "(SELECT * FROM rows ORDER BY id LIMIT ?) WHERE time_ns < ?",
+            (_DROP_AT_ONCE, oldest_ns),
+        ).fetchall():
+            connection.execute("DELETE FROM rows WHERE id = ?", (number,))
+            self._dropped(connection, stream, first + count - 1, count, size, dropped, why)
 
     def _dropped(
         self,
@@ -380,12 +395,13 @@ class SpoolFile:
         floor: int,
         count: int,
         size: int,
-        dropped: dict[str, tuple[int, int]],
+        dropped: dict[str, Dropped],
+        why: str,
     ) -> None:
         """Take note that a row was dropped."""
         name = next((name for name, number in self._ids.items() if number == stream), "")
-        before, highest = dropped.get(name, (0, 0))
-        dropped[name] = before + count, max(highest, floor)
+        before, highest, _ = dropped.get(name, (0, 0, why))
+        dropped[name] = Dropped(before + count, max(highest, floor), why)
         connection.execute("UPDATE streams SET floor = max(floor, ?) WHERE id = ?", (floor, stream))
         self._grow(stream, -size)
 

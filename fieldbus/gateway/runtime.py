@@ -125,7 +125,7 @@ class Gateway:
                 "max_age_s": settings.max_age,
                 "group_commit_s": settings.group_commit,
             }
-        self._spool = Spool(plant.data_dir / "spool.db", say=_say_of_spool, wall_ns=self._wall_ns, **options)
+        self._spool = Spool(plant.data_dir / "spool.db", say=_say_of_spool, clock=self.clock, **options)
         self._spool.open()
         self.exchange = Exchange(plant.name, __version__, plant.data_dir, self._spool, self, clock=self.clock)
 
@@ -195,9 +195,6 @@ class Gateway:
             if guard.max_change is not None:
                 found.append(point)
         return found
-
-    def _wall_ns(self) -> int:
-        return self.clock.wall_ns()
 
     def _arrived_s(self, point: Point) -> float:
         """Return when the newest sample of a point arrived."""

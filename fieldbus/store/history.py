@@ -7,12 +7,16 @@ Layout (SQLite)::
     samples(id, point, time_ns, value, quality, reason)        in the order in which they came; good ones have
                                                                neither quality nor reason
     marks(source, seq)                                         what of other gateways' streams is in here
+    arrivals(first, own_ns)                                    when the samples from `first` on came
+    own_time(own_ns, wall_ns)                                  the file's own time, see `durable.own_time`
 
 Rules:
 
 * Samples of another gateway's stream, and the number of the last of them, are written in one transaction:
   so a sample that is sent twice is in here once.
-* The oldest samples (by when they came) go first when they are too old or the file becomes too large.
+* The oldest samples (by when they came) go first when they are too old or the file becomes too large. When
+  they came is measured by the file's own time: neither a clock that is set nor what sources say of their time
+  drops anything. A turn drops `_MOST_ROUNDS` times `_DROP_AT_ONCE` samples at most.
 * Reading needs no gateway, and disturbs none: a reader has a connection of its own.
 """
 
@@ -24,6 +28,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
+from fieldbus.clock import SYSTEM, Clock
+from fieldbus.durable.own_time import OwnTime
 from fieldbus.model import Kind, Quality, Sample, Value
 
 SCHEMA = """
@@ -35,7 +41,11 @@ CREATE TABLE IF NOT EXISTS samples(
   quality TEXT, reason TEXT);
 CREATE INDEX IF NOT EXISTS samples_of ON samples(point, time_ns);
 CREATE TABLE IF NOT EXISTS marks(source TEXT PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS arrivals(first INTEGER PRIMARY KEY, own_ns INTEGER NOT NULL);
 """
+_ARRIVALS = 1000
+_COARSEST_S = 600.0
+"""So finely is known when samples came: in parts of how old they may become, and in seconds at most."""
 _DROP_AT_ONCE = 5_000
 _MOST_ROUNDS = 20
 """So often rows are dropped in one transaction, at most: the next one goes on."""
@@ -61,20 +71,32 @@ class Entry(NamedTuple):
 class Writer:
     """Writes into the file, within somebody's transaction."""
 
-    def __init__(self, max_bytes: int, max_age_s: float) -> None:
+    def __init__(self, max_bytes: int, max_age_s: float, clock: Clock = SYSTEM) -> None:
+        self.time = OwnTime(clock)
+        self.notice: str | None = None
+        """What there is to be said of the file's time since it was opened."""
         self._max_bytes = max_bytes
         self._max_age_ns = round(max_age_s * 1e9)
+        self._period_ns = round(min(max_age_s / _ARRIVALS, _COARSEST_S) * 1e9)
         self._ids: dict[tuple[str, Kind, str | None], int] = {}
+        self._arrived_ns: int | None = None
+        """The newest time of `arrivals`."""
 
     def opened(self, connection: sqlite3.Connection) -> dict[str, int]:
         """Make the tables, and return the marks."""
         connection.executescript(SCHEMA)
         self._ids.clear()
+        (self._arrived_ns,) = connection.execute("SELECT max(own_ns) FROM arrivals").fetchone()
+        self.notice = self.time.opened(connection, None)
+        if self._arrived_ns is None:  # what is there already is taken for new: nobody knows when it came
+            self._arrived_ns = self.time.now_ns()
+            connection.execute("INSERT INTO arrivals VALUES(0, ?)", (self._arrived_ns,))
         return dict(connection.execute("SELECT source, seq FROM marks").fetchall())
 
     def forget(self) -> None:
-        """Learn that the transaction failed: points that it made are not there."""
+        """Learn that the transaction failed: what it made is not there."""
         self._ids.clear()
+        self._arrived_ns = None
 
     def write(self, connection: sqlite3.Connection, entries: Sequence[Entry]) -> None:
         """Append samples."""
@@ -94,9 +116,19 @@ class Writer:
                     None if is_good else _stored(reason),
                 )
             )
+        if rows:
+            self._note_arrival(connection)
         connection.executemany(
             "INSERT INTO samples(point, time_ns, value, quality, reason) VALUES(?, ?, ?, ?, ?)", rows
         )
+
+    def _note_arrival(self, connection: sqlite3.Connection) -> None:
+        """Remember when the samples came that are written next."""
+        now_ns = self.time.now_ns()
+        if self._arrived_ns is None or now_ns - self._arrived_ns >= self._period_ns:
+            (last,) = connection.execute("SELECT max(id) FROM samples").fetchone()
+            connection.execute("INSERT OR IGNORE INTO arrivals VALUES(?, ?)", ((last or 0) + 1, now_ns))
+            self._arrived_ns = now_ns
 
     def mark(self, connection: sqlite3.Connection, source: str, seq: int) -> None:
         """Remember that a stream is in here up to a number."""
@@ -105,25 +137,30 @@ class Writer:
             (source, seq),
         )
 
-    def trim(self, connection: sqlite3.Connection, now_ns: int) -> int:
+    def trim(self, connection: sqlite3.Connection) -> int:
         """Drop what is too old or too much; return how many samples that were."""
+        self.time.keep(connection)
+        # What came before the next entry of `arrivals` came within a period of this one.
+        oldest_ns = self.time.now_ns() - self._max_age_ns - self._period_ns
+        (young,) = connection.execute(
+            "SELECT coalesce(min(first), 1 << 62) FROM arrivals WHERE own_ns > ?", (oldest_ns,)
+        ).fetchone()
         dropped = 0
         for _ in range(_MOST_ROUNDS):
-            row = connection.execute("SELECT id, time_ns FROM samples ORDER BY id LIMIT 1").fetchone()
-            if row is None:
+            (first,) = connection.execute("SELECT min(id) FROM samples").fetchone()
+            if first is None:
                 break
-            first, time_ns = row
-            is_old = time_ns < now_ns - self._max_age_ns
-            if not is_old and self._used_bytes(connection) <= self._max_bytes:
+            last = first + _DROP_AT_ONCE - 1
+            if first < young:  # what came before it is older than it may be
+                last = min(last, young - 1)
+            elif self._used_bytes(connection) <= self._max_bytes:
                 break
-            last = first + _DROP_AT_ONCE
-            if is_old:
-                (young,) = connection.execute(
-                    "SELECT min(id) FROM samples WHERE id <= ? AND time_ns >= ?",
-                    (last, now_ns - self._max_age_ns),
-                ).fetchone()
-                last = last if young is None else young - 1
             dropped += connection.execute("DELETE FROM samples WHERE id <= ?", (last,)).rowcount
+        if dropped:  # the newest of those before what is left says when that came, or later
+            connection.execute(
+                "DELETE FROM arrivals WHERE first < (SELECT max(first) FROM arrivals WHERE first <= "
+                "(SELECT coalesce(min(id), 1 << 62) FROM samples))"
+            )
         return dropped
 
     def _point(self, connection: sqlite3.Connection, name: str, kind: Kind, unit: str | None) -> int:

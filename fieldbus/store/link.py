@@ -59,7 +59,7 @@ class StoreLink:
         self.path = path
         self.marks: dict[str, int] = {}
         """Source to the number of the last sample of it that is in here."""
-        self._writer = Writer(max_bytes, max_age_s)
+        self._writer = Writer(max_bytes, max_age_s, clock)
         self._group_commit_s = group_commit_s
         self._max_waiting = max_waiting
         self._waiting = 0
@@ -97,6 +97,9 @@ class StoreLink:
     async def run(self, emit: Emit, report: Report) -> None:
         """Keep the file until cancelled."""
         self._report = report
+        if self._writer.notice is not None:
+            report(Notice(self._writer.notice))
+            self._writer.notice = None
         await asyncio.Event().wait()
 
     def send(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
@@ -183,7 +186,7 @@ class StoreLink:
         if now_s - self._trimmed_s < _TRIM_S:
             return 0
         self._trimmed_s = now_s
-        return self._writer.trim(connection, self._clock.wall_ns())
+        return self._writer.trim(connection)
 
     def settled(self, *, is_committed: bool) -> None:
         """Forget what a failed transaction made."""

@@ -1,6 +1,7 @@
 """The spool by its promises: order, numbers, exact counts of what was dropped, bad disks and bad files."""
 
 import asyncio
+import contextlib
 import json
 import sqlite3
 
@@ -9,6 +10,7 @@ from conftest import eventually
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fieldbus.clock import Clock
 from fieldbus.durable.spool import Spool
 from fieldbus.durable.spool_file import ROW_ITEMS
 
@@ -149,7 +151,10 @@ async def test_who_asks_for_a_lot_pushes_nobody_else_out_and_that_samples_go_is_
     assert (small.dropped, sorted(await bench.content(small, 0))) == (0, list(range(1, 11)))
     assert large.dropped > 0
     assert sorted(await bench.content(large, 0)) == list(range(large.dropped + 1, 2001))
-    told = ("stream large: more waits than the spool may hold, the oldest samples go", True)
+    told = (
+        "stream large: more waits than the spool may hold (`spool.max_size`); the oldest samples are dropped",
+        True,
+    )
     assert bench.said == [told]
     # The other side has all: what is lost after that is another loss.
     large.acknowledge(2000)
@@ -159,17 +164,113 @@ async def test_who_asks_for_a_lot_pushes_nobody_else_out_and_that_samples_go_is_
     assert bench.said == [told, told]
 
 
-async def test_what_is_too_old_goes(bench):
-    now_ns = 10**18
-    bench.open(max_age_s=60, wall_ns=lambda: now_ns)
+class Time:
+    """A clock that is moved by hand."""
+
+    def __init__(self):
+        self.s, self.ns = 1000.0, 10**18
+        self.clock = Clock(lambda: self.s, lambda: self.ns)
+
+    def passes(self, seconds):
+        self.s += seconds
+        self.ns += round(seconds * 10**9)
+
+    def is_set(self, seconds):
+        self.ns += round(seconds * 10**9)
+
+
+async def test_what_is_too_old_is_dropped_and_the_reason_is_the_true_one(bench):
+    time = Time()
+    bench.open(max_age_s=60, clock=time.clock)
     stream = bench.stream()
     stream.append([1, 2])
     await bench.settle(stream)
-    now_ns += 61 * 10**9
-    bench.spool._file._looked_s = 0.0
+    time.passes(59)
     stream.append([3])
+    await bench.settle(stream)
+    assert stream.dropped == 0
+    time.passes(2)
+    stream.append([4])
     await eventually(lambda: stream.dropped == 2)
-    assert await bench.content(stream, 0) == {3: 3}
+    assert await bench.content(stream, 0) == {3: 3, 4: 4}
+    assert bench.said == [
+        ("stream s: samples are older than 60 s (`spool.max_age`); the oldest samples are dropped", True)
+    ]
+
+
+@pytest.mark.parametrize("days", [-10_000, -10, -0.01, 0.01, 10, 100, 10_000])
+@pytest.mark.parametrize("is_restarted", [False, True])
+async def test_a_clock_that_is_set_drops_nothing(bench, days, is_restarted):
+    """Neither when it goes wrong nor when it is put right again."""
+    time = Time()
+    bench.open(max_age_s=7 * 86400, clock=time.clock)
+    stream = bench.stream()
+    for step in (days, -days, -days, days):
+        for _ in range(3):
+            stream.append([1])
+            await bench.settle(stream)
+            time.passes(2)
+        time.is_set(step * 86400)
+        if is_restarted:
+            bench.spool.close()
+            time.passes(5)
+            bench.open(max_age_s=7 * 86400, clock=time.clock)
+            stream = bench.stream()
+    stream.append([1])
+    await bench.settle(stream)
+    assert len(await bench.content(stream, 0)) == 13
+    assert not any("dropped" in text for text, _ in bench.said)
+    if is_restarted and abs(days) > 1:
+        assert {text.partition(" days ahead")[0] for text, _ in bench.said if "days ahead" in text} == {
+            f"the clock is {abs(days):.1f}"
+        }
+        assert sum("behind of when the file was written last" in text for text, _ in bench.said) == 2
+
+
+async def test_what_waited_while_nobody_used_the_file_becomes_older(bench):
+    time = Time()
+    bench.open(max_age_s=3600, clock=time.clock)
+    bench.stream().append([1])
+    await bench.settle(bench.stream())
+    bench.spool.close()
+    time.passes(3601)
+    bench.open(max_age_s=3600, clock=time.clock)
+    stream = bench.stream()
+    stream.append([2])
+    await eventually(lambda: stream.dropped == 1)
+    assert await bench.content(stream, 0) == {2: 2}
+
+
+async def test_what_is_too_old_is_dropped_in_pieces(bench):
+    time = Time()
+    bench.open(max_age_s=60, clock=time.clock)
+    stream = bench.stream()
+    for _ in range(3):
+        for number in range(200):
+            bench.stream(f"s{number}").append([1])
+        await bench.settle(bench.stream("s199"))
+    time.passes(61)
+    for turn in range(1, 4):
+        stream.append([1])
+        await bench.settle(stream)
+        await asyncio.sleep(0)
+        assert sum(found.dropped for found in bench.spool.streams.values()) == min(600, 256 * turn)
+        time.passes(1)
+
+
+async def test_a_file_of_before_it_had_its_own_time_goes_on(bench):
+    time = Time()
+    bench.open(max_age_s=3600, clock=time.clock)
+    bench.stream().append([1])
+    await bench.settle(bench.stream())
+    bench.spool.close()
+    with contextlib.closing(sqlite3.connect(bench.path)) as connection:
+        connection.execute("DROP TABLE own_time")
+        connection.commit()
+    time.passes(100)
+    bench.open(max_age_s=3600, clock=time.clock)
+    [row] = await bench.stream().rows_after(0)
+    assert bench.stream().age_s(row) == pytest.approx(100, abs=1)
 
 
 async def limit_pages(bench, pages):

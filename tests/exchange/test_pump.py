@@ -32,6 +32,9 @@ class FakeStream:
         self.committed = first + samples - 1
         self.changed.set()
 
+    def age_s(self, row):
+        return (NOW_NS - row.time_ns) / 1e9
+
     def acknowledge(self, seq):
         self.floor = max(self.floor, min(seq, self.committed))
 

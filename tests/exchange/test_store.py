@@ -6,6 +6,7 @@ import sqlite3
 import pytest
 from conftest import eventually
 
+from fieldbus.clock import Clock
 from fieldbus.errors import LinkDownError
 from fieldbus.link import Delivery, Target
 from fieldbus.model import Kind, Point, Quality, Sample
@@ -113,34 +114,107 @@ async def test_the_oldest_go_when_there_is_too_much(bench):
     assert bench.path.stat().st_size < 1_500_000
 
 
-async def test_what_is_too_old_goes_and_what_is_not_stays():
-    with sqlite3.connect(":memory:") as connection:
-        writer = Writer(1 << 30, 60.0)
-        writer.opened(connection)
-        times = [n * 10**9 for n in range(100)]
-        writer.write(
-            connection, [Entry("p", Kind.INT, None, Sample(n, Quality.GOOD, None, n)) for n in times]
-        )
-        assert writer.trim(connection, 100 * 10**9) == 40
-        assert connection.execute("SELECT min(time_ns) FROM samples").fetchone() == (40 * 10**9,)
-        assert writer.trim(connection, 100 * 10**9) == 0
-        assert writer.trim(connection, 1000 * 10**9) == 60
-    connection.close()
+class Kept:
+    """A writer, a file in memory, and a clock that is moved by hand."""
+
+    def __init__(self, max_age_s=60.0):
+        self.connection = sqlite3.connect(":memory:", isolation_level=None)
+        self.s, self.ns = 1000.0, NOW_NS
+        self.max_age_s = max_age_s
+        self.open()
+
+    def open(self):
+        self.writer = Writer(1 << 30, self.max_age_s, Clock(lambda: self.s, lambda: self.ns))
+        self.writer.opened(self.connection)
+
+    def passes(self, seconds):
+        self.s += seconds
+        self.ns += round(seconds * 10**9)
+
+    def write(self, *values, time_ns=None):
+        stamp = self.ns if time_ns is None else time_ns
+        entries = [Entry("p", Kind.INT, None, Sample(value, Quality.GOOD, None, stamp)) for value in values]
+        self.writer.write(self.connection, entries)
+
+    def left(self):
+        return [value for (value,) in self.connection.execute("SELECT value FROM samples ORDER BY id")]
 
 
-async def test_a_sample_that_came_late_keeps_no_old_one_alive_for_ever():
-    with sqlite3.connect(":memory:") as connection:
-        writer = Writer(1 << 30, 60.0)
-        writer.opened(connection)
-        times = [90, 1, 2, 3, 95]  # a backlog came after what is new
-        writer.write(
-            connection, [Entry("p", Kind.INT, None, Sample(n, Quality.GOOD, None, n * 10**9)) for n in times]
-        )
-        writer.trim(connection, 100 * 10**9)
-        writer.trim(connection, 151 * 10**9)
-        left = [value for (value,) in connection.execute("SELECT value FROM samples ORDER BY id")]
-        assert left == [95]
-    connection.close()
+@pytest.fixture
+def kept():
+    found = Kept()
+    yield found
+    found.connection.close()
+
+
+def test_what_is_too_old_goes_and_what_is_not_stays(kept):
+    for second in range(100):
+        kept.write(second)
+        kept.passes(1)
+    assert kept.writer.trim(kept.connection) == 40
+    assert kept.left() == list(range(40, 100))
+    assert kept.writer.trim(kept.connection) == 0
+    kept.passes(30)
+    assert kept.writer.trim(kept.connection) == 30
+    kept.passes(100)
+    kept.write(100)
+    assert kept.writer.trim(kept.connection) == 30
+    assert kept.left() == [100]
+
+
+@pytest.mark.parametrize("stamp", [0, -(10**18), 7 * 10**18, NOW_NS])
+def test_how_old_a_sample_is_says_when_it_came_not_its_source(kept, stamp):
+    kept.write(1, time_ns=stamp)
+    kept.passes(59)
+    kept.write(2, time_ns=stamp)
+    assert kept.writer.trim(kept.connection) == 0
+    kept.passes(2)
+    assert kept.writer.trim(kept.connection) == 1
+    assert kept.left() == [2]
+
+
+@pytest.mark.parametrize("days", [-10_000, -10, 10, 100, 10_000])
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_a_clock_that_is_set_erases_nothing(days, is_restarted):
+    kept = Kept(max_age_s=7 * 86400.0)
+    for number, step in enumerate((days, -days, -days, days, 0)):
+        kept.write(number)
+        kept.passes(500)
+        assert kept.writer.trim(kept.connection) == 0
+        kept.ns += step * 86400 * 10**9
+        if is_restarted:
+            kept.open()
+            assert (kept.writer.notice is None) is (step == 0)
+    assert kept.left() == [0, 1, 2, 3, 4]
+    kept.passes(7 * 86400 + 600)
+    kept.write(5)
+    kept.writer.trim(kept.connection)
+    assert kept.left() == [5]
+    kept.connection.close()
+
+
+def test_a_file_of_before_it_had_its_own_time_keeps_what_it_has(kept):
+    kept.write(1)
+    kept.connection.execute("DROP TABLE arrivals")
+    kept.connection.execute("DROP TABLE own_time")
+    kept.ns += 10**18
+    kept.open()
+    kept.passes(59)
+    kept.write(2)
+    assert kept.writer.trim(kept.connection) == 0
+    kept.passes(61)
+    kept.write(3)
+    kept.writer.trim(kept.connection)
+    assert kept.left() == [3]
+
+
+def test_when_samples_came_takes_no_room_of_its_own(kept):
+    for _ in range(3000):
+        kept.write(1)
+        kept.passes(0.05)
+        kept.writer.trim(kept.connection)
+    (count,) = kept.connection.execute("SELECT count(*) FROM arrivals").fetchone()
+    assert count <= 1002
 
 
 async def test_a_full_disk_stops_nothing_and_what_routes_lose_is_counted_exactly(bench):

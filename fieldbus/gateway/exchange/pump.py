@@ -154,7 +154,7 @@ class Pump:
 
     def _send(self, row: Row) -> None:
         session = self._session
-        self.is_behind = is_historical = self._clock.wall_ns() - row.time_ns > HISTORICAL_S * 1e9
+        self.is_behind = is_historical = self.stream.age_s(row) > HISTORICAL_S
         if not self._sent:
             self._progressed_s = self._clock.monotonic_s()
         self._sent.append(_Sent(row.last, len(row.data)))

@@ -27,7 +27,8 @@ _EXACT_BELOW = 2.0**40
 _CLEARLY_NEAREST = 0.499
 
 
-def _exact(number: Number) -> Fraction:
+def exact(number: Number) -> Fraction:
+    """Return the decimal that a number was written as."""
     # repr() of a float is the decimal that its author wrote; Fraction(float) would be the binary one.
     return Fraction(repr(number)) if isinstance(number, float) else Fraction(number)
 
@@ -49,14 +50,18 @@ class Linear:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.scale) and math.isfinite(self.offset)) or self.scale == 0:
             raise ConversionError(f"scale {self.scale} and offset {self.offset} have no inverse")
-        object.__setattr__(self, "parts", _parts(_exact(self.scale), _exact(self.offset)))
+        object.__setattr__(self, "parts", _parts(exact(self.scale), exact(self.offset)))
 
     def times_power_of_ten(self, exponent: int) -> Linear:
         """Return ``value = raw * scale * 10 ** exponent + offset``, as exact as this one."""
-        scale = _exact(self.scale) * Fraction(10) ** exponent
+        return self.times(Fraction(10) ** exponent)
+
+    def times(self, factor: Fraction) -> Linear:
+        """Return ``value = raw * scale * factor + offset``, as exact as this one."""
+        scale = exact(self.scale) * factor
         made = Linear(int(scale) if scale.denominator == 1 else float(scale), self.offset)
         # The nearest float may be the repr of another decimal; the parts are of the true one.
-        object.__setattr__(made, "parts", _parts(scale, _exact(self.offset)))
+        object.__setattr__(made, "parts", _parts(scale, exact(self.offset)))
         return made
 
     @property
@@ -99,7 +104,7 @@ class Linear:
                 return raw
         elif numerator == denominator == 1:
             return int(value) - addend
-        return round((_exact(value) * denominator - addend) / numerator)
+        return round((exact(value) * denominator - addend) / numerator)
 
     def inverse_float(self, value: Number) -> float:
         """Convert an engineering value to a floating-point raw value."""

@@ -7,7 +7,8 @@ Rules:
   converted.
 * Points may share registers (sixteen flags in a status word, two readings of one register).
 * A point whose power of ten stands in another register changes when either of the two changes. Both
-  are in the block: a value is never scaled by the factor of another moment.
+  are in the block: a value is never scaled by the factor of another moment. The same goes for a point of
+  several parts.
 
 Design: a `struct` cannot describe overlapping fields, so the distinct fields (offset, code) of a
 block are laid out in as many layers as overlap demands; nearly always that is one. Points refer to
@@ -19,9 +20,11 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import compress
-from operator import ne
+from operator import itemgetter, ne
+from typing import Any
 
 from fieldbus.modbus.converters import Convert, Decoded
+from fieldbus.modbus.formats.composite import joined_decoder
 from fieldbus.modbus.planner import Block
 from fieldbus.modbus.registers import RegisterPoint
 from fieldbus.model import NO_FLAWS, Batch, Flaw, Group, Value
@@ -36,6 +39,7 @@ class BlockReader:
         "_convert",
         "_flaws",
         "_is_plain",
+        "_joined",
         "_payload",
         "_readers",
         "_scaled",
@@ -56,6 +60,9 @@ class BlockReader:
         readers: list[list[int]] = []
         self._convert: list[Convert | None] = []
         for index, member in enumerate(block.points):
+            if member.parts:
+                self._convert.append(None)
+                continue
             is_direct = block.table.is_bits or member.factor is not None
             self._convert.append(None if is_direct else member.decoder())
             place = fields.setdefault(_field(block, member), len(fields))
@@ -73,6 +80,13 @@ class BlockReader:
                 if place == len(readers):
                     readers.append([])
                 self._scaled.append((index, own, place, member.scaled_decoder()))
+        self._joined: list[tuple[int, Callable[[Sequence[object]], Any], Callable[[Any], Decoded]]] = []
+        """Of each point of several parts: its index, what takes their fields, and the converter."""
+        for index, member in enumerate(block.points):
+            if member.parts:
+                places = [fields.setdefault(_field(block, piece), len(fields)) for piece in member.pieces]
+                readers.extend([] for _ in range(len(readers), len(fields)))
+                self._joined.append((index, itemgetter(*places), joined_decoder(member)))
         self._is_plain = readers == [[index] for index in range(len(self._convert))] and not any(
             self._convert
         )
@@ -140,6 +154,19 @@ class BlockReader:
             if was_read and tokens[own] == before[own] and tokens[factor] == before[factor]:
                 continue
             value, flaw = convert_scaled(tokens[own], tokens[factor])
+            if was_read and value == values[index] and flaw == flaws.get(index):
+                continue
+            values[index] = value
+            if flaw is not None:
+                flaws[index] = flaw
+            else:
+                flaws.pop(index, None)
+            changed.append(index)
+        for index, take, convert_joined in self._joined:
+            own_tokens = take(tokens)
+            if was_read and own_tokens == take(before):
+                continue
+            value, flaw = convert_joined(own_tokens)
             if was_read and value == values[index] and flaw == flaws.get(index):
                 continue
             values[index] = value

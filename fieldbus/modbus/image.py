@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable
 from fieldbus.errors import ConversionError
 from fieldbus.modbus import pdu
 from fieldbus.modbus.converters import power_of_ten
+from fieldbus.modbus.formats.composite import splitter
 from fieldbus.modbus.register_types import Table, wire_arrangement
 from fieldbus.modbus.registers import RegisterPoint
 from fieldbus.modbus.table_image import BAD, GOOD, BlockRules, TableImage
@@ -45,6 +46,8 @@ class UnitImage:
         self._nan: dict[RegisterPoint, bytes] = {}
         self._encode: dict[tuple[RegisterPoint, int | None], Callable[[Value], bytes]] = {}
         """By point and, of those with a factor, its present exponent."""
+        self._split: dict[RegisterPoint, Callable[[Value], list[bytes]]] = {}
+        """Of points of several parts."""
         self._flags: dict[RegisterPoint, list[RegisterPoint]] = {}
         self._scaled_by: dict[RegisterPoint, list[RegisterPoint]] = {}
         """Of each factor: the points that it scales."""
@@ -273,6 +276,13 @@ class UnitImage:
         if table.is_bits:
             table.data[first] = served.encode_bit(value)
             return
+        if served.parts:
+            split = self._split.get(served)
+            if split is None:
+                split = self._split[served] = splitter(served)
+            for piece, registers in zip(served.pieces, split(value), strict=True):
+                self._put_field(piece, int.from_bytes(registers, "big"))
+            return
         key = served, self._exponent(served)
         encode = self._encode.get(key)
         if encode is None:
@@ -300,7 +310,7 @@ class UnitImage:
             return
         self._is_bad[served] = is_bad
         table = self._tables[served.table]
-        for index in range(served.address - table.start, served.end - table.start):
+        for index in table.indexes(served):
             bad = [self._is_bad[owner] for owner in table.owners[index]]
             is_bad = all(bad) if self._rules.bad_points_read else any(bad)
             table.state[index] = BAD if is_bad else GOOD
@@ -314,6 +324,10 @@ class UnitImage:
     def _put_no_value(self, served: RegisterPoint) -> None:
         """Put into the registers of a bad point what it reads as beside good ones."""
         if not self._rules.bad_points_read:
+            return
+        for piece in served.parts:
+            self._put_no_value(piece.place)
+        if served.parts:
             return
         if served.table.is_bits:
             self._put_bytes(served, b"\0")

@@ -12,13 +12,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from fractions import Fraction
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from fieldbus.modbus.converters import Epoch
+from fieldbus.modbus.formats.composite import is_exact, weights
 from fieldbus.modbus.formats.numbers import engineering_range
 from fieldbus.modbus.formats.text import Chars, Pad
+from fieldbus.modbus.part_settings import PartSettings, with_table
+from fieldbus.modbus.planner import MAX_REGISTERS
 from fieldbus.modbus.register_settings import RegisterSettings
 from fieldbus.modbus.register_types import RegisterType, Table
 from fieldbus.modbus.registers import OnBad, RegisterPoint
@@ -52,6 +56,11 @@ class PointSettings(GuardSettings, RegisterSettings):
     )
     flags: Mapping[int, str] | None = Field(
         None, description="Names of single bits, each a point of its own: NAME.FLAG. Bit 0 is the lowest."
+    )
+    parts: Annotated[list[PartSettings], Field(min_length=2, max_length=16)] | None = Field(
+        None,
+        description="A value of several registers, out of one response: [{address: 78}, {address: 80, "
+        "factor: 65536}], or with a sign of its own: {address: 10, sign: true}.",
     )
     scale: Number = 1
     offset: Number = 0
@@ -89,10 +98,13 @@ class PointSettings(GuardSettings, RegisterSettings):
         for key in ("flags", "enum"):
             if isinstance(data.get(key), str):
                 data[key] = _labels(key, data[key])
+        if isinstance(data.get("parts"), list) and data.get("table") is not None:
+            data["parts"] = [with_table(part, data["table"]) for part in data["parts"]]
         return data
 
     @model_validator(mode="after")
     def _check(self) -> PointSettings:
+        self._check_parts()
         table, address = self.place()
         kind = self.register_type
         if table.is_bits:
@@ -111,20 +123,53 @@ class PointSettings(GuardSettings, RegisterSettings):
             raise problem(f"{table} {address} and what follows goes beyond address 65535")
         return self
 
+    def _check_parts(self) -> None:
+        if self.parts is None:
+            return
+        for key in ("address", "reference", "type", "length", "encoding", "bit", "bits", "signed", "format",
+                    "timezone", "flags", "count", "timestamp", "scale_from"):  # fmt: skip
+            if getattr(self, key) is not None:
+                raise problem(
+                    f"`parts` say what the registers are: `{key}` belongs to a part, or is not for them"
+                )
+        if self.order != "ABCD" or self.invalid:
+            raise problem("`parts` say what the registers are: `order` and `invalid` belong to a part")
+        if self.access != "read":
+            raise problem(
+                "a value of `parts` is only read: one request cannot write registers that do not adjoin"
+            )
+        if self.on_bad == "nan":
+            raise problem("a value of `parts` has no NaN")
+        tables = {part.place()[0] for part in self.parts}
+        if len(tables) > 1 or (self.table is not None and tables != {Table(self.table)}):
+            raise problem("all `parts` are in one table: they are read with one request")
+        if sum(part.sign for part in self.parts) > 1:
+            raise problem("only one of the `parts` is the sign")
+        first, end = self.span
+        if end - first > MAX_REGISTERS:
+            raise problem(
+                f"the `parts` lie over {end - first} registers, and one request reads at most {MAX_REGISTERS}"
+            )
+
+    def place(self) -> tuple[Table, int]:
+        """Return table and 0-based address; of `parts`, the lowest."""
+        if self.parts is None:
+            return super().place()
+        return min(part.place() for part in self.parts)
+
     @property
     def span(self) -> tuple[int, int]:
         """The first address of the point, or of its array, and the address behind the last."""
         _, address = self.place()
+        if self.parts is not None:
+            return address, max(part.place()[1] + part.size for part in self.parts)
         return address, address + (self.count or 1) * self.size
 
-    def moved(self, offset_of: Callable[[Table], int]) -> PointSettings:
+    def moved(self, offset_of: Callable[[Table], int]) -> Self:
         """Return the same point at other addresses, which may be none."""
-        table, address = self.place()
-        offset = offset_of(table)
-        if not offset:
-            return self
-        place = {"table": table.value, "address": address + offset, "reference": None}
-        return self.model_copy(update=place)
+        if self.parts is None:
+            return super().moved(offset_of)
+        return self.model_copy(update={"parts": [part.moved(offset_of) for part in self.parts]})
 
     def in_zone(self, timezone: str) -> PointSettings:
         """Return the same point of a device whose clocks show a time zone."""
@@ -203,6 +248,14 @@ class PointSettings(GuardSettings, RegisterSettings):
             if is_given:
                 raise problem(f"{name} is a time, which has no `{key}`")
 
+    def _is_integral(self, linear: Linear) -> bool:
+        """Return whether each value is a whole number."""
+        if self.parts is not None:
+            parts = [part.build(Point("", "", Kind.INT)) for part in self.parts]
+            _, denominator = weights(parts)
+            return is_exact(parts) and linear.times(Fraction(1, denominator)).is_integer
+        return not self.register_type.is_float and linear.is_integer and self.scale_from is None
+
     def build(
         self,
         device: str,
@@ -228,11 +281,12 @@ class PointSettings(GuardSettings, RegisterSettings):
         type_ = self.register_type
         low_bit, bit_count = self.bit_range()
         linear = Linear(self.scale, self.offset)
+        integral = self._is_integral(linear)
         if type_ is RegisterType.STRING or self.timestamp is not None:
             kind = Kind.STRING
         elif type_ is RegisterType.BOOL or (self.bit is not None and linear.is_identity):
             kind = Kind.BOOL
-        elif type_.is_float or not linear.is_integer or self.scale_from is not None:
+        elif not integral:
             kind = Kind.FLOAT
         else:
             kind = Kind.INT
@@ -240,7 +294,7 @@ class PointSettings(GuardSettings, RegisterSettings):
         masters_write = is_served and access.can_write
         if is_served:
             access = Access.READWRITE if masters_write else Access.WRITE
-        has_range = not (table.is_bits or kind is Kind.STRING or self.scale_from is not None)
+        has_range = not (table.is_bits or kind is Kind.STRING or self.scale_from or self.parts)
         lowest, highest = (None, None)
         if has_range:
             lowest, highest = engineering_range(
@@ -282,6 +336,7 @@ class PointSettings(GuardSettings, RegisterSettings):
             zone=self.zone,
             epoch=None if self.timestamp is None else Epoch(self.timestamp),
             factor=factor,
+            parts=tuple(part.build(point) for part in self.parts or ()),
             scan_s=self.scan,
             verify=self.verify,
             on_bad=action,

@@ -21,6 +21,7 @@ from dataclasses import replace
 
 from fieldbus.errors import ConversionError, closest
 from fieldbus.modbus.converters import power_of_ten
+from fieldbus.modbus.formats.composite import is_exact
 from fieldbus.modbus.image import nan_bytes
 from fieldbus.modbus.planner import MAX_REGISTERS
 from fieldbus.modbus.point_settings import PointSettings
@@ -197,6 +198,9 @@ def _own_faults(points: Sequence[RegisterPoint], *, is_served: bool) -> Iterator
         if not is_served:
             continue
         try:
+            if point.parts and not is_exact(point.parts):
+                yield name, "a served value of `parts` is made of whole numbers: none of them is a float"
+                continue
             if point.on_bad.action == "nan":
                 nan_bytes(point)
             _check_substitutes(point)
@@ -227,9 +231,9 @@ def _declared(point: RegisterPoint) -> str:
 def _overlaps(points: Sequence[RegisterPoint], *, is_served: bool) -> Iterator[tuple[str, str]]:
     """Find points that would overwrite each other."""
     told: set[tuple[str, str]] = set()
-    # Flags are part of their word.
+    # Flags are part of their word; a value of several parts has only those.
     ordered = sorted(
-        (point for point in points if point.word is None),
+        (piece for point in points if point.word is None for piece in point.pieces),
         key=lambda point: (point.table, point.address, point.end),
     )
     reach: RegisterPoint | None = None
@@ -246,7 +250,7 @@ def _overlaps(points: Sequence[RegisterPoint], *, is_served: bool) -> Iterator[t
             matters = is_served or (writes and not is_one_place)
             shares_bits = is_bit_field and point.bit_mask & reach.bit_mask
             pair = (_declared(point), _declared(reach))
-            if matters and (not is_bit_field or shares_bits) and pair not in told:
+            if matters and pair[0] != pair[1] and (not is_bit_field or shares_bits) and pair not in told:
                 told.add(pair)
                 yield pair[0], f"{point.table} {point.address} belongs to {reach.point.name} already"
         if reach is None or reach.table is not point.table or point.end > reach.end:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import datetime
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
@@ -176,6 +177,15 @@ class RegisterSettings(Settings):
             missing = "table" if self.table is None else "address"
             raise problem(f"`{missing}` is missing (or give `reference` instead of table and address)")
         return Table(self.table), self.address
+
+    def moved(self, offset_of: Callable[[Table], int]) -> Self:
+        """Return the same at another address, which may be none."""
+        table, address = self.place()
+        offset = offset_of(table)
+        if not offset:
+            return self
+        place = {"table": table.value, "address": address + offset, "reference": None}
+        return self.model_copy(update=place)
 
     def bit_range(self) -> tuple[int | None, int]:
         """Return the first bit and how many; (None, 0) for the whole value."""

@@ -15,8 +15,9 @@ from __future__ import annotations
 import datetime
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from fieldbus.errors import ConversionError
 from fieldbus.modbus import point_codec
@@ -28,6 +29,7 @@ from fieldbus.modbus.converters import (
     Epoch,
     power_of_ten,
 )
+from fieldbus.modbus.formats.composite import Part, joined_decoder
 from fieldbus.modbus.formats.numbers import raw_range
 from fieldbus.modbus.formats.text import Chars, Pad
 from fieldbus.modbus.register_types import Format, Order, RegisterType, Table, wire_arrangement
@@ -83,6 +85,9 @@ class RegisterPoint:
     """Of an integer that is a time: what it counts."""
     factor: RegisterPoint | None = None
     """The point that holds the power of ten of the value, in the same table and the same request."""
+    parts: tuple[Part, ...] = ()
+    """Of a value of several registers: those. `address` is then the lowest of theirs, and `end` behind the
+    highest: the point is read as one."""
     word: RegisterPoint | None = None
     """Of a flag: the point of which it is a bit."""
     scan_s: float | None = None
@@ -106,10 +111,17 @@ class RegisterPoint:
         count = max(1, math.ceil(self.type.bits / 16))
         if self.table.is_bits:
             count = 1
+        elif self.parts:
+            count = max(part.place.end for part in self.parts) - self.address
         elif self.type is RegisterType.STRING:
             count = self.length
         object.__setattr__(self, "count", count)
         object.__setattr__(self, "end", self.address + count)
+
+    @property
+    def pieces(self) -> Sequence[RegisterPoint]:
+        """What it takes of the map: itself, or its parts."""
+        return [part.place for part in self.parts] or [self]
 
     @property
     def struct_code(self) -> str:
@@ -215,8 +227,15 @@ class RegisterPoint:
             data: the registers.
             exponent: the present power of ten of a point that has a `factor`; without it there is no value.
         """
+        if self.parts:
+            return joined_decoder(self)([_token(part.place, data, self.address) for part in self.parts])
         if self.factor is not None and power_of_ten(exponent) is None:
             return NOT_AVAILABLE if exponent is None else NOT_A_NUMBER
-        token = struct.unpack(">" + self.struct_code, data)[0]
+        token = _token(self, data, self.address)
         convert = self.decoder(exponent)
         return (token, None) if convert is None else convert(token)
+
+
+def _token(place: RegisterPoint, data: bytes, first: int) -> Any:
+    """Return what `struct` unpacks of a place, out of registers that begin at `first`."""
+    return struct.unpack_from(">" + place.struct_code, data, 2 * (place.address - first))[0]

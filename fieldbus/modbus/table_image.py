@@ -57,9 +57,14 @@ class TableImage:
         self.state = bytearray((FILLER if is_filled else ABSENT,)) * size
         self.owners: list[list[RegisterPoint]] = [[] for _ in range(size)]
         for point in points:
-            for address in range(point.address, point.end):
-                self.owners[address - self.start].append(point)
-                self.state[address - self.start] = BAD
+            for index in self.indexes(point):
+                self.owners[index].append(point)
+                self.state[index] = BAD
+
+    def indexes(self, point: RegisterPoint) -> list[int]:
+        """Return where in the table the addresses of a point are."""
+        found = {address for piece in point.pieces for address in range(piece.address, piece.end)}
+        return sorted(address - self.start for address in found)
 
     def contains(self, address: int, count: int) -> bool:
         """Return whether all addresses of a range exist."""

@@ -11,7 +11,7 @@ from fieldbus.link import Delivery, Target
 from fieldbus.modbus.converters import Epoch, time_text
 from fieldbus.modbus.formats.calendar import clock_text
 from fieldbus.modbus.formats.text import character_size
-from fieldbus.modbus.registers import RegisterPoint
+from fieldbus.modbus.registers import RegisterPoint, Table
 from fieldbus.modbus.server import ModbusServerLink, ServedUnit
 from fieldbus.modbus.table_image import BlockRules
 from fieldbus.modbus.units import Unit
@@ -123,6 +123,8 @@ class SimulatedPlc:
 def as_served(points: Sequence[RegisterPoint]) -> list[RegisterPoint]:
     """Return the points of a device as the device itself has them.
 
+    What shares registers with a value of several parts stands for them.
+
     Who can write a bit can write its register: what shares a register with a writable point is open to
     masters too, and rests, or it would overwrite what was written.
     """
@@ -132,10 +134,13 @@ def as_served(points: Sequence[RegisterPoint]) -> list[RegisterPoint]:
         if item.point.access.can_write
         for address in range(item.address, item.end)
     }
+    taken = {(item.table, address) for item in points if not item.parts
+             for address in range(item.address, item.end)}  # fmt: skip
+    points = [item for item in points if not item.parts or not _addresses(item) & taken]
     made: dict[RegisterPoint, RegisterPoint] = {}
     # Factors and words first, since others refer to them.
     for item in sorted(points, key=lambda item: (item.factor is not None) + (item.word is not None)):
-        is_open = any((item.table, address) in written for address in range(item.address, item.end))
+        is_open = bool(_addresses(item) & written)
         made[item] = replace(
             item,
             is_open_to_masters=is_open,
@@ -144,6 +149,11 @@ def as_served(points: Sequence[RegisterPoint]) -> list[RegisterPoint]:
             word=None if item.word is None else made[item.word],
         )
     return [made[item] for item in points]
+
+
+def _addresses(item: RegisterPoint) -> set[tuple[Table, int]]:
+    """Return all that a point takes."""
+    return {(item.table, address) for piece in item.pieces for address in range(piece.address, piece.end)}
 
 
 def _factor(place: RegisterPoint) -> int:

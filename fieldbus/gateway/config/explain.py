@@ -108,11 +108,20 @@ def _fields_at(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
             by_name = {item.alias or name: item.annotation for name, item in models[0].model_fields.items()}
             annotation = by_name.get(step)
         else:
-            arguments = typing.get_args(annotation)
-            annotation = arguments[-1] if arguments else None
+            annotation = _item_of(annotation)
     return [
         item.alias or name for found in _models_in(annotation) for name, item in found.model_fields.items()
     ]
+
+
+def _item_of(annotation: Any) -> Any:
+    """Return what the items of a list or a mapping are, which may be one branch of a union."""
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _item_of(typing.get_args(annotation)[0])
+    arguments = typing.get_args(annotation)
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return next((found for branch in arguments if (found := _item_of(branch)) is not None), None)
+    return arguments[-1] if arguments else None
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

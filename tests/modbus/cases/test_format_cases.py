@@ -228,3 +228,39 @@ async def test_a_clock_is_set_in_one_request(tmp_path):
         assert device.writes == [bytes.fromhex("10 0000 0006 0c 07eb 0001 0002 0003 0004 0005")]
         assert (await write(path, "meter.registers", "soon")).outcome == "refused"
         assert len(device.writes) == 1
+
+
+# --- a value of several registers
+
+
+PARTS = """  plant:
+    link: net
+    points:
+      import: {table: holding, scale: 0.1, unit: kWh, parts: [{address: 78}, {address: 80, factor: 65536}]}
+      heat:   {table: holding, unit: kWh, parts: [{address: 0x920}, {address: 0x921, factor: 1000}]}
+      power:  {table: holding, unit: W, parts: [{address: 11}, {address: 10, sign: true}]}
+"""
+PART_REGISTERS = {78: 0x49F0, 79: 5000, 80: 0x0002, 0x920: 623, 0x921: 2, 10: 1, 11: 1500}
+
+
+async def test_a_value_is_made_of_registers_that_do_not_adjoin(tmp_path):
+    async with TableDevice(dict.fromkeys([*range(81), 0x920, 0x921], 0) | PART_REGISTERS) as device:
+        path = write_config(tmp_path, PARTS, tcp(device.port))
+        assert await values(path) == {"plant.import": 15000.0, "plant.heat": 2623, "plant.power": -1500}
+        assert device.requests == [bytes.fromhex("03 000a 0047"), bytes.fromhex("03 0920 0002")]
+        device.registers[1][10] = 7  # a sign that is none
+        found = await read(path, "plant.power", "plant.import")
+        assert [(sample.value, sample.reason) for sample in found.values()] == [
+            (None, "conversion"),
+            (15000.0, None),
+        ]
+        del device.registers[1][0x921]
+        [sample] = (await read(path, "plant.heat")).values()
+        assert (sample.value, sample.reason) == (None, "device exception 02")
+
+
+def test_a_part_that_makes_no_sense_is_told_where_it_stands(tmp_path):
+    wrong = PARTS.replace("{address: 0x921, factor: 1000}", "{address: 0x921, factor: 1000, typ: int16}")
+    [told] = problems(write_config(tmp_path, wrong, tcp(1)))
+    assert (told.line, told.path) == (10, "devices.plant.points.heat.parts[1].typ")
+    assert "did you mean 'type'" in str(told)

@@ -34,11 +34,14 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from fieldbus.canbus.bus import BITRATE_SWITCH, ERROR, FD, OWN, BusStatus, Cyclic, Frame
+from fieldbus.canbus.logs.lines import Zone, zone_of
 from fieldbus.canbus.logs.logged import LogError, LoggedFrame
-from fieldbus.canbus.logs.reading import LogReader
+from fieldbus.canbus.logs.reading import FORMATS, LogReader
 from fieldbus.clock import SYSTEM, Clock
 from fieldbus.errors import LinkDownError
 
+KEYS = ("speed", "log_channel", "loop", "format", "timezone")
+"""Of a link that replays, beside `channel`."""
 MAX_PENDING = 2000
 """Frames that wait for the link; also how many are looked at before others have their turn."""
 MAX_GAP_NS = 3_600_000_000_000
@@ -64,6 +67,10 @@ class ReplaySettings:
     """None for stepped."""
     log_channel: str | None = None
     loops: bool = False
+    form: str | None = None
+    """Format of the log; None for what it says itself."""
+    zone: Zone = None
+    """Of times without a zone; None for local time."""
 
     @classmethod
     def of(cls, options: Mapping[str, object]) -> ReplaySettings:
@@ -72,10 +79,10 @@ class ReplaySettings:
         Raises:
             ValueError: they are wrong; says why in one sentence.
         """
-        known = {"interface", "channel", "speed", "log_channel", "loop", "bitrate", "fd"}
+        known = {"interface", "channel", "bitrate", "fd", *KEYS}
         unknown = sorted(set(options) - known)
         if unknown:
-            raise ValueError(f"a replay has no `{unknown[0]}`; it has channel, speed, log_channel and loop")
+            raise ValueError(f"a replay has no `{unknown[0]}`; it has channel, {', '.join(KEYS)}")
         channel, speed, loops = options.get("channel"), options.get("speed", 1), options.get("loop", False)
         if not isinstance(channel, str | Path) or not str(channel):
             raise ValueError("`channel` is the log that is replayed, such as drive.log")
@@ -90,11 +97,18 @@ class ReplaySettings:
         log_channel = options.get("log_channel")
         if log_channel is not None and type(log_channel) not in (str, int):
             raise ValueError(f"`log_channel` is a channel of the log, not {log_channel!r}")
+        form, zone = options.get("format"), options.get("timezone")
+        if form is not None and form not in FORMATS:
+            raise ValueError(f"`format` is one of {', '.join(FORMATS)}, not {form!r}")
+        if zone is not None and not isinstance(zone, str):
+            raise ValueError(f"`timezone` is a name such as UTC, not {zone!r}")
         return cls(
             Path(channel),
             None if speed is None else float(speed),
             None if log_channel is None else str(log_channel),
             bool(loops),
+            None if form is None else str(form),
+            None if zone is None else zone_of(zone),
         )
 
 
@@ -197,7 +211,7 @@ class ReplayBus:
         while True:
             began_ns = elapsed_ns
             found = False
-            self._reader = LogReader(self._settings.path)
+            self._reader = LogReader(self._settings.path, form=self._settings.form, zone=self._settings.zone)
             for frame in self._reader:
                 time_ns = frame.time_ns + shift_ns
                 if last_ns is None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import can
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
+from fieldbus.canbus import replay
 from fieldbus.canbus.j1939 import identifiers as j1939
 from fieldbus.canbus.j1939.address import Name
 from fieldbus.canbus.j1939.node import NodeSettings
@@ -22,7 +23,6 @@ _PERCENT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
 _SOCKETCAN_KEYS = ("receive_buffer",)
 _LONGEST_INTERFACE_NAME = 15
 SHORTEST_CYCLE_S, LONGEST_CYCLE_S = 0.001, 3600.0
-_REPLAY_KEYS = ("speed", "log_channel", "loop")
 
 
 def _percent(text: object) -> float:
@@ -110,7 +110,7 @@ class CanLinkSettings(LinkSettings):
         if self.interface not in (*can.VALID_INTERFACES, "replay"):
             near = closest(self.interface, [*can.VALID_INTERFACES, "replay"])
             raise problem(f"python-can has no interface '{self.interface}'" + (f" ({near})" if near else ""))
-        allowed = {"socketcan": _SOCKETCAN_KEYS, "replay": _REPLAY_KEYS}.get(self.interface)
+        allowed = {"socketcan": _SOCKETCAN_KEYS, "replay": replay.KEYS}.get(self.interface)
         for key in further:
             if allowed is not None and key not in allowed:
                 near = closest(key, (*type(self).model_fields, *allowed))

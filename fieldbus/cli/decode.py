@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, BinaryIO, cast
 
 import typer
 
 from fieldbus.canbus.database.loading import DatabaseError, load
+from fieldbus.canbus.logs.asc import names_of
 from fieldbus.canbus.logs.decoding import LogDecoder, most_frequent, printable
+from fieldbus.canbus.logs.lines import zone_of
 from fieldbus.canbus.logs.logged import LogError
-from fieldbus.canbus.logs.reading import LogReader, read_log
+from fieldbus.canbus.logs.reading import FORMATS, LogReader
 from fieldbus.cli.common import JsonOption, fail, say_problems
 
 _SHOWN_IDS = 5
@@ -24,9 +26,23 @@ def decode(
         Path, typer.Argument(metavar="DATABASE", help="What describes the messages: DBC, KCD, SYM, ARXML.")
     ],
     log: Annotated[
-        Path, typer.Argument(metavar="LOG", help="candump (.log), .asc, .blf, .trc or .csv; also .gz.")
+        Path,
+        typer.Argument(
+            metavar="LOG",
+            help="candump (.log), .asc, .blf, .trc, .csv or .crtd, by its contents; also .gz; - for stdin.",
+        ),
     ],
     as_json: JsonOption = False,
+    form: Annotated[
+        str | None, typer.Option("--format", help=f"Format of the log: {', '.join(FORMATS)}.")
+    ] = None,
+    timezone: Annotated[
+        str | None,
+        typer.Option(
+            "--timezone",
+            help="Zone of the log's start: UTC, Asia/Shanghai; default: local time (.asc, .blf), UTC (.trc).",
+        ),
+    ] = None,
     channel: Annotated[
         str | None, typer.Option("--channel", help="Only frames of this channel of the log.")
     ] = None,
@@ -35,6 +51,12 @@ def decode(
     ] = False,
 ) -> None:
     """Decode a CAN log with what DATABASE describes: one line a frame, a summary on stderr."""
+    if form is not None and form not in FORMATS:
+        raise typer.BadParameter(f"'{form}' is not one of {', '.join(FORMATS)}", param_hint="--format")
+    try:
+        zone = None if timezone is None else zone_of(timezone)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--timezone") from None
     try:
         found = load(database, str(database))
     except DatabaseError as error:
@@ -45,7 +67,9 @@ def decode(
         typer.echo(f"{database}: warning: {name} has the identifier of {other} and is not seen", err=True)
     trouble: LogError | None = None
     try:
-        reader = read_log(log)
+        source = cast("BinaryIO", sys.stdin.buffer) if str(log) == "-" else None
+        ids = names_of((item.name, item.frame_id, item.is_extended) for item in found.messages)
+        reader = LogReader(log, form=form, names=ids, zone=zone, source=source)
     except LogError as error:
         raise fail(str(error)) from None
     others: dict[str, None] = {}
@@ -94,6 +118,8 @@ def _sum_up(reader: LogReader, decoder: LogDecoder) -> None:
         parts.append(f"{decoder.unknown.total()} unknown, {ids} different: {most}")
     if decoder.undecodable:
         parts.append(f"{decoder.undecodable} remote, error or partial")
+    if reader.others:
+        parts.append(f"{reader.others} lines that are no frames")
     if reader.bad_lines:
         parts.append(f"{reader.bad_lines} bad lines")
     typer.echo(f"{reader.path}: {'; '.join(parts)}", err=True)
@@ -102,6 +128,7 @@ def _sum_up(reader: LogReader, decoder: LogDecoder) -> None:
     for note in reader.notes:
         typer.echo(f"{reader.path}: {note}", err=True)
     for line in reader.first_bad:
-        typer.echo(f"{reader.path}:{line.number}: {line.reason}", err=True)
+        place = f"{reader.path}:{line.number}" if line.number else str(reader.path)
+        typer.echo(f"{place}: {line.reason}", err=True)
     if reader.bad_lines > len(reader.first_bad):
         typer.echo(f"{reader.path}: … and {reader.bad_lines - len(reader.first_bad)} more", err=True)

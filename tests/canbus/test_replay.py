@@ -170,7 +170,7 @@ async def test_a_fault_in_the_middle_ends_the_log_and_is_told(tmp_path, monkeypa
     class Broken:
         bad_lines = 0
 
-        def __init__(self, path):
+        def __init__(self, path, **_more):
             self.path = path
 
         def __iter__(self):

@@ -3,13 +3,14 @@
 Layout, little-endian throughout; from python-can's ``can/io/blf.py``, there is no public specification::
 
     file header   144 bytes: "LOGG", header size u32, application and version 8 x u8, file size u64,
-                  uncompressed size u64, objects u32, objects read u32, start and stop SYSTEMTIME (UTC, ms)
+                  uncompressed size u64, objects u32, objects read u32, start and stop SYSTEMTIME (local
+                  time, as Vector's programs write it; milliseconds)
     object        "LOBJ", header size u16, header version u16, object size u32, type u32; up to 3 bytes of
                   padding behind it
     container     type 10: compression u16 (0 none, 2 zlib), 6 bytes, uncompressed size u32, 4 bytes, data.
                   Its contents are a stream of objects, which may go on in the next container.
-    in it         header version 1: flags u32, 4 bytes, time u64; version 2: the same and 8 bytes more.
-                  flags 1: time in 10 us; else in ns; since the start of the file
+    in it         header version 1: flags u32, 4 bytes, time i64; version 2: the same and 8 bytes more.
+                  flags 1: time in 10 us; else in ns; since the start of the file, negative before a trigger
 
 Objects that are frames: 1 and 86 CAN, 73 error frame, 100 and 101 CAN FD. All others are passed over.
 
@@ -17,7 +18,10 @@ Rules:
 
 * No size that the file tells is believed further than `MAX_CONTAINER`; what is compressed is unpacked up
   to there and no further.
-* Whole objects before a fault are frames; the fault is a `BlfError` with its place.
+* An object has a length, so one that cannot be read costs itself, and a container that cannot be unpacked
+  costs the objects in it. After it objects are looked for, and believed where the next one follows them. Only
+  a fault in the frame of the file itself ends it, with a `BlfError` and its place.
+* An identifier of more than 11 bits without the flag of 29 is taken for one of 29, and said.
 * A container is written in one piece, so that a file that was not closed can be read up to the last one.
 
 Design: python-can's reader gives times as floats (0.2 us off), unpacks without a limit and takes a file that
@@ -33,6 +37,7 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from fieldbus.canbus.bus import BITRATE_SWITCH, ERROR, EXTENDED, EXTENDED_MASK, FD, REMOTE, STANDARD_MASK
+from fieldbus.canbus.logs.lines import LineError, Zone, moment_ns
 from fieldbus.canbus.logs.logged import ERROR_STATE, FD_LENGTHS, MAX_DATA, MAX_FD_DATA, LoggedFrame
 
 MAX_CONTAINER = 16 * 1024 * 1024
@@ -43,8 +48,8 @@ _CONTAINER_BYTES = 128 * 1024
 _FILE_HEADER = struct.Struct("<4sLBBBBBBBBQQLL8H8H")
 _FILE_HEADER_SIZE = 144
 _OBJECT = struct.Struct("<4sHHLL")
-_STAMP_V1 = struct.Struct("<LHHQ")
-_STAMP_V2 = struct.Struct("<LBxHQ8x")
+_STAMP_V1 = struct.Struct("<LHHq")
+_STAMP_V2 = struct.Struct("<LBxHq8x")
 _CONTAINER = struct.Struct("<H6xL4x")
 _CAN = struct.Struct("<HBBL8s")
 _CAN_ERROR = struct.Struct("<HHLBBBxLLH2x8s")
@@ -53,15 +58,31 @@ _CAN_FD_64 = struct.Struct("<BBBBLLLLLLLHBBL")
 
 _TYPE_CAN, _TYPE_CONTAINER, _TYPE_ERROR, _TYPE_CAN_2, _TYPE_FD, _TYPE_FD_64 = 1, 10, 73, 86, 100, 101
 _SENT, _REMOTE = 0x01, 0x80
+_REPAIRED = 1 << 40
+"""Of an identifier word on its way: who wrote it forgot the flag for 29 bits."""
 _FD_64_REMOTE, _FD_64_FD, _FD_64_SWITCH, _FD_64_STATE = 0x0010, 0x1000, 0x2000, 0x4000
+
+
+Bad = Callable[[str], None]
+"""Told of what cannot be read, with its place, while the rest can."""
 
 
 class BlfError(Exception):
     """The file cannot be read any further."""
 
 
-def read(file: BinaryIO) -> Iterator[LoggedFrame]:
+class _ObjectError(Exception):
+    """An object cannot be read."""
+
+
+def read(file: BinaryIO, zone: Zone, bad: Bad, note: Bad) -> Iterator[LoggedFrame]:
     """Return the frames of a file; channels are numbers as the file has them, from 1.
+
+    Args:
+        file: at its beginning.
+        zone: of the start time in its header.
+        bad: told of objects and containers that cannot be read.
+        note: told what else people should know.
 
     Raises:
         BlfError: what comes now cannot be read.
@@ -70,12 +91,12 @@ def read(file: BinaryIO) -> Iterator[LoggedFrame]:
     if len(start) < _FILE_HEADER.size or start[:4] != b"LOGG":
         raise BlfError("no BLF file")
     header = _FILE_HEADER.unpack(start)
-    start_ns = _from_systemtime(header[14:22])
+    start_ns = _from_systemtime(header[14:22], zone)
     if not _FILE_HEADER.size <= header[1] <= MAX_CONTAINER:
         raise BlfError(f"a file header of {header[1]} bytes")
     place = header[1]
     file.read(place - _FILE_HEADER.size)
-    objects = _Objects(start_ns)
+    objects = _Objects(start_ns, bad, note)
     while head := file.read(_OBJECT.size):
         if len(head) < _OBJECT.size:
             raise BlfError(f"cut off at byte {place}")
@@ -90,17 +111,13 @@ def read(file: BinaryIO) -> Iterator[LoggedFrame]:
         file.read(size % 4)
         if kind == _TYPE_CONTAINER:
             try:
-                yield from objects.feed(_unpack(body))
-            except (struct.error, zlib.error) as error:
-                raise BlfError(f"container at byte {place}: {error}") from error
-            except BlfError as error:
-                raise BlfError(f"container at byte {place}: {error}") from None
+                data = _unpack(body)
+            except (struct.error, zlib.error, _ObjectError) as error:
+                bad(f"container at byte {place}: {error}")
+                objects.interrupt()
+            else:
+                yield from objects.feed(data, place)
         place += size + size % 4
-
-
-def start_ns_of(header: bytes) -> int:
-    """Return the start time in a file header, 0 if it has none."""
-    return _from_systemtime(_FILE_HEADER.unpack_from(header)[14:22])
 
 
 def _unpack(body: bytes) -> bytes:
@@ -109,26 +126,36 @@ def _unpack(body: bytes) -> bytes:
     if method == 0:
         return packed
     if method != 2:
-        raise BlfError(f"compression method {method} is not known")
+        raise _ObjectError(f"compression method {method} is not known")
     unpacker = zlib.decompressobj()
     data = unpacker.decompress(packed, MAX_CONTAINER)
     if unpacker.unconsumed_tail:
-        raise BlfError(f"unpacks to more than {MAX_CONTAINER // 1024 // 1024} MiB")
+        raise _ObjectError(f"unpacks to more than {MAX_CONTAINER // 1024 // 1024} MiB")
     if not unpacker.eof:
-        raise BlfError("its packed data end too early")
+        raise _ObjectError("its packed data end too early")
     return data
 
 
 class _Objects:
     """The stream of objects in the containers."""
 
-    def __init__(self, start_ns: int) -> None:
+    def __init__(self, start_ns: int, bad: Bad, note: Bad) -> None:
         self._start_ns = start_ns
+        self._bad = bad
+        self._note = note
         self._rest = b""
         self._skip = 0
         """How many bytes of an object of no interest are still to come."""
+        self._is_lost = False
+        """Whether it is not known where the next object begins."""
+        self._is_noted = False
 
-    def feed(self, data: bytes) -> Iterator[LoggedFrame]:
+    def interrupt(self) -> None:
+        """Forget the object that goes on in a container that cannot be read."""
+        self._rest, self._skip, self._is_lost = b"", 0, True
+
+    def feed(self, data: bytes, container: int) -> Iterator[LoggedFrame]:
+        """Return the frames that end in the contents of a container, which begins at a byte of the file."""
         if self._skip:
             skipped = min(self._skip, len(data))
             self._skip -= skipped
@@ -136,39 +163,73 @@ class _Objects:
         data, self._rest = self._rest + data, b""
         place, end = 0, len(data)
         while True:
-            found = data.find(b"LOBJ", place, place + 8)
+            found = self._next(data, place)
             if found < 0:
-                if end - place >= 8:
-                    raise BlfError("no object where one should be")
-                self._rest = data[place:]
+                if not self._is_lost and end - place >= 8:
+                    self._bad(f"container at byte {container}: no object at byte {place} of it")
+                    self._is_lost = True
+                    continue
+                self._rest = data[-_MAX_FRAME_OBJECT:] if self._is_lost else data[place:]
                 return
             place = found
             if end - place < _OBJECT.size:
                 self._rest = data[place:]
                 return
             _, header_size, version, size, kind = _OBJECT.unpack_from(data, place)
-            if size < _OBJECT.size:
-                raise BlfError(f"an object of {size} bytes")
-            read_frame = _READERS.get(kind)
-            if read_frame is None:
-                if place + size > end:
-                    self._skip = place + size - end
-                    return
-                place += size
+            is_frame = kind in _READERS
+            if not _OBJECT.size <= size <= (_MAX_FRAME_OBJECT if is_frame else MAX_CONTAINER):
+                self._bad(f"container at byte {container}: an object of {size} bytes")
+                self._is_lost = True
+                place += 4
                 continue
-            if size > _MAX_FRAME_OBJECT:
-                raise BlfError(f"a frame of {size} bytes")
             if place + size > end:
-                self._rest = data[place:]
+                if is_frame:
+                    self._rest = data[place:]
+                else:
+                    self._skip = place + size - end
                 return
-            if version not in (1, 2):
-                raise BlfError(f"object header version {version} is not known")
-            stamp = _STAMP_V1 if version == 1 else _STAMP_V2
-            flags, _, _, time = stamp.unpack_from(data, place + _OBJECT.size)
-            time_ns = self._start_ns + time * (10_000 if flags == 1 else 1)
-            body = data[place + max(header_size, _OBJECT.size + stamp.size) : place + size]
-            yield read_frame(time_ns, body)
+            if is_frame:
+                try:
+                    frame = self._frame(data, place, header_size, version, size, kind)
+                except (struct.error, _ObjectError) as error:
+                    self._bad(f"container at byte {container}: the object at byte {place} of it: {error}")
+                else:
+                    yield frame
             place += size
+
+    def _next(self, data: bytes, place: int) -> int:
+        """Return where the next object begins; below 0 if that is not to be seen."""
+        if not self._is_lost:
+            return data.find(b"LOBJ", place, place + 8)
+        while (found := data.find(b"LOBJ", place)) >= 0:
+            # Four letters may be data: an object is believed if another one follows it.
+            if len(data) - found >= _OBJECT.size:
+                _, header_size, version, size, _ = _OBJECT.unpack_from(data, found)
+                is_sound = _OBJECT.size <= header_size <= size <= MAX_CONTAINER and version in (1, 2)
+                if is_sound and data.find(b"LOBJ", found + size, found + size + 8) >= 0:
+                    self._is_lost = False
+                    return found
+            place = found + 4
+        return -1
+
+    def _frame(
+        self, data: bytes, place: int, header_size: int, version: int, size: int, kind: int
+    ) -> LoggedFrame:
+        if version not in (1, 2):
+            raise _ObjectError(f"header version {version} is not known")
+        stamp = _STAMP_V1 if version == 1 else _STAMP_V2
+        flags, _, _, time = stamp.unpack_from(data, place + _OBJECT.size)
+        time_ns = self._start_ns + time * (10_000 if flags == 1 else 1)
+        body = data[place + max(header_size, _OBJECT.size + stamp.size) : place + size]
+        frame = _READERS[kind](time_ns, body)
+        if frame.can_id & _REPAIRED:
+            frame = frame._replace(can_id=frame.can_id & ~_REPAIRED)
+            if not self._is_noted:
+                self._is_noted = True
+                self._note(
+                    "identifiers of more than 11 bits without the flag for 29: taken for extended ones"
+                )
+        return frame
 
 
 def _word(number: int, *, is_remote: bool) -> int:
@@ -176,7 +237,7 @@ def _word(number: int, *, is_remote: bool) -> int:
     if number & EXTENDED:
         can_id |= EXTENDED
     elif can_id > STANDARD_MASK:
-        raise BlfError(f"identifier {can_id:X} does not fit 11 bits")
+        can_id |= EXTENDED | _REPAIRED
     return can_id | REMOTE if is_remote else can_id
 
 
@@ -210,7 +271,7 @@ def _read_fd_64(time_ns: int, body: bytes) -> LoggedFrame:
     members = _CAN_FD_64.unpack_from(body)
     channel, code, valid, number, fd_flags, direction = (members[index] for index in (0, 1, 2, 4, 6, 12))
     if valid > MAX_FD_DATA:
-        raise BlfError(f"a frame with {valid} data bytes")
+        raise _ObjectError(f"a frame with {valid} data bytes")
     is_remote = bool(fd_flags & _FD_64_REMOTE)
     # Fewer bytes than are valid may be stored; the rest are zeros.
     data = body[_CAN_FD_64.size : _CAN_FD_64.size + valid].ljust(valid, b"\0")
@@ -232,21 +293,19 @@ _READERS: dict[int, Callable[[int, bytes], LoggedFrame]] = {
 }
 
 
-def _from_systemtime(parts: tuple[int, ...]) -> int:
+def _from_systemtime(parts: tuple[int, ...], zone: Zone) -> int:
     year, month, _, day, hour, minute, second, millisecond = parts
     try:
-        moment = datetime.datetime(year, month, day, hour, minute, second, tzinfo=datetime.UTC)
-        if millisecond > 999:
-            return 0
-    except ValueError:
+        at = datetime.datetime(year, month, day, hour, minute, second)  # noqa: DTZ001 - the format names no zone
+        return 0 if millisecond > 999 else moment_ns(at, zone) + millisecond * 1_000_000
+    except (ValueError, LineError):
         return 0  # a log without a start time has zeros there
-    return int(moment.timestamp()) * 1_000_000_000 + millisecond * 1_000_000
 
 
 def _to_systemtime(time_ns: int) -> tuple[int, ...]:
     if time_ns <= 0:
         return (0,) * 8
-    at = datetime.datetime.fromtimestamp(time_ns // 1_000_000_000, tz=datetime.UTC)
+    at = datetime.datetime.fromtimestamp(time_ns // 1_000_000_000)  # noqa: DTZ006 - the format's is local time
     return (at.year, at.month, at.isoweekday() % 7, at.day, at.hour, at.minute, at.second,
             time_ns // 1_000_000 % 1000)  # fmt: skip
 

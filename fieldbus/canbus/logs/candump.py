@@ -1,4 +1,4 @@
-"""Lines of a log as candump writes it with ``-L``.
+"""Lines of a log as candump writes it: with ``-L``, and as on a screen.
 
 Layout::
 
@@ -10,9 +10,16 @@ Layout::
 
 The fraction has six digits, or nine. A raw data length code behind the data (``_9`` to ``_F``) is ignored.
 
+As on a screen, where two digits of the length mean CAN FD::
+
+    (1345212884.318850)  vcan0  7A1   [8]  11 22 33 44 55 66 77 88   '."3DUfw.'
+      vcan0  TX B -  18FEF100   [12]  01 02 03 04 05 06 07 08 09 0A 0B 0C
+      vcan0  7A1   [8]  remote request
+      vcan0  20000004   [8]  00 04 00 00 00 00 00 00   ERRORFRAME
+
 Rules:
 
-* Parsing never raises: a line is a frame, or nothing.
+* `parse` never raises: a line is a frame, or nothing. Lines that begin with ``#`` are comments.
 * What is no identifier (``FFF``, a bit above the 29th), too long for its kind of frame or half a byte makes
   the line a bad one; nothing is cut to fit.
 
@@ -22,9 +29,21 @@ bus has a hundred million lines.
 
 from __future__ import annotations
 
+import datetime
 import re
+from collections.abc import Iterator
 
 from fieldbus.canbus.bus import BITRATE_SWITCH, ERROR, EXTENDED, EXTENDED_MASK, FD, REMOTE, STANDARD_MASK
+from fieldbus.canbus.logs.lines import (
+    EARLIEST_NS,
+    START_IS_0,
+    LineError,
+    Zone,
+    data_bytes,
+    decimal_ns,
+    identifier,
+    moment_ns,
+)
 from fieldbus.canbus.logs.logged import ERROR_STATE, MAX_DATA, LoggedFrame
 
 _LINE = re.compile(
@@ -92,3 +111,83 @@ def format_line(frame: LoggedFrame) -> str:
     direction = "" if frame.is_received else " T"
     text = format_frame(frame.can_id, frame.data, frame.flags)
     return f"({seconds:010d}.{rest // 1000:06d}) {frame.channel} {text}{direction}\n"
+
+
+VIEW = re.compile(
+    r"\s*(?:\((?:(\d{4}-\d\d-\d\d) )?([\d:.]{1,24})\)\s+)?([!-~]{1,64})\s+(?:(RX|TX)(?:\s+[-B]\s+[-E])?\s+)?"
+    r"([0-9A-Fa-f]{8}|[0-9A-Fa-f]{3})\s+\[(\d{1,2})\](?:\s+(.*))?",
+    re.ASCII | re.DOTALL,
+)
+_BYTES = re.compile(r"((?:[0-9A-Fa-f]{2}(?:\s+|\Z))*)", re.ASCII)
+
+
+class CandumpParser:
+    """Reads what ``candump -L`` writes."""
+
+    def __init__(self) -> None:
+        self.others = 0
+
+    def parse(self, line: str) -> LoggedFrame | None:
+        """Return the frame of a line; see `lines.Parser`."""
+        frame = parse(line)
+        if frame is None and line and not line.isspace() and not line.lstrip().startswith("#"):
+            raise LineError("not a line as `candump -L` writes it")
+        return frame
+
+    def notes(self) -> Iterator[str]:
+        """Return nothing: times count from the epoch."""
+        return iter(())
+
+
+class CandumpViewParser:
+    """Reads what candump writes on a screen, with times (``-t a``, ``-t A``, ``-t z``) or without any."""
+
+    def __init__(self, zone: Zone = None) -> None:
+        self.others = 0
+        self._zone = zone
+        self._has_times = self._has_epoch = False
+
+    def parse(self, line: str) -> LoggedFrame | None:
+        """Return the frame of a line; see `lines.Parser`."""
+        if not line or line.isspace() or line.lstrip().startswith("#"):
+            return None
+        match = VIEW.fullmatch(line)
+        if match is None:
+            raise LineError("not a line as candump writes it")
+        day, stamp, channel, direction, number, length_text, rest = match.groups()
+        time_ns = 0 if stamp is None else self._time_ns(day, stamp)
+        raw, length, rest = int(number, 16), int(length_text), rest or ""
+        is_error = len(number) == 8 and bool(raw & ERROR)
+        can_id = raw & (EXTENDED_MASK | ERROR) if is_error else identifier(raw, is_extended=len(number) == 8)
+        is_received = direction != "TX"
+        if rest.startswith("remote request"):
+            return LoggedFrame(time_ns, channel, can_id | REMOTE, bytes(min(length, 8)), 0, is_received)
+        match = _BYTES.match(rest)
+        words = match[1].split() if match else []
+        data = data_bytes(words, length)
+        # candump writes the length of a CAN FD frame with two digits.
+        flags = FD if len(length_text) == 2 and not is_error else 0
+        if length > (64 if flags else MAX_DATA):
+            raise LineError(f"{length} data bytes")
+        return LoggedFrame(time_ns, channel, can_id, data, flags, is_received)
+
+    def notes(self) -> Iterator[str]:
+        """Return what is to be said of the times; see `lines.Parser`."""
+        if not self._has_times:
+            yield "the lines have no times: all are 0"
+        elif not self._has_epoch:
+            yield START_IS_0
+
+    def _time_ns(self, day: str | None, stamp: str) -> int:
+        self._has_times = True
+        if day is None:
+            time_ns = decimal_ns(stamp, 1_000_000_000)
+        else:
+            whole_s, _, fraction = stamp.partition(".")
+            try:
+                at = datetime.datetime.fromisoformat(f"{day} {whole_s}")
+            except ValueError:
+                raise LineError(f"{day} {stamp} is not a time") from None
+            time_ns = moment_ns(at, self._zone) + decimal_ns(f"0.{fraction or 0}", 1_000_000_000)
+        self._has_epoch = self._has_epoch or time_ns >= EARLIEST_NS
+        return time_ns

@@ -5,7 +5,9 @@ Rules:
 * A value never travels without its quality, its reason and its source time. A sample that is bad
   has no value at all (`None`): what is not known cannot be mistaken for what is.
 * Source time is when the value was read or received (integer nanoseconds, wall clock), never when
-  it was converted. Ages are measured on the monotonic clock (`Batch.at_s`).
+  it was converted. It is data: silence and ages are measured by arrival, on our monotonic clock (`Batch.at_s`).
+* A value that waited on its way (retained by a broker, historical, queued) is `held`: a `HeldSample`, a
+  `HeldBatch`. It is a value like any other, but it does not show that its source is there.
 * Points that are acquired together (one Modbus block, one CAN message, one topic) form a `Group`.
   What tasks hand each other is a `Batch`: the whole picture of a group at one moment, of which
   `changed` says what is new.
@@ -55,6 +57,8 @@ class Reason(StrEnum):
     BUS_DOWN = "bus down"
     BAD_CHECKSUM = "bad checksum"
     STUCK_COUNTER = "stuck counter"
+    CLOCK = "clock"
+    """Its source time lay in the future, and was replaced by the time of its arrival."""
 
 
 class Kind(StrEnum):
@@ -201,6 +205,22 @@ class Sample(NamedTuple):
         """Whether there is no value."""
         return self.quality is Quality.BAD
 
+    @property
+    def is_held(self) -> bool:
+        """Whether it waited on its way, so that nobody knows whether its source is still there."""
+        return False
+
+
+class HeldSample(Sample):
+    """A sample that waited on its way: retained by a broker, historical, or queued."""
+
+    __slots__ = ()
+
+    @property
+    def is_held(self) -> bool:
+        """True."""
+        return True
+
 
 def bad(reason: str) -> Flaw:
     """Return the flaw that takes a value away."""
@@ -252,7 +272,7 @@ class Batch(NamedTuple):
     time_ns: int
     """Source time, wall clock, ns since the Unix epoch."""
     at_s: float
-    """The same moment on the monotonic clock, in seconds: what ages are measured with."""
+    """When it arrived, on the monotonic clock, in seconds: what ages are measured with."""
     values: Sequence[Value | None]
     """One per point of the group; None where the flaw is bad."""
     flaws: Mapping[int, Flaw]
@@ -266,3 +286,23 @@ class Batch(NamedTuple):
         if flaw is None:
             return Sample(self.values[index], Quality.GOOD, None, self.time_ns)
         return Sample(self.values[index], flaw.quality, flaw.reason, self.time_ns)
+
+    @property
+    def heard_s(self) -> float:
+        """When the source was heard, on the monotonic clock; minus infinity if the batch is held."""
+        return self.at_s
+
+
+class HeldBatch(Batch):
+    """A batch that waited on its way. `at_s` is earlier than its arrival if its own time says so."""
+
+    __slots__ = ()
+
+    def sample(self, index: int) -> Sample:
+        """Return the sample of the point at `index`."""
+        return HeldSample(*super().sample(index))
+
+    @property
+    def heard_s(self) -> float:
+        """Minus infinity."""
+        return -math.inf

@@ -468,6 +468,7 @@ class Gateway:
     def _missed(self, target: Point) -> None:
         """Learn that a target has not, or no longer, the value that a route gave it."""
         self.router.missed(target)
+        self.dead_men.missed(target)
         if target in self.delivered:
             self.delivered[target] = Sample(None, Quality.BAD, Reason.NOT_CONNECTED, self.clock.wall_ns())
 
@@ -479,13 +480,17 @@ class Gateway:
     def _guarded(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         """Return what targets may be given, and keep it in `delivered`."""
         delivered, refused, careful = self.delivered, self._refused, self._careful
+        fallen = self.dead_men.fallen
         for target, _, sample in deliveries:
             point = target.point
             if point is None:
                 continue
             delivered[point] = sample
             value = sample.value
-            if value is not None and (
+            if value is None:
+                if fallen and point in fallen:
+                    return self._sifted(deliveries)
+            elif (
                 isinstance(value, str)
                 or not point.floor <= value <= point.ceiling
                 or (refused and point in refused)
@@ -499,6 +504,10 @@ class Gateway:
         allowed: list[Delivery] = []
         for delivery in deliveries:
             point, value = delivery.target.point, delivery.sample.value
+            if point is not None and self.dead_men.holds(point):
+                self.router.missed(point)
+                self.delivered.pop(point, None)
+                continue
             if point is not None:
                 self.delivered[point] = delivery.sample
             if point is None or value is None:

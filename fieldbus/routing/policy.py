@@ -2,7 +2,8 @@
 
 Order of the steps, each optional:
 
-1. ``max_age``: a sample that is older is bad (stale).
+1. ``max_age``: a sample that is older is bad (stale). Its age counts from its arrival, on our monotonic clock;
+   one that is held (`HeldSample`) is always too old.
 2. ``on_uncertain``: an uncertain sample is sent as it is, held back, or bad from here on, for its reason.
 3. ``map``, then ``scale`` and ``offset``: the value changes, its source time and quality do not.
 4. ``on_bad``: a bad sample is held back, sent as it is, or replaced by a value (then uncertain, with
@@ -153,7 +154,7 @@ class Edge:
 
         Args:
             sample: as it was acquired.
-            at_s: its source time on the monotonic clock.
+            at_s: when its source was heard (`Batch.heard_s`).
             now_s: monotonic clock.
         """
         policy = self.policy
@@ -186,7 +187,7 @@ class Edge:
 
         Args:
             current: the newest sample of the source.
-            at_s: its source time on the monotonic clock.
+            at_s: when the source was heard (`Batch.heard_s`).
             now_s: monotonic clock.
         """
         policy = self.policy
@@ -239,6 +240,7 @@ class Edge:
 
     def _transform(self, sample: Sample) -> Sample | None:
         policy = self.policy
+        kind = type(sample)  # what is held stays held
         value, quality, reason, time_ns = sample
         if quality is Quality.UNCERTAIN and policy.on_uncertain is not OnUncertain.SEND:
             if policy.on_uncertain is OnUncertain.HOLD:
@@ -256,11 +258,11 @@ class Edge:
                     quality, reason = Quality.BAD, Reason.CONVERSION
         if value is None:
             if policy.substitute is not None:
-                return Sample(policy.substitute, Quality.UNCERTAIN, reason, time_ns)
+                return kind(policy.substitute, Quality.UNCERTAIN, reason, time_ns)
             if policy.on_bad is OnBad.HOLD and not self._tells_quality:
                 return None
-            return Sample(None, Quality.BAD, reason, time_ns)
-        return Sample(value, quality, reason, time_ns)
+            return kind(None, Quality.BAD, reason, time_ns)
+        return kind(value, quality, reason, time_ns)
 
     def _scaled(self, value: Value, scale_int: Callable[[int], Number]) -> Value | None:
         if isinstance(value, str):

@@ -25,7 +25,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fieldbus.link import Bundle, Delivery, Gathering, GatherPlan
-from fieldbus.model import Batch, Flaw, Group, Point, Quality, Reason, Sample, Value, bad
+from fieldbus.model import Batch, Flaw, Group, HeldBatch, Point, Quality, Reason, Sample, Value, bad
 from fieldbus.routing.policy import NEVER, Edge, OnBad, When
 
 Deliveries = Mapping[str, list[Delivery]]
@@ -187,11 +187,12 @@ class Router:
 
     def dispatch(self, batch: Batch, now_s: float) -> Deliveries:
         """Take what a link acquired and return what is to be sent because of it."""
-        group, time_ns, at_s, values, flaws, changed = batch
+        group, time_ns, _, values, flaws, changed = batch
         self.latest[group] = batch
         exits = self._exits.get(group)
         if exits is None:
             return _NOTHING
+        is_live = type(batch) is Batch
         by_index = exits.by_index
         if not (changed and by_index) and not exits.missed and not exits.always:
             return _NOTHING
@@ -208,8 +209,8 @@ class Router:
             is_good = value is not None and index not in flaws
             sample: Sample | None = None
             for edge in edges:
-                if not (is_good and edge.is_plain):
-                    self._offer(edge, batch.sample(index), at_s, now_s, out)
+                if not (is_good and edge.is_plain and is_live):
+                    self._offer(edge, batch.sample(index), batch.heard_s, now_s, out)
                     continue
                 last = edge.sent
                 if last is not None:
@@ -226,7 +227,7 @@ class Router:
                 items.append(_new(Delivery, (target, edge.source, sample)))
         if exits.always:
             for index, edge in exits.always:
-                self._offer(edge, batch.sample(index), at_s, now_s, out)
+                self._offer(edge, batch.sample(index), batch.heard_s, now_s, out)
         return out
 
     def missed(self, target: Point) -> None:
@@ -256,7 +257,7 @@ class Router:
                 and group in self._exits
                 and self._exits[group].missed.pop(edge, None) is not None
             ):
-                self._offer(edge, batch.sample(index), batch.at_s, now_s, out)
+                self._offer(edge, batch.sample(index), batch.heard_s, now_s, out)
         return out
 
     def expire(self, now_s: float) -> Deliveries:
@@ -275,7 +276,7 @@ class Router:
             batch = self.latest.get(group)
             if batch is None:
                 continue
-            sample = edge.expire(batch.sample(index), batch.at_s, now_s)
+            sample = edge.expire(batch.sample(index), batch.heard_s, now_s)
             self._schedule(edge)
             if sample is not None:
                 delivery = Delivery(edge.target, edge.source, sample)
@@ -288,7 +289,7 @@ class Router:
         unchanged = set(missed.values()).difference(batch.changed)
         for edge, index in missed.items():
             if index in unchanged and edge.policy.when is When.CHANGE:
-                self._offer(edge, batch.sample(index), batch.at_s, now_s, out)
+                self._offer(edge, batch.sample(index), batch.heard_s, now_s, out)
 
     def _offer(
         self, edge: Edge, sample: Sample, at_s: float, now_s: float, out: dict[str, list[Delivery]]
@@ -377,7 +378,9 @@ class Router:
             return None
         time_ns = min(batch.time_ns for batch in sources.values())
         at_s = min(batch.at_s for batch in sources.values())
-        return Batch(group, time_ns, at_s, tuple(values), flaws, ())
+        is_live = all(batch.heard_s == batch.at_s for batch in sources.values())
+        kind = Batch if is_live else HeldBatch
+        return kind(group, time_ns, at_s, tuple(values), flaws, ())
 
 
 def _leave(exits: _Exits, index: int, edge: Edge) -> None:

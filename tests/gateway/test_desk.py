@@ -18,7 +18,7 @@ from fieldbus.gateway.commands.access import Access, Actor
 from fieldbus.gateway.commands.audit import Audit, export, verify
 from fieldbus.gateway.commands.command import Command
 from fieldbus.gateway.commands.conditions import Condition
-from fieldbus.gateway.commands.dead_man import is_overdue
+from fieldbus.gateway.commands.silence import is_overdue
 from fieldbus.gateway.commands.desk import MOST_AT_ONCE, Desk
 from fieldbus.gateway.commands.gate import Gate, Guard
 from fieldbus.gateway.config.loader import load
@@ -675,14 +675,12 @@ async def test_what_routes_write_is_summed_up_and_refusals_are_told_when_they_be
 
 
 def test_who_is_overdue_is_a_matter_of_time_alone():
-    guard = Guard(fallback_after_s=2.0, fallback_value=0)
-    assert [is_overdue(guard, 10.0, now_s) for now_s in (10.0, 12.0, 12.1, 100.0)] == [
+    assert [is_overdue(2.0, 10.0, now_s) for now_s in (10.0, 12.0, 12.1, 100.0)] == [
         False,
         False,
         True,
         True,
     ]
-    assert not is_overdue(Guard(), 0.0, 1e9)
 
 
 # --- a whole gateway, a PLC that writes down what it is told, and the local door
@@ -865,7 +863,7 @@ async def test_a_single_bad_answer_is_not_silence(works, plc, source, monkeypatc
     point = works.gateway.plant.points["oven.wanted"]
     group = works.gateway.router.batch_of(point).group
     works.gateway._emit(group.without_value("timeout", time.time_ns(), time.monotonic()))
-    heard_s = works.gateway.dead_men.heard_s(works.gateway.plant.points["press.heater"])
+    heard_s = works.gateway.dead_men._watched["press.heater"].silence.since_s
     assert time.monotonic() - heard_s < 0.3
     await asyncio.sleep(0.15)
     assert 0 not in plc.values(10)[plc.values(10).index(55) :]
@@ -928,7 +926,7 @@ async def test_a_log_that_cannot_be_written_is_said_at_the_start_and_commands_ar
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "audit").write_text("in the way")
     works = Works(tmp_path, plc, source)
-    works.gateway.dead_men._guards = {}
+    works.gateway.dead_men._watched = {}
     async with works:
         assert any("commands are refused until it can" in text for text in caplog.messages)
         assert (await works.write("press.speed", 5))["outcome"] == "refused"

@@ -2,11 +2,14 @@
 
 Rules:
 
-* The source of a point is what its route reads, and whoever commands it. It is silent when neither was good
-  for so long as the point's `fallback` says, counted from when we began to listen to it.
+* The source of a point is what its route reads, and whoever commands it. What is silence, and what ends it, is
+  in `silence`. An uncertain sample is good enough, unless the route keeps uncertain samples from the point.
 * A safe value is written once, and that is said and recorded; if it could not be written, it is tried again.
-  None comes later because of another.
-* The next good value of the source ends it, and is written whatever it is.
+  None comes later because of another. If the link or the device of the target is lost meanwhile, the safe
+  value is written again: who knows what a machine has kept through a power cut.
+* While a fallback lasts, nothing that routes have is written to the point (`holds`).
+* The sample that ends it is written whatever it is.
+* Points are known by their addresses, so that a reload that makes points anew ends no fallback.
 """
 
 from __future__ import annotations
@@ -14,19 +17,21 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from fieldbus.clock import Clock
 from fieldbus.gateway.commands.desk import Desk
 from fieldbus.gateway.commands.gate import Guard
+from fieldbus.gateway.commands.silence import NEVER_HEARD, Silence
 from fieldbus.link import WriteOutcome
 from fieldbus.model import Point, Quality
+from fieldbus.routing.policy import OnUncertain
 from fieldbus.routing.router import Router
 
 LOOK_S = 0.1
 IDLE_S = 1.0
 RETRY_S = 1.0
-_FRESH = (Quality.GOOD, Quality.UNCERTAIN)
 _LOG = logging.getLogger("fieldbus")
 
 
@@ -38,93 +43,134 @@ class Surroundings(Protocol):
     clock: Clock
 
 
+@dataclass(slots=True)
+class _Watched:
+    """A point with a safe value."""
+
+    point: Point
+    guard: Guard
+    source: Point | None
+    silence: Silence
+
+
 class DeadMen:
     """All points with a safe value."""
 
     def __init__(self, around: Surroundings) -> None:
         self.fallen: dict[Point, float] = {}
-        """Points at their safe value, and since when their source was silent then."""
+        """Points in their fallback, and when they entered it."""
         self._around = around
-        self._guards: Mapping[Point, Guard] = {}
-        self._listened: dict[Point, tuple[Point | None, float]] = {}
-        """The source of each point, and since when we listen to it."""
-        self._heard: dict[Point, float] = {}
-        """When the source of a point was last good."""
+        self._watched: dict[str, _Watched] = {}
+        """By address."""
+        self._of: dict[Point, _Watched] = {}
 
     def take(self, guards: Mapping[Point, Guard], now_s: float) -> None:
         """Take the guards of all points, at start or after a reload."""
-        self._guards = {point: guard for point, guard in guards.items() if guard.fallback_after_s}
-        self.fallen = {point: since_s for point, since_s in self.fallen.items() if point in self._guards}
-        self._heard = {point: at_s for point, at_s in self._heard.items() if point in self._guards}
-        before, self._listened = self._listened, {}
-        for point in self._guards:
+        before, self._watched = self._watched, {}
+        for point, guard in guards.items():
+            if guard.fallback_after_s is None:
+                continue
             edge = self._around.router.edge_to(point)
             source = None if edge is None else edge.source
-            known = before.get(point)
-            if known is not None and (known[0] is source or point in self.fallen):
-                self._listened[point] = source, known[1]
+            known = before.get(point.address)
+            if known is None:
+                silence = Silence(guard.fallback_after_s, now_s)
             else:
-                self._listened[point] = source, now_s
+                silence = known.silence
+                silence.after_s = guard.fallback_after_s
+                if known.source is not source:
+                    silence.listen(now_s)
+                if known.point is not point or known.guard.fallback_value != guard.fallback_value:
+                    silence.lost()  # its link is opened anew, or the safe value is another one
+            self._watched[point.address] = _Watched(point, guard, source, silence)
+        self._note()
 
     def begin(self, now_s: float) -> None:
         """Listen from now on."""
-        self._listened = {point: (source, now_s) for point, (source, _) in self._listened.items()}
+        for watched in self._watched.values():
+            watched.silence.listen(now_s)
+
+    def holds(self, point: Point) -> bool:
+        """Return whether a point is in its fallback, so that no route may write it."""
+        watched = self._of.get(point)
+        if watched is None:
+            return False
+        self._hear(watched)
+        return watched.silence.entered_s is not None
+
+    def missed(self, point: Point) -> None:
+        """Learn that a point may not have any more what it was given."""
+        watched = self._of.get(point)
+        if watched is not None:
+            watched.silence.lost()
 
     async def watch(self) -> None:
         """Bring points to their safe value until cancelled."""
-        under_way: dict[Point, asyncio.Task[None]] = {}
+        under_way: dict[str, asyncio.Task[None]] = {}
         try:
             while True:
-                await asyncio.sleep(LOOK_S if self._guards else IDLE_S)
-                silent = self.silent(self._around.clock.monotonic_s())
-                for point in [point for point in self.fallen if point not in silent]:
-                    del self.fallen[point]
-                    _LOG.info("%s: its source is back", point.address)
-                under_way = {point: task for point, task in under_way.items() if not task.done()}
-                for point, since_s in silent.items():
-                    is_done = self.fallen.get(point) == since_s
-                    if not is_done and point not in under_way and not self._around.desk.is_busy(point):
-                        under_way[point] = asyncio.create_task(
-                            self._fall_back(point, since_s), name=f"safe value of {point.address}"
+                await asyncio.sleep(LOOK_S if self._watched else IDLE_S)
+                self.look(self._around.clock.monotonic_s())
+                under_way = {address: task for address, task in under_way.items() if not task.done()}
+                for address, watched in self._watched.items():
+                    if (
+                        watched.silence.is_due
+                        and address not in under_way
+                        and not self._around.desk.is_busy(watched.point)
+                    ):
+                        under_way[address] = asyncio.create_task(
+                            self._fall_back(watched), name=f"safe value of {address}"
                         )
         finally:
             for task in under_way.values():
                 task.cancel()
             await asyncio.gather(*under_way.values(), return_exceptions=True)
 
-    async def _fall_back(self, point: Point, since_s: float) -> None:
-        guard = self._guards.get(point)
-        if guard is None:
-            return
-        outcome = await self._around.desk.fall_back(point, guard)
+    def look(self, now_s: float) -> None:
+        """Find out which sources are silent for too long, and which are back."""
+        is_news = False
+        for watched in self._watched.values():
+            self._hear(watched)
+            if watched.silence.look(now_s):
+                is_news = True
+                # Whatever the target has now is not what it was sent: the next sample is to be written.
+                self._around.router.missed(watched.point)
+        if is_news:
+            self._note()
+
+    async def _fall_back(self, watched: _Watched) -> None:
+        outcome = await self._around.desk.fall_back(watched.point, watched.guard)
         if outcome in (WriteOutcome.WRITTEN, WriteOutcome.VERIFIED):
-            self.fallen[point] = since_s
-            self._around.router.missed(point)
+            watched.silence.wrote()
+            # If the source came back meanwhile, its sample may have been written before the safe value.
+            self._around.router.missed(watched.point)
         else:
             await asyncio.sleep(RETRY_S)
 
-    def silent(self, now_s: float) -> dict[Point, float]:
-        """Return the points whose source has been silent for too long, and since when."""
-        found = {}
-        for point, guard in self._guards.items():
-            begun_s, heard_s = self._listened[point][1], self.heard_s(point)
-            since_s = begun_s if heard_s is None else max(heard_s, begun_s)
-            if is_overdue(guard, since_s, now_s):
-                found[point] = since_s
-        return found
+    def _hear(self, watched: _Watched) -> None:
+        if watched.silence.hear(self._heard_s(watched)):
+            self.fallen.pop(watched.point, None)
+            _LOG.info("%s: its source is back", watched.point.address)
 
-    def heard_s(self, point: Point) -> float | None:
-        """Return when the source of a point was last good, or a command wrote it; None if never."""
-        router = self._around.router
+    def _heard_s(self, watched: _Watched) -> float:
+        """Return when a good live sample of the source arrived, or a command wrote the point."""
+        point, router = watched.point, self._around.router
+        commanded_s = self._around.desk.commanded_s(point)
+        heard_s = NEVER_HEARD if commanded_s is None else commanded_s
         edge = router.edge_to(point)
-        if edge is not None:
-            batch = router.batch_of(edge.source)
-            if batch is not None and router.sample(edge.source).quality in _FRESH:
-                self._heard[point] = batch.at_s
-        moments = (self._around.desk.commanded_s(point), self._heard.get(point))
-        return max((moment for moment in moments if moment is not None), default=None)
+        batch = None if edge is None else router.batch_of(edge.source)
+        if edge is not None and batch is not None:
+            quality = router.sample(edge.source).quality
+            is_passed = edge.policy.on_uncertain is OnUncertain.SEND
+            if quality is Quality.GOOD or (quality is Quality.UNCERTAIN and is_passed):
+                heard_s = max(heard_s, batch.heard_s)
+        return heard_s
 
-
-def is_overdue(guard: Guard, since_s: float, now_s: float) -> bool:
-    """Return whether a source that has been silent since a moment was so for too long."""
-    return guard.fallback_after_s is not None and now_s - since_s > guard.fallback_after_s
+    def _note(self) -> None:
+        """Keep as they are now those that are looked up with each delivery."""
+        self._of = {watched.point: watched for watched in self._watched.values()}
+        self.fallen = {
+            watched.point: watched.silence.entered_s
+            for watched in self._watched.values()
+            if watched.silence.entered_s is not None
+        }

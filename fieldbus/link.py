@@ -234,6 +234,8 @@ class Gauge:
     labels: Mapping[int, str] = field(default_factory=dict)
     highest: float | None = None
     """The highest value that it can have, if there is one."""
+    lowest: float | None = 0
+    """The lowest, of numbers."""
 
 
 @runtime_checkable
@@ -345,6 +347,11 @@ class PeerLink(Protocol):
         """Have `peer_is` told of a gateway that is no device of ours."""
 
     @property
+    def clock_tolerance_s(self) -> float:
+        """How far the time of a sample may lie in the future."""
+        ...
+
+    @property
     def beat_s(self) -> float:
         """How often something has to be sent to peers, so that they know that we are there."""
         ...
@@ -353,4 +360,4 @@ class PeerLink(Protocol):
         """Say that points of a peer have no value that nobody wants any more, by their addresses there."""
 
     def take_samples(self, peer: str, samples: Sequence[tuple[str, Sample]]) -> None:
-        """Emit samples of a peer, by their addresses there; none that is older than what was emitted."""
+        """Emit samples of a peer, by their addresses there, in their order."""

@@ -5,7 +5,8 @@ Rules:
 * A value never travels without its quality, its reason and its source time. A sample that is bad
   has no value at all (`None`): what is not known cannot be mistaken for what is.
 * Source time is when the value was read or received (integer nanoseconds, wall clock), never when
-  it was converted. It is data: silence and ages are measured by arrival, on our monotonic clock (`Batch.at_s`).
+  it was converted. It is data: silence and ages are measured by arrival, on our monotonic clock
+  (`Batch.at_s`).
 * A value that waited on its way (retained by a broker, historical, queued) is `held`: a `HeldSample`, a
   `HeldBatch`. It is a value like any other, but it does not show that its source is there.
 * Points that are acquired together (one Modbus block, one CAN message, one topic) form a `Group`.

@@ -331,6 +331,7 @@ def _assemble_broker(parts: Assembly) -> Link:
         is_retained=settings.retain,
         max_queue=settings.queue,
         gather_s=settings.gather,
+        clock_tolerance_s=settings.clock_tolerance,
         clock=parts.clock,
     )
 

@@ -139,7 +139,10 @@ class Gateway:
         }
         before = self.router
         if self.exchange is not None:
-            kept = self.exchange.set_plant(plant.links, plant.edges, self._needed(plant), plant.shares)
+            kept = self.exchange.set_plant(
+                plant.links, plant.edges, self._needed(plant), plant.shares,
+                [point for point, guard in plant.guards.items() if guard.fallback_after_s is not None],
+            )  # fmt: skip
             self.router = Router(kept, plant.groups)
             self.router.adopt(before)
             self.exchange.rewire()

@@ -50,6 +50,8 @@ _NOT_NOW = (
     *(f"{Reason.DEVICE_EXCEPTION} {code}" for code in ("05", "06", "0A", "0B")),
 )  # fmt: skip
 """Why a write failed, where the next sample may be taken: busy and unreachable among them."""
+_UNKNOWN = {"response_time_ms": None, "clock_offset_ms": None}
+"""What is measured of a device, while it is not there."""
 _LOG = logging.getLogger("fieldbus")
 
 
@@ -196,7 +198,7 @@ class Session:
         for group in self._link.groups:
             self._emit(group.without_value(Reason.NOT_CONNECTED, time_ns, now_s))
         for status in self._devices.values():
-            status.set(online=False, response_time_ms=None)
+            status.set(online=False, **_UNKNOWN)
             self._tell(status)
         for point in self._targets():
             self._missed(point)
@@ -232,7 +234,7 @@ class Session:
         if status is not None:
             status.set(online=event.is_online)
             if not event.is_online:
-                status.set(response_time_ms=None)
+                status.set(**_UNKNOWN)
             self._tell(status)
 
     def _connection_is(self, event: ConnectionHealth) -> None:

@@ -9,6 +9,7 @@ They are routed like any other, so that a PLC can read in a register that a CAN 
 ``sys.<link>.<gauge>``                         what it knows of itself: a CAN bus's ``bus_state`` …
 ``sys.<device>.online``                        whether a polled device or CAN node answers
 ``sys.<device>.response_time_ms``              of a polled device, its last answer
+``sys.<device>.clock_offset_ms``               of another gateway, how far its clock is ahead of ours
 =============================================  ======================================================
 
 Rules: what is known at once is told at once (``connected``, ``online``, a changed ``bus_state``); totals
@@ -38,7 +39,7 @@ class Status:
                 f"{owner}.{name}",
                 gauge.kind,
                 unit=gauge.unit,
-                lowest=0 if gauge.kind.is_number else None,
+                lowest=gauge.lowest if gauge.kind.is_number else None,
                 highest=gauge.highest,
                 labels=gauge.labels,
             )
@@ -84,6 +85,7 @@ class Status:
 _CONNECTED = {"connected": Gauge(Kind.BOOL), "reconnects": Gauge(Kind.INT)}
 _ONLINE = {"online": Gauge(Kind.BOOL)}
 _RESPONSE_TIME = {"response_time_ms": Gauge(Kind.FLOAT, unit="ms")}
+_CLOCK_OFFSET = {"clock_offset_ms": Gauge(Kind.FLOAT, unit="ms", lowest=None)}
 
 
 def link_status(link: Link, clock: Clock = SYSTEM) -> Status:
@@ -96,9 +98,18 @@ def link_status(link: Link, clock: Clock = SYSTEM) -> Status:
     return status
 
 
-def device_status(device: str, *, has_response_time: bool, clock: Clock = SYSTEM) -> Status:
-    """Return the status of a device, not online yet."""
-    gauges = _ONLINE | _RESPONSE_TIME if has_response_time else _ONLINE
+def device_status(
+    device: str, *, has_response_time: bool = False, has_clock: bool = False, clock: Clock = SYSTEM
+) -> Status:
+    """Return the status of a device, not online yet.
+
+    Args:
+        device: its name.
+        has_response_time: whether it is known how long it takes to respond.
+        has_clock: whether it says what time it has.
+        clock: the gateway's.
+    """
+    gauges = _ONLINE | (_RESPONSE_TIME if has_response_time else {}) | (_CLOCK_OFFSET if has_clock else {})
     status = Status(device, gauges, clock=clock)
     status.set(online=False)
     return status

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import os
 import socket
 import ssl
@@ -31,6 +32,7 @@ from typing import NamedTuple, Protocol, cast
 from fieldbus.errors import LinkDownError
 from fieldbus.mqtt import answers, packets
 from fieldbus.mqtt.properties import MAX_REMAINING, MalformedPacketError
+from fieldbus.sample_json import historical
 from fieldbus.text import printable
 
 WINDOW = 200
@@ -59,6 +61,8 @@ class Message(NamedTuple):
     False when the broker has not got it: then its giver sends it again."""
     properties: bytes = b""
     """As `packets.publish_properties` makes them."""
+    put_s: float = math.inf
+    """When samples were queued (monotonic). A message of samples that has waited for too long says so."""
 
 
 class Owner(Protocol):
@@ -73,6 +77,11 @@ class Owner(Protocol):
     """What waits beside: of both one goes after the other, so that neither holds the other up."""
     is_draining: bool
     """Whether somebody waits for acknowledgements."""
+
+    @property
+    def historical_s(self) -> float:
+        """What was queued before has waited for too long."""
+        ...
 
     def published(self, message: Message) -> None:
         """Learn that the broker has a message."""
@@ -195,6 +204,7 @@ class Connection(asyncio.Protocol):
         out: list[bytes] = []
         size = 0
         first, under_way = self._first, self.under_way
+        historical_s = self._owner.historical_s
         while waiting or sure:
             if room <= 0:
                 self._is_full = True
@@ -204,6 +214,8 @@ class Connection(asyncio.Protocol):
                 break
             self._is_sures_turn = bool(sure) and not (waiting and self._is_sures_turn)
             message = (sure if self._is_sures_turn else waiting).popleft()
+            if message.put_s < historical_s:
+                message = message._replace(payload=historical(message.payload))
             packet_id = 0
             if first & 6:
                 packet_id = next(self._ids)

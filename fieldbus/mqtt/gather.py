@@ -25,8 +25,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fieldbus.link import Bundle, Delivery, Gathering, GatherPlan
-from fieldbus.model import Sample
-from fieldbus.sample_json import GatheredFormat, Inside, gathered_inside, gathered_message
+from fieldbus.model import HeldBatch, Sample
+from fieldbus.sample_json import GatheredFormat, Inside, gathered_inside, gathered_message, historical
 
 NEVER = math.inf
 DEFAULT_WINDOW_S = 0.1
@@ -91,7 +91,8 @@ class Gatherer:
             inside = writer.some(batch, changed)
         if gathering.groups == 1 and not message.samples:
             if inside.values or inside.bad:
-                self._put(gathering.topic, gathered_message(batch.time_ns, *inside))
+                payload = gathered_message(batch.time_ns, *inside)
+                self._put(gathering.topic, historical(payload) if type(batch) is HeldBatch else payload)
             return
         if plan in message.plans:
             self._send(message)

@@ -41,6 +41,7 @@ from fieldbus.link import (
 from fieldbus.model import Group, Point, Quality, Sample, Value
 from fieldbus.mqtt import peering
 from fieldbus.mqtt.answers import Publish
+from fieldbus.mqtt.arrivals import CLOCK_TOLERANCE_S
 from fieldbus.mqtt.gather import DEFAULT_WINDOW_S
 from fieldbus.mqtt.inbound import TopicReader
 from fieldbus.mqtt.opening import guess
@@ -85,6 +86,7 @@ class MqttLink:
         tls: TlsFiles | None = None,
         remotes: Sequence[RemoteGateway] = (),
         me: str | None = None,
+        clock_tolerance_s: float = CLOCK_TOLERANCE_S,
         clock: Clock = SYSTEM,
     ) -> None:
         """Take what the link works with; nothing is opened.
@@ -95,9 +97,11 @@ class MqttLink:
             tls: with what the connection is secured; None if it is not.
             remotes: other gateways whose points are devices of ours.
             me: under which name others send to us, if it is not the gateway's.
+            clock_tolerance_s: how far the time of a sample may lie in the future.
             clock: the gateway's.
         """
         self._clock = clock
+        self.clock_tolerance_s = clock_tolerance_s
         self._options: dict[str, Any] = {
             "version": version,
             "username": username,
@@ -109,6 +113,7 @@ class MqttLink:
             "gather_s": gather_s,
             "tls": tls,
             "remotes": remotes,
+            "clock_tolerance_s": clock_tolerance_s,
             "clock": clock,
         }
         self._tls = tls
@@ -125,17 +130,20 @@ class MqttLink:
         self._keepalive_s = keepalive_s
         self._is_retained = is_retained
         self._topic_of = {place.point: place.topic for place in points}
-        self._counters = dict.fromkeys(("rx_bad", "peer_faults"), 0)
+        self._counters = dict.fromkeys(("rx_bad", "peer_faults", "peer_out_of_order"), 0)
         self._me = me or gateway
-        self._peers = Peers(self._me, username or gateway, remotes, self._counters, clock=clock)
-        self._reader = TopicReader(points, self._counters, clock=clock)
+        self._peers = Peers(
+            self._me, username or gateway, remotes, self._counters,
+            tolerance_s=clock_tolerance_s, clock=clock,
+        )  # fmt: skip
+        self._reader = TopicReader(points, self._counters, tolerance_s=clock_tolerance_s, clock=clock)
         self.groups: Sequence[Group] = self._reader.groups + self._peers.groups
         self.remotes = remotes
         """Other gateways whose points are devices of ours."""
         self._publisher = Publisher(
             name, host, port, f"{self._client_id}-data", username=username, password=password,
             keepalive_s=keepalive_s, qos=qos, is_retained=is_retained, max_queue=max_queue,
-            server_name=None if tls is None else tls.server_name,
+            server_name=None if tls is None else tls.server_name, clock=clock,
         )  # fmt: skip
 
         def session(client_id: str) -> Session:
@@ -189,8 +197,8 @@ class MqttLink:
 
     @property
     def measures(self) -> Mapping[str, Mapping[str, float]]:
-        """Nothing: topics have no response time."""
-        return {}
+        """Of other gateways, how far their clocks are ahead of ours."""
+        return {device: {"clock_offset_ms": ahead_ms} for device, ahead_ms in self._peers.offsets_ms.items()}
 
     async def connect(self) -> None:
         """Connect, and say that we are there."""

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 from fieldbus.clock import SYSTEM, Clock
 from fieldbus.link import NEVER, Bundle, Delivery
-from fieldbus.model import Sample
+from fieldbus.model import HeldSample, Point, Sample
 from fieldbus.mqtt.gather import Gatherer
 from fieldbus.mqtt.payload import TopicPoint
-from fieldbus.sample_json import gathered_bytes, sample_bytes
+from fieldbus.sample_json import gathered_bytes, historical, sample_bytes
 
 
 class TopicWriter:
@@ -46,7 +46,7 @@ class TopicWriter:
             target = delivery.target
             if target.topic is None:
                 if target.point is not None:
-                    put(self._topic_of[target.point], sample_bytes(target.point, delivery.sample))
+                    put(self._topic_of[target.point], _message(target.point, delivery.sample))
             elif target.is_shared:
                 self._gatherer.take_delivery(target.topic, delivery, self._clock.monotonic_s())
                 self._arm()
@@ -54,9 +54,11 @@ class TopicWriter:
                 key = target.topic, delivery.source.device
                 gathered.setdefault(key, []).append((target.label, delivery.sample))
             else:
-                put(target.topic, sample_bytes(delivery.source, delivery.sample))
+                put(target.topic, _message(delivery.source, delivery.sample))
         for (topic, _), samples in gathered.items():
-            put(topic, gathered_bytes(max(sample.time_ns for _, sample in samples), samples))
+            payload = gathered_bytes(max(sample.time_ns for _, sample in samples), samples)
+            is_held = all(sample.is_held for _, sample in samples)
+            put(topic, historical(payload) if is_held else payload)
 
     def gather(self, bundle: Bundle) -> None:
         """Put what needs no treatment into the message of its topic."""
@@ -81,3 +83,9 @@ class TopicWriter:
         self._timer = None
         self._gatherer.expire(self._clock.monotonic_s())
         self._arm()
+
+
+def _message(point: Point, sample: Sample) -> bytes:
+    """Return a sample as a message; one that was held on its way to us says so."""
+    payload = sample_bytes(point, sample)
+    return historical(payload) if type(sample) is HeldSample else payload

@@ -6,6 +6,7 @@ A payload is, for a point with ``path``, JSON in which the path leads to a value
 Rules:
 
 * Nothing that arrives raises: what cannot be understood is a bad sample with the reason.
+* A sample whose time lies in the future is `dated`; one that says that it is ``historical`` is held.
 * A value that does not fit the point's type is bad, not converted until it fits.
 * At most 256 KiB are looked at.
 """
@@ -19,11 +20,10 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from fieldbus.model import Kind, Point, Quality, Reason, Sample, Value
+from fieldbus.mqtt.arrivals import CLOCK_TOLERANCE_S, dated, held
 from fieldbus.sample_json import parse_time
 
 MAX_PAYLOAD = 256 * 1024
-MAX_AHEAD_NS = 60_000_000_000
-"""How far another machine's clock may be ahead of ours."""
 _STEP = re.compile(r"\.?([^.\[\]]+)|\[(\d+)\]")
 _WORDS = {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}
 
@@ -55,11 +55,14 @@ def parse_path(text: str) -> tuple[str | int, ...]:
     return tuple(steps)
 
 
-def read(place: TopicPoint, payload: bytes, now_ns: int) -> Sample:
+def read(place: TopicPoint, payload: bytes, now_ns: int, tolerance_s: float = CLOCK_TOLERANCE_S) -> Sample:
     """Return the sample that a payload amounts to.
 
     Args:
+        place: the point, and where in a payload its value is.
+        payload: as it came.
         now_ns: taken as source time if the payload has none.
+        tolerance_s: how far a time may lie in the future.
     """
     if len(payload) > MAX_PAYLOAD:
         return _bad(Reason.BAD_RESPONSE, now_ns)
@@ -73,15 +76,18 @@ def read(place: TopicPoint, payload: bytes, now_ns: int) -> Sample:
         if place.path:
             return _bad(Reason.BAD_RESPONSE, now_ns)
         data = text  # plain text that is not JSON
+    is_historical = isinstance(data, dict) and data.get("historical") is True
     if place.path:
         for step in place.path:
             try:
                 data = data[step]
             except (KeyError, IndexError, TypeError):
                 return _bad(Reason.NOT_AVAILABLE, now_ns)
-        return _typed(place.point, data, now_ns)
+        sample = _typed(place.point, data, now_ns)
+        return held(sample) if is_historical else sample
     if isinstance(data, dict):
-        return _of_sample(place.point, data, now_ns)
+        sample = dated(_of_sample(place.point, data, now_ns), now_ns, round(tolerance_s * 1e9))
+        return held(sample) if is_historical else sample
     if place.point.kind is Kind.STRING and not isinstance(data, str):
         data = text  # a text may look like a number
     return _typed(place.point, data, now_ns)
@@ -96,8 +102,8 @@ def _of_sample(point: Point, data: dict[str, Any], now_ns: int) -> Sample:
             time_ns = parse_time(str(data["time"]))
         except (ValueError, OverflowError):
             return _bad(Reason.BAD_RESPONSE, now_ns)
-        if not 0 <= time_ns <= now_ns + MAX_AHEAD_NS:
-            return _bad(Reason.BAD_RESPONSE, now_ns)  # it would never grow old
+        if time_ns < 0:
+            return _bad(Reason.BAD_RESPONSE, now_ns)
     quality, reason = data.get("quality", "good"), data.get("reason")
     if quality == "bad" or data["value"] is None:
         return _bad(str(reason or Reason.NOT_AVAILABLE), time_ns)

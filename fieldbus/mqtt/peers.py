@@ -5,8 +5,11 @@ Rules:
 * A gateway's points are bad as soon as the broker says that it is gone (its last will), until it is back
   *and* has sent a value.
 * Each point has its own source time, so each is a group of its own.
-* A sample that is older than the one that was emitted last is not emitted: what was delayed on one way never
-  takes the place of what came on another.
+* What a gateway sends live counts in the order of its numbers (`Order`), or as it arrives if it says none.
+  The times of its samples order nothing. A message that is not taken is counted (`peer_out_of_order`), and
+  is no sign of life.
+* How far a gateway's clock is ahead of ours is measured (``sys.<device>.clock_offset_ms``), and said when it
+  is more than is tolerated.
 * A command of ours carries its time and an id, is sent once, and is answered within its expiry, or its
   outcome is unknown. One that somebody gave us does not live longer at the other gateway than it would here.
 * What is published below ``command/`` is an attempt to write, also if it names no point.
@@ -37,9 +40,10 @@ from fieldbus.link import (
     WriteOutcome,
     WriteResult,
 )
-from fieldbus.model import NO_FLAWS, Batch, Flaw, Group, Point, Reason, Sample, Value
+from fieldbus.model import Group, Point, Reason, Sample, Value
 from fieldbus.mqtt import peering
-from fieldbus.mqtt.records import RecordError, decode_peer_row
+from fieldbus.mqtt.arrivals import CLOCK_TOLERANCE_S, ClockOffset, Order, dated, held, picture
+from fieldbus.mqtt.records import RecordError, decode_live
 from fieldbus.sample_json import iso_time
 
 EXPIRY_S = 10.0
@@ -90,6 +94,7 @@ class Peers:
         remotes: Iterable[RemoteGateway],
         counters: dict[str, int],
         *,
+        tolerance_s: float = CLOCK_TOLERANCE_S,
         clock: Clock = SYSTEM,
     ) -> None:
         """Take them.
@@ -99,9 +104,11 @@ class Peers:
             actor: the name under which we give commands.
             remotes: those whose points are devices of ours.
             counters: where faults are counted.
+            tolerance_s: how far a source time may lie in the future.
             clock: the gateway's.
         """
         self._clock = clock
+        self._tolerance_s = tolerance_s
         self.me = me
         self.remotes = {remote.gateway: remote for remote in remotes}
         self.correspondent: Correspondent | None = None
@@ -109,6 +116,10 @@ class Peers:
         self._counters = counters
         self._groups: dict[str, dict[str, Group]] = {}
         self._last: dict[Group, Sample] = {}
+        self._orders: dict[str, Order] = {}
+        self._offsets: dict[str, ClockOffset] = {}
+        self._astray: set[str] = set()
+        """Gateways of whose clocks it was said that they are wrong."""
         self._online: dict[str, bool] = {}
         self._keepalives: dict[str, float] = {}
         """Of the gateways that the broker says to be there: within which time they send something."""
@@ -181,6 +192,8 @@ class Peers:
             self._looker.cancel()
             self._looker = None
         self._last.clear()
+        self._orders.clear()
+        self._offsets.clear()
         self._online.clear()
         self._keepalives.clear()
         for answer in self._answers.values():
@@ -189,6 +202,15 @@ class Peers:
         self._answers.clear()
         for task in list(self._tasks):
             task.cancel()
+
+    @property
+    def offsets_ms(self) -> Mapping[str, float]:
+        """How far the clocks of other gateways are ahead of ours, by their device here."""
+        return {
+            self.remotes[peer].device: round(offset.seconds * 1000, 1)
+            for peer, offset in self._offsets.items()
+            if offset.seconds is not None
+        }
 
     def is_online(self, peer: str) -> bool:
         """Return whether the broker says that a gateway is there."""
@@ -212,7 +234,7 @@ class Peers:
         if kind == "status":
             self._heard_status(link, about, payload)
         elif kind == "live" and about in self.remotes:
-            self._heard_live(link, about, payload)
+            self._heard_live(link, about, payload, is_retained=is_retained)
         elif about == self.me and kind == "answer":
             self._answered(payload)
         elif self.correspondent is None:
@@ -252,6 +274,9 @@ class Peers:
         if self._online.get(peer) is is_online:
             return
         self._online[peer] = is_online
+        if not is_online:
+            self._orders.setdefault(peer, Order()).gone()
+            self._offsets.pop(peer, None)
         remote = self.remotes.get(peer)
         if remote is not None and self._report is not None:
             self._report(DeviceHealth(remote.device, is_online, reason))
@@ -270,14 +295,39 @@ class Peers:
             if peer in self.remotes and self._online.get(peer) and silent_s > PATIENCE * keepalive_s:
                 reason = f"the gateway has been silent for {silent_s:.1f} s"
                 self._set_online(link, peer, is_online=False, reason=reason)
+        for peer, offset in self._offsets.items():
+            self._judge(peer, offset)
 
-    def _heard_live(self, link: str, peer: str, payload: bytes) -> None:
+    def _judge(self, peer: str, offset: ClockOffset) -> None:
+        """Say it once if a clock is wrong, or right again."""
+        ahead_s = offset.seconds
+        if ahead_s is None or (abs(ahead_s) > self._tolerance_s) == (peer in self._astray):
+            return
+        if peer in self._astray:
+            self._astray.discard(peer)
+            text = f"gateway {peer}: its clock agrees with ours again"
+        else:
+            self._astray.add(peer)
+            side = "ahead of" if ahead_s > 0 else "behind"
+            text = f"gateway {peer}: its clock is {abs(ahead_s):.0f} s {side} ours; set one of them"
+        if self._report is not None:
+            self._report(Notice(text))
+
+    def _heard_live(self, link: str, peer: str, payload: bytes, *, is_retained: bool) -> None:
         try:
-            samples = [(item.head[0], item.sample) for item in decode_peer_row(payload)]
+            stamp, items = decode_live(payload)
         except RecordError as error:
             self.fault(peer, f"what it sends live cannot be read: {error}")
             return
-        self._heard_s[peer] = self._clock.monotonic_s()
+        now_ns, now_s = self._clock.wall_ns(), self._clock.monotonic_s()
+        if stamp is not None:
+            if not self._orders.setdefault(peer, Order()).is_news(stamp.boot, stamp.number):
+                self._counters["peer_out_of_order"] += 1
+                return
+            if not is_retained:
+                self._offsets.setdefault(peer, ClockOffset()).heard(stamp.time_ns, now_ns, now_s)
+        samples = [(item.head[0], held(item.sample) if is_retained else item.sample) for item in items]
+        self._heard_s[peer] = now_s
         if peer in self._keepalives:  # else it was under way when its sender went
             self._set_online(link, peer, is_online=True, reason=None)
         if self._online.get(peer) is not False:
@@ -289,20 +339,15 @@ class Peers:
             return
         groups, last_of = self._groups.get(peer, {}), self._last
         now_ns, now_s = self._clock.wall_ns(), self._clock.monotonic_s()
-        for address, sample in samples:
+        for address, arrived in samples:
             group = groups.get(address)
             if group is None:
                 continue
+            sample = dated(arrived, now_ns, round(self._tolerance_s * 1e9))
             last = last_of.get(group)
-            if last is not None and sample.time_ns < last.time_ns:
-                continue
             last_of[group] = sample
-            age_s = max(0, now_ns - sample.time_ns) / 1e9
-            flaws: Mapping[int, Flaw] = NO_FLAWS
-            if sample.reason is not None:
-                flaws = {0: Flaw(sample.quality, sample.reason)}
             changed: Sequence[int] = () if last is not None and last[:3] == sample[:3] else (0,)
-            self._emit(Batch(group, sample.time_ns, now_s - age_s, (sample.value,), flaws, changed))
+            self._emit(picture(group, sample, changed, now_ns, now_s))
 
     def spoil(self, peer: str, reason: str) -> None:
         """Say that no point of a gateway has a value."""

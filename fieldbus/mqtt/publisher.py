@@ -8,6 +8,8 @@ Rules:
   What was under way when the connection broke is sent again, first and in order.
 * What the broker does not take (an acknowledgement with an error, a message longer than it accepts) is
   dropped, counted, and said once for each topic until one is taken again.
+* A message that waited for longer than `HISTORICAL_S` is sent as historical: whoever gets it must not take it
+  for what is so now.
 * What is given to `put_sure` is its giver's to keep: it waits in a queue of its own, which its giver keeps
   short, is never pushed out of it, and told to be done, or, when the connection is lost, not done; then it
   does not wait any more. Of both queues a message goes in turn: a backlog does not hold up what is new.
@@ -27,11 +29,13 @@ import ssl
 from collections import deque
 from collections.abc import Callable, Mapping
 
+from fieldbus.clock import SYSTEM, Clock
 from fieldbus.errors import LinkDownError
 from fieldbus.mqtt import packets
 from fieldbus.mqtt.connection import MAX_INCOMING, Connection, Message
 from fieldbus.mqtt.opening import open_connection
 
+HISTORICAL_S = 1.0
 _LOG = logging.getLogger("fieldbus")
 
 
@@ -53,13 +57,16 @@ class Publisher:
         max_queue: int = 10_000,
         tls: ssl.SSLContext | None = None,
         server_name: str | None = None,
+        clock: Clock = SYSTEM,
     ) -> None:
         """Take what it works with; nothing is opened.
 
         Args:
             tls: with which the connection is secured; None if it is not.
             server_name: the name that the broker's certificate must have, if it is not the host's.
+            clock: the gateway's.
         """
+        self._clock = clock
         self.tls = tls
         self._server_name = server_name
         self.name = name
@@ -110,12 +117,17 @@ class Publisher:
         """Whether anything was ever to be published."""
         return self._is_filled.is_set()
 
+    @property
+    def historical_s(self) -> float:
+        """What was queued before has waited for too long."""
+        return self._clock.monotonic_s() - HISTORICAL_S
+
     def put(self, topic: str, payload: bytes) -> None:
-        """Queue a message. Never blocks, never raises."""
+        """Queue a sample, or a gathered message. Never blocks, never raises."""
         if len(self.waiting) >= self._max_queue:
             self.waiting.popleft()
             self._dropped += 1
-        self.waiting.append(Message(topic, payload))
+        self.waiting.append(Message(topic, payload, put_s=self._clock.monotonic_s()))
         if self._session is not None:
             self._session.wake()
         elif not self._is_filled.is_set():

@@ -2,10 +2,15 @@
 
 Layout of a row, and of what travels live between gateways: JSON,
 ``{"heads": [[…], …], "samples": [[head, value, time_ns], [head, value, time_ns, quality, reason, label],
-…]}``.
+[head, value, time_ns, quality, reason, label, held], …]}``. ``held`` is true of a sample that waited on its
+way.
 A head is what does not change from sample to sample: of a gateway's point its address, the point it first was
 (``gateway/address``) and how many gateways it has come through; of a topic ``[topic, label, device, unit]``,
 where label is null if the topic does not gather.
+
+What travels live also says its place, ``"boot", "number", "time_ns"``: a word that is another one each time
+that the sender begins anew, a number that grows with each message, and when the message was sent. A sender of
+version 0.1 says none of the three.
 
 Layout of a chunk, a row with its place in its stream: a line of JSON, ``{"gateway", "boot", "stream",
 "first",
@@ -20,10 +25,10 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
-from fieldbus.model import Quality, Sample, Value
+from fieldbus.model import HeldSample, Quality, Sample, Value
 
 Head = tuple[Any, ...]
 MAX_SAMPLES = 20_000
@@ -45,6 +50,15 @@ class Item(NamedTuple):
     sample: Sample
     label: str | None = None
     """The name that an enumeration gives the value."""
+
+
+class Stamp(NamedTuple):
+    """The place of a live message among those of its sender."""
+
+    boot: str
+    number: int
+    time_ns: int
+    """When it was sent, by the sender's wall clock."""
 
 
 class Place(NamedTuple):
@@ -75,21 +89,24 @@ class Place(NamedTuple):
         return f"{self.gateway}/{self.boot}/{self.stream}"
 
 
-def encode_row(items: Sequence[Item]) -> bytes:
-    """Return a row."""
+def encode_row(items: Sequence[Item], stamp: Stamp | None = None) -> bytes:
+    """Return a row; with a stamp, a live message."""
     places: dict[Head, int] = {}
     samples: list[list[Any]] = []
-    for head, (value, quality, reason, time_ns), label in items:
+    for head, sample, label in items:
+        value, quality, reason, time_ns = sample
         place = places.setdefault(head, len(places))
         if isinstance(value, float) and not math.isfinite(value):
-            value, quality, reason = None, Quality.BAD, "not available"  # noqa: PLW2901 - no such number in JSON
-        if quality is Quality.GOOD and label is None:
-            samples.append([place, value, time_ns])
-        else:
-            samples.append(
-                [place, value, time_ns, str(quality), None if reason is None else str(reason), label]
-            )
-    found = {"heads": list(places), "samples": samples}
+            value, quality, reason = None, Quality.BAD, "not available"  # no such number in JSON
+        row = [place, value, time_ns]
+        is_held = type(sample) is HeldSample
+        if is_held or quality is not Quality.GOOD or label is not None:
+            row += [str(quality), None if reason is None else str(reason), label]
+            if is_held:
+                row.append(True)
+        samples.append(row)
+    found: dict[str, Any] = {} if stamp is None else stamp._asdict()
+    found |= {"heads": list(places), "samples": samples}
     # Half a character of UTF-16, which JSON can name, is none in UTF-8: it becomes a question mark.
     return json.dumps(found, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
 
@@ -100,13 +117,17 @@ def decode_row(data: bytes) -> list[Item]:
     Raises:
         RecordError: it is none.
     """
+    return _decode(data)[1]
+
+
+def _decode(data: bytes) -> tuple[Mapping[str, Any], list[Item]]:
     try:
         found = json.loads(data, parse_constant=_no_constant)
         heads = [tuple(head) for head in found["heads"]]
         rows = found["samples"]
         if len(rows) > MAX_SAMPLES:
             raise RecordError(f"more than {MAX_SAMPLES} samples")
-        return [_item(heads, row) for row in rows]
+        return found, [_item(heads, row) for row in rows]
     except RecordError:
         raise
     except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
@@ -120,6 +141,29 @@ def decode_peer_row(data: bytes) -> list[Item]:
         RecordError: it is none.
     """
     items = decode_row(data)
+    _check_heads(items)
+    return items
+
+
+def decode_live(data: bytes) -> tuple[Stamp | None, list[Item]]:
+    """Return the place and the samples of a live message; a sender of version 0.1 gives no place.
+
+    Raises:
+        RecordError: it is none.
+    """
+    found, items = _decode(data)
+    _check_heads(items)
+    boot, number, time_ns = (found.get(name) for name in Stamp._fields)
+    if boot is number is time_ns is None:
+        return None, items
+    if not isinstance(boot, str) or not 0 < len(boot) <= _NAME_LENGTH:
+        raise RecordError("a live message names its boot")
+    if type(number) is not int or type(time_ns) is not int or number < 1 or time_ns < 0:
+        raise RecordError("a live message has a number and a time")
+    return Stamp(boot, number, time_ns), items
+
+
+def _check_heads(items: Sequence[Item]) -> None:
     for head in {id(item.head): item.head for item in items}.values():
         if len(head) != 3 or type(head[2]) is not int or head[2] < 0:
             raise RecordError("a head is an address, an origin and a number of hops")
@@ -127,7 +171,6 @@ def decode_peer_row(data: bytes) -> list[Item]:
             raise RecordError("a head is an address, an origin and a number of hops")
         _check_text(head[0])
         _check_text(head[1])
-    return items
 
 
 def _check_text(text: str) -> None:
@@ -145,6 +188,7 @@ def _item(heads: Sequence[Head], row: Sequence[Any]) -> Item:
     if not 0 <= time_ns < _END_OF_TIME:
         raise RecordError("the time of a sample is between 1970 and 2262")
     quality, reason, label = Quality.GOOD, None, None
+    kind = HeldSample if len(row) > 6 and row[6] is True else Sample
     if len(row) > 3:
         quality, reason = _QUALITIES[row[3]], row[4]
         label = row[5] if len(row) > 5 else None
@@ -161,7 +205,7 @@ def _item(heads: Sequence[Head], row: Sequence[Any]) -> Item:
         _check_text(value)
     elif isinstance(value, int | float) and not -_LARGEST <= value <= _LARGEST:
         raise RecordError("a value is finite")
-    return Item(heads[place], Sample(value, quality, reason, time_ns), label)
+    return Item(heads[place], kind(value, quality, reason, time_ns), label)
 
 
 def encode_chunk(place: Place, row: bytes) -> bytes:

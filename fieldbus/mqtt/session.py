@@ -24,6 +24,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import ssl
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -61,6 +62,8 @@ class Session:
     is_retained = False
     is_draining = True
     """Always: acknowledgements are read at once."""
+    historical_s = -math.inf
+    """Nothing that goes out here is a sample that waits."""
 
     def __init__(
         self,

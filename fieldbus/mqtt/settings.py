@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from fieldbus.model import Access, Kind, Point
+from fieldbus.mqtt.arrivals import CLOCK_TOLERANCE_S
 from fieldbus.mqtt.gather import DEFAULT_WINDOW_S
 from fieldbus.mqtt.payload import TopicPoint, parse_path
 from fieldbus.routing.table import is_topic
@@ -59,6 +60,11 @@ class BrokerSettings(LinkSettings):
     gather: Duration = Field(
         DEFAULT_WINDOW_S,
         description="How long a message that gathers waits for the rest of its device's points.",
+    )
+    clock_tolerance: Duration = Field(
+        CLOCK_TOLERANCE_S,
+        description="How far the time of a sample may lie in the future. A later one is replaced by the time "
+        "of its arrival, and the value is uncertain.",
     )
 
 

@@ -2,8 +2,8 @@
 
 Order of the steps, each optional:
 
-1. ``max_age``: a sample that is older is bad (stale). Its age counts from its arrival, on our monotonic clock;
-   one that is held (`HeldSample`) is always too old.
+1. ``max_age``: a sample that is older is bad (stale). Its age counts from its arrival, on our monotonic
+   clock; one that is held (`HeldSample`) is always too old.
 2. ``on_uncertain``: an uncertain sample is sent as it is, held back, or bad from here on, for its reason.
 3. ``map``, then ``scale`` and ``offset``: the value changes, its source time and quality do not.
 4. ``on_bad``: a bad sample is held back, sent as it is, or replaced by a value (then uncertain, with

@@ -25,6 +25,7 @@ class FakeLink:
     """A broker, as the gateway sees it."""
 
     beat_s = 10.0
+    clock_tolerance_s = 10.0
 
     def __init__(self, peers=()):
         self.correspondent = None

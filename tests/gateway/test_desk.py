@@ -18,9 +18,9 @@ from fieldbus.gateway.commands.access import Access, Actor
 from fieldbus.gateway.commands.audit import Audit, export, verify
 from fieldbus.gateway.commands.command import Command
 from fieldbus.gateway.commands.conditions import Condition
-from fieldbus.gateway.commands.silence import is_overdue
 from fieldbus.gateway.commands.desk import MOST_AT_ONCE, Desk
 from fieldbus.gateway.commands.gate import Gate, Guard
+from fieldbus.gateway.commands.silence import is_overdue
 from fieldbus.gateway.config.loader import load
 from fieldbus.gateway.control import ControlServer, ask
 from fieldbus.gateway.runtime import Gateway

@@ -44,7 +44,6 @@ def test_a_plain_value(kind, payload, value):
         (Kind.FLOAT, b"[1]"), (Kind.FLOAT, b"\xff\xfe"), (Kind.INT, b"1.5"), (Kind.BOOL, b"2"),
         (Kind.FLOAT, b"9" * 400), (Kind.FLOAT, b"[" * 5000), (Kind.INT, b"null"), (Kind.FLOAT, b"{}"),
         (Kind.FLOAT, b'{"value": "x"}'), (Kind.FLOAT, b'{"value": 1, "time": "yesterday"}'),
-        (Kind.FLOAT, b'{"value": 1, "time": "2099-01-01T00:00:00Z"}'),
         (Kind.FLOAT, b'{"value": 1, "time": "0001-01-01T00:00:00Z"}'),
         (Kind.FLOAT, b'{"value": 1, "quality": "superb"}'), (Kind.FLOAT, b"1" * 300_000),
     ],
@@ -61,6 +60,52 @@ def test_a_sample_keeps_its_time_and_quality():
     sample = read(place(), text, now_ns)
     assert sample[:3] == (1.5, "uncertain", "out of range")
     assert iso_time(sample.time_ns) == "2026-11-22T14:02:11.123456Z"
+
+
+def at(time_ns, value=1.5, **more):
+    return json.dumps({"value": value, "time": iso_time(time_ns), **more}).encode()
+
+
+@pytest.mark.parametrize("ahead_s", [10.001, 3600, 86400 * 365 * 170])
+def test_a_time_in_the_future_is_replaced_by_that_of_arrival(ahead_s):
+    payload = at(NOW + round(ahead_s * 1e9))
+    assert read(place(), payload, NOW) == Sample(1.5, Quality.UNCERTAIN, "clock", NOW)
+
+
+@pytest.mark.parametrize("ahead_s", [10, 3, 0, -3, -3600, -86400 * 365 * 30])
+def test_a_time_in_the_past_or_hardly_ahead_is_never_touched(ahead_s):
+    time_ns = NOW + ahead_s * 10**9
+    assert read(place(), at(time_ns), NOW) == Sample(1.5, Quality.GOOD, None, time_ns)
+
+
+def test_how_far_a_clock_may_be_ahead_can_be_said():
+    assert read(place(), at(NOW + 2 * 10**9), NOW, 1.0).reason == "clock"
+    assert read(place(), at(NOW + 59 * 10**9), NOW, 60.0).reason is None
+
+
+def test_a_reason_that_a_sample_has_is_not_lost_to_its_clock():
+    late = NOW + 10**12
+    told = read(place(), at(late, quality="uncertain", reason="guess"), NOW)
+    assert told == Sample(1.5, Quality.UNCERTAIN, "guess", NOW)
+    told = read(place(), at(late, None, quality="bad", reason="timeout"), NOW)
+    assert told == Sample(None, Quality.BAD, "timeout", NOW)
+
+
+@pytest.mark.parametrize(
+    ("path", "payload", "is_held"),
+    [
+        ("", b'{"value": 1, "historical": true}', True),
+        ("", b'{"value": 1, "historical": false}', False),
+        ("", b'{"value": 1, "historical": "yes"}', False),
+        ("", b'{"value": 1}', False),
+        ("values.x", b'{"values": {"x": 1}, "historical": true}', True),
+        ("values.x", b'{"values": {"x": 1}}', False),
+        ("", b"1", False),
+    ],
+)
+def test_what_says_that_it_is_historical_is_held(path, payload, is_held):
+    sample = read(place(path=path), payload, NOW)
+    assert (sample.value, sample.is_held) == (1.0, is_held)
 
 
 def test_a_bad_sample_stays_bad_with_its_reason():

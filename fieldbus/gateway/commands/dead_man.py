@@ -2,8 +2,8 @@
 
 Rules:
 
-* The source of a point is what its route reads, and whoever commands it. What is silence, and what ends it, is
-  in `silence`. An uncertain sample is good enough, unless the route keeps uncertain samples from the point.
+* The source of a point is what its route reads, and whoever commands it. `silence` says what silence is, and
+  what ends it. An uncertain sample is good enough, unless the route keeps uncertain samples from the point.
 * A safe value is written once, and that is said and recorded; if it could not be written, it is tried again.
   None comes later because of another. If the link or the device of the target is lost meanwhile, the safe
   value is written again: who knows what a machine has kept through a power cut.

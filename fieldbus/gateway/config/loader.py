@@ -284,6 +284,7 @@ class _Loader(Reading):
             name: device_status(
                 name,
                 has_response_time=LINK_TYPES[types[link_of[name]]].has_response_time,
+                has_clock=is_gateway(item),
                 clock=self._clock,
             )
             for name, item in devices.items()

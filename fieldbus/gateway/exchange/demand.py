@@ -18,10 +18,11 @@ from typing import Protocol
 
 from fieldbus.clock import SYSTEM, Clock
 from fieldbus.durable.spool import Spool
+from fieldbus.gateway.exchange.pump import HISTORICAL_S
 from fieldbus.gateway.exchange.pumps import Pumps
 from fieldbus.gateway.exchange.sinks import LiveSink, PeerSink, Taker
 from fieldbus.link import Delivery, PeerLink, Target
-from fieldbus.model import Point
+from fieldbus.model import HeldSample, Point
 from fieldbus.mqtt import peering
 from fieldbus.mqtt.peering import PeeringError, Want
 from fieldbus.mqtt.records import encode_row
@@ -201,11 +202,13 @@ class Demand:
         """Send a peer the newest of all that it wants live."""
         link, peer = key
         wanted = self.wanted[key]
-        router = self._around.router
+        router, now_s = self._around.router, self._clock.monotonic_s()
         items = []
         for point, _ in self.shared(link, peer, wanted.want.live):
             target = Target(live_name(link, peer), None, point.address)
-            sample = router.sample(point)
+            sample, batch = router.sample(point), router.batch_of(point)
+            if batch is not None and now_s - batch.heard_s > HISTORICAL_S:
+                sample = HeldSample(*sample)  # it is the newest, and no sign that its source is there
             if sample.time_ns:
                 items.append(Delivery(target, point, sample))
         wanted.live.send(items)

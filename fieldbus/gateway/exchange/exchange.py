@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +29,7 @@ from fieldbus.gateway.exchange.sinks import PeerSink, Taker, TopicSink
 from fieldbus.link import Delivery, Instruction, Link, PeerLink
 from fieldbus.model import Point
 from fieldbus.mqtt import peering
+from fieldbus.mqtt.arrivals import dated
 from fieldbus.mqtt.peering import PeeringError, Want, topic
 from fieldbus.mqtt.records import (
     Place,
@@ -124,6 +125,7 @@ class Exchange:
         self._shares: dict[str, re.Pattern[str]] = {}
         self._fed: list[tuple[Edge, str, str]] = []
         self._extra_points: frozenset[Point] = frozenset()
+        self._fallbacks: frozenset[Point] = frozenset()
         self._topics: dict[str, TopicSink] = {}
         self._pumps = Pumps()
         self._online: dict[Key, bool] = {}
@@ -131,6 +133,8 @@ class Exchange:
             me, spool, self.takers, self._pumps, lambda key: self._online.get(key, False), around, clock=clock
         )
         self._said: dict[tuple[str, str], bytes] = {}
+        self._live: dict[tuple[str, str], frozenset[str]] = {}
+        """What was asked of peers to be sent live: link and peer to addresses there."""
         self._births: dict[str, bytes] = {}
         self._boots: dict[str, list[str]] = {}
         """The incarnations of each gateway's spool that came last."""
@@ -147,6 +151,7 @@ class Exchange:
         edges: Sequence[Edge],
         needed: Iterable[Point],
         shares: Mapping[str, Sequence[str]],
+        fallbacks: Collection[Point] = (),
     ) -> list[Edge]:
         """Take a plant, at start or after a reload.
 
@@ -155,6 +160,7 @@ class Exchange:
             edges: all routes.
             needed: points whose present value is needed beside what routes read.
             shares: link to the patterns of points that other gateways may have.
+            fallbacks: points that have a safe value, for when their source is silent.
 
         Returns:
             The edges that the routing table is to have; the others are fed by other gateways' streams.
@@ -193,6 +199,7 @@ class Exchange:
             if _topics_name(name) in self.spool.abouts:
                 self._topic_sink(name)  # what is left of routes that are no more goes out all the same
         self._extra_points = frozenset(needed)
+        self._fallbacks = frozenset(fallbacks)
         self._demand.links, self._demand.shares = self._links, self._shares
         self._demand.restore()
         for name in [name for name in self.takers if " " not in name]:
@@ -342,6 +349,8 @@ class Exchange:
             return
         self._look_for_doubles(link, place)
         now_ns, now_s = self._clock.wall_ns(), self._clock.monotonic_s()
+        tolerance_ns = round(self._links[link].clock_tolerance_s * 1e9)
+        items = [item._replace(sample=dated(item.sample, now_ns, tolerance_ns)) for item in items]
 
         def committed() -> None:
             self._acknowledge(link, peer, place.source, place.boot, place.stream)
@@ -349,7 +358,10 @@ class Exchange:
         if self.intake.take(peer, place, items, lambda time_ns: now_s - (now_ns - time_ns) / 1e9, committed):
             committed()
         elif not place.is_historical:
-            self._links[link].take_samples(peer, [(item.head[0], item.sample) for item in items])
+            # What is wanted live too comes live: two ways have no order between them.
+            live = self._live.get((link, peer), frozenset())
+            samples = [(item.head[0], item.sample) for item in items if item.head[0] not in live]
+            self._links[link].take_samples(peer, samples)
 
     def _look_for_doubles(self, link: str, place: Place) -> None:
         """Say it if two gateways go by one name: their spools then come by turns."""
@@ -438,6 +450,7 @@ class Exchange:
                 if self._said.get((name, peer)) == payload:
                     continue
                 self._said[name, peer] = payload
+                self._live[name, peer] = frozenset(want.live)
                 link.publish(topic(peer, "want", self.me), payload, None, is_retained=True)
                 link.forget_unwanted(peer, {*want.live, *want.durable})
 
@@ -449,10 +462,16 @@ class Exchange:
                 continue
             edges = router.edges_from(point)
             if edges:
-                live[point.name] = any(edge.policy.when is When.SAMPLE for edge in edges)
+                live[point.name] = any(map(self._needs_each, edges))
             elif point in self._extra_points or self._is_watched:
                 live[point.name] = False
         return Want(live, self.intake.wants(peer))
+
+    def _needs_each(self, edge: Edge) -> bool:
+        """Return whether a route needs every sample: to send it, or to know that the source is there."""
+        policy = edge.policy
+        is_timed = policy.max_age_s is not None or edge.target.point in self._fallbacks
+        return policy.when is When.SAMPLE or is_timed
 
     def _say_birth(self, link: str) -> None:
         share = self._shares.get(link)

@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from fieldbus.link import Delivery
-from fieldbus.model import Sample
 from fieldbus.mqtt.peering import MAX_HOPS
 from fieldbus.mqtt.records import Item, Place
 from fieldbus.routing.policy import Edge
@@ -174,7 +173,7 @@ class Intake:
                 continue
             at_s = to_s(sample.time_ns)
             for edge in edges:
-                outgoing = edge.offer(Sample(*sample), at_s, at_s)
+                outgoing = edge.offer(sample, at_s, at_s)
                 if outgoing is not None:
                     deliveries.append(Delivery(edge.target, edge.source, outgoing))
         return deliveries

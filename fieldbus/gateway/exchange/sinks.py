@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import secrets
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -25,8 +26,8 @@ from fieldbus.gateway.exchange.pump import Pump
 from fieldbus.link import Delivery, Link, PeerLink
 from fieldbus.model import Kind, Point, Sample
 from fieldbus.mqtt.peering import origin_of, topic
-from fieldbus.mqtt.records import Head, Item, Place, RecordError, decode_row, encode_chunk, encode_row
-from fieldbus.sample_json import gathered_inside, gathered_message, sample_bytes
+from fieldbus.mqtt.records import Head, Item, Place, RecordError, Stamp, decode_row, encode_chunk, encode_row
+from fieldbus.sample_json import gathered_inside, gathered_message, historical, sample_bytes
 
 _LIVE_UNDER_WAY = 64
 """Live messages that the broker has not acknowledged, at most."""
@@ -121,15 +122,11 @@ def topic_messages(items: Sequence[Item], *, is_historical: bool) -> list[tuple[
         labels = {value: label} if label is not None and isinstance(value, int | float) else {}
         point = Point(device, "", Kind.FLOAT, unit=unit, labels=labels)
         payload = sample_bytes(point, sample)
-        found.append((where, _historical(payload) if is_historical else payload))
+        found.append((where, historical(payload) if is_historical else payload))
     for (where, _, time_ns), samples in gathered.items():
         payload = gathered_message(time_ns, *gathered_inside(samples))
-        found.append((where, _historical(payload) if is_historical else payload))
+        found.append((where, historical(payload) if is_historical else payload))
     return found
-
-
-def _historical(payload: bytes) -> bytes:
-    return payload[:-1] + b',"historical":true}'
 
 
 class PeerSink:
@@ -194,6 +191,8 @@ class LiveSink:
         """What waits while too much is under way."""
         self._under_way = 0
         self._sent_s = -math.inf
+        self._boot = secrets.token_hex(8)
+        self._number = 0
         self._is_scheduled = False
 
     def send(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
@@ -218,7 +217,9 @@ class LiveSink:
     def _publish(self, items: Sequence[Item], now_s: float) -> None:
         self._under_way += 1
         self._sent_s = now_s
-        self.link.publish(topic(self._me, "live", self._peer), encode_row(items), self._done)
+        self._number += 1
+        stamp = Stamp(self._boot, self._number, self._clock.wall_ns())
+        self.link.publish(topic(self._me, "live", self._peer), encode_row(items, stamp), self._done)
 
     def _flush(self) -> None:
         self._is_scheduled = False

@@ -81,7 +81,7 @@ def sample_bytes(point: Point, sample: Sample) -> bytes:
 
 def historical(payload: bytes) -> bytes:
     """Return a message, of one sample or gathered, as one that waited on its way."""
-    if payload.endswith(b',"historical":true}'):
+    if not payload.endswith(b"}") or payload.endswith(b',"historical":true}'):
         return payload
     return payload[:-1] + b',"historical":true}'
 

@@ -234,7 +234,7 @@ async def test_a_clock_that_is_wrong_is_said_once_and_when_it_is_right_again(onl
     number = 0
     for ahead_s, text in (
         (9, []), (-11, []), (-11, ["gateway tx: its clock is 11 s behind ours; set one of them"]),
-        (3600, ["gateway tx: its clock is 3600 s ahead of ours; set one of them"]),
+        (3600, []),
         (0, []), (0, ["gateway tx: its clock agrees with ours again"]),
     ):  # fmt: skip
         for _ in range(35):

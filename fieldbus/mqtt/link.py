@@ -226,12 +226,14 @@ class MqttLink:
         self._farewell = SHUT_DOWN
         self._peers.start(self.name, emit, report)
         try:
-            await self._subscribe_all(emit)
+            await self._hear_others(emit)
             self._is_running = True
             if self.correspondent is not None:
                 self.correspondent.connected(self.name)
+                self._peers.repeat(self.name)
             elif self.remotes:
                 self._want_all(is_wanted=True)
+            await self._hear_all(emit)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._publish())
                 for session in self._sessions:
@@ -244,8 +246,8 @@ class MqttLink:
             raise LinkDownError(str(error)) from error
         raise LinkDownError("connection closed")
 
-    async def _subscribe_all(self, emit: Emit) -> None:
-        """Subscribe; what comes is handed on from the first message."""
+    async def _hear_others(self, emit: Emit) -> None:
+        """Subscribe to what other gateways say; what comes is handed on from the first message."""
         ours = self._is_announced or bool(self.remotes)
 
         def take(message: Publish) -> None:
@@ -256,7 +258,12 @@ class MqttLink:
 
         self._control.start(take)
         if ours:
-            await self._control.subscribe(self._port.subscriptions(hears_commands=self._is_announced))
+            await self._control.subscribe(self._port.subscriptions())
+
+    async def _hear_all(self, emit: Emit) -> None:
+        """Subscribe to what we have something to send for: what others ask of us, and topics of points."""
+        if self._is_announced or self.remotes:
+            await self._control.subscribe(self._port.requests(hears_commands=self._is_announced))
         if self._topics is not self._control:
             self._topics.start(lambda message: self._reader.take(message, emit))
         self._reader.refuse(

@@ -34,10 +34,14 @@ class PeerPort:
         self._peers = peers
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def subscriptions(self, *, hears_commands: bool) -> Sequence[Subscription]:
-        """Return what has to be subscribed to."""
+    def subscriptions(self) -> Sequence[Subscription]:
+        """Return what has to be subscribed to, so that others are heard."""
+        return [Subscription(topic) for topic in self._peers.subscriptions()]
+
+    def requests(self, *, hears_commands: bool) -> Sequence[Subscription]:
+        """Return what has to be subscribed to, so that others can ask us for something."""
         # Without the retain flag nobody could tell a command that is kept from one that is given now.
-        own = [Subscription(topic, "/command/" in topic) for topic in self._peers.subscriptions()]
+        own = [Subscription(topic, "/command/" in topic) for topic in self._peers.requests()]
         return [item for item in own if hears_commands or not item.keeps_retain_flag]
 
     def take(self, message: Publish) -> None:

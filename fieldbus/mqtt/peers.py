@@ -149,14 +149,9 @@ class Peers:
         return point in self._remote_of
 
     def subscriptions(self) -> list[str]:
-        """Return the topics that are to be heard, our own first."""
+        """Return the topics on which others say something of themselves, or answer."""
         me = self.me
-        found = [
-            peering.topic(me, "command", "+", "#"),
-            peering.topic(me, "want", "#"),
-            peering.topic(me, "ack", "+"),
-            peering.topic(me, "answer", "+"),
-        ]
+        found = [peering.topic(me, "answer", "+")]
         for gateway in self.remotes:
             found += [
                 peering.topic(gateway, "status"),
@@ -166,6 +161,18 @@ class Peers:
             ]
         others = self._looked_after.difference(self.remotes)
         return found + [peering.topic(gateway, "status") for gateway in others]
+
+    def requests(self) -> list[str]:
+        """Return the topics on which others ask us for something."""
+        return [
+            peering.topic(self.me, *rest) for rest in (("command", "+", "#"), ("want", "#"), ("ack", "+"))
+        ]
+
+    def repeat(self, link: str) -> None:
+        """Tell the correspondent again who is there."""
+        if self.correspondent is not None:
+            for peer, is_online in list(self._online.items()):
+                self.correspondent.peer_is(link, peer, is_online=is_online)
 
     def look_after(self, link: str, peer: str) -> str | None:
         """Return the topic that has to be heard so that `peer_is` is told, None if it is already."""

@@ -48,14 +48,14 @@ class Bench:
     def __init__(self, plc, gateway, port):
         self.plc, self.gateway, self.port = plc, gateway, port
         self.put: list[tuple[str, dict]] = []
-        publisher = gateway.plant.links["broker"]._publisher
-        publish = publisher.put
+        writer = gateway.plant.links["broker"]._writer
+        publish = writer._put
 
         def put(topic, payload):
             self.put.append((topic, json.loads(payload)))
             publish(topic, payload)
 
-        publisher.put = gateway.plant.links["broker"]._gatherer._put = put
+        writer._put = writer._gatherer._put = put
 
     async def says(self, energy, power):
         """Have the inverter say something, until that was read."""

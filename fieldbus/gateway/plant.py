@@ -15,6 +15,7 @@ from fieldbus.gateway.link_types import Description, LinkType
 from fieldbus.gateway.system import Status
 from fieldbus.link import Link
 from fieldbus.model import Group, Point
+from fieldbus.routing.generated import Generator
 from fieldbus.routing.policy import Edge
 from fieldbus.settings import LinkSettings
 
@@ -49,6 +50,8 @@ class Plant:
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     """Link to what is different when it has to be made anew."""
     settings: GatewaySettings | None = None
+    generators: Sequence[Generator] = field(default=())
+    """Sources of routes that the gateway makes itself."""
     clock: Clock = field(default_factory=Clock)
     """The gateway's time: every link and every status has the same one."""
 

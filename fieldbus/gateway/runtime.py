@@ -138,18 +138,19 @@ class Gateway:
             name: link for name, link in self._links.items() if isinstance(link, GatheringLink)
         }
         before = self.router
+        groups = [*plant.groups, *(generator.group for generator in plant.generators)]
         if self.exchange is not None:
             kept = self.exchange.set_plant(
                 plant.links, plant.edges, self._needed(plant), plant.shares,
                 [point for point, guard in plant.guards.items() if guard.fallback_after_s is not None],
             )  # fmt: skip
-            self.router = Router(kept, plant.groups)
+            self.router = Router(kept, groups)
             self.router.adopt(before)
             self.exchange.rewire()
             self._takers = self.exchange.takers
             self._takers.update(self._links)
         else:
-            self.router = Router(plant.edges, plant.groups)
+            self.router = Router(plant.edges, groups)
             self.router.adopt(before)
             self._takers = dict(self._links)
         gate = Gate(
@@ -192,7 +193,7 @@ class Gateway:
     @staticmethod
     def _needed(plant: Plant) -> list[Point]:
         """Return the points whose present value is needed though no route reads it."""
-        found = []
+        found = [generator.tied for generator in plant.generators if generator.tied is not None]
         for point, guard in plant.guards.items():
             found += [condition.point for condition in guard.only_if if condition.point is not None]
             if guard.max_change is not None:
@@ -258,6 +259,7 @@ class Gateway:
                     group.create_task(self._tell_totals(), name="status"),
                     group.create_task(self._keep_house(), name="housekeeping"),
                     group.create_task(self.dead_men.watch(), name="dead-man"),
+                    group.create_task(self._generate(), name="generated values"),
                 ]
                 await self._stop.wait()
                 self._group = None
@@ -637,6 +639,19 @@ class Gateway:
             if isinstance(link, PulsedLink) and link.stuck_s(now_s) > STUCK_S:
                 return f"link {name} has done nothing for {link.stuck_s(now_s):.0f} s"
         return None
+
+    async def _generate(self) -> None:
+        """Emit the values that the gateway makes itself."""
+        while True:
+            now_s = self.clock.monotonic_s()
+            due_s = now_s + STATUS_PERIOD_S
+            for generator in self.plant.generators:
+                tied = None if generator.tied is None else self.router.sample(generator.tied)
+                batch = generator.next(tied, now_s, self.clock.wall_ns())
+                if batch is not None:
+                    self._emit(batch)
+                due_s = min(due_s, generator.due_s)
+            await asyncio.sleep(max(0.0, due_s - self.clock.monotonic_s()))
 
     async def _tell_totals(self) -> None:
         """Tell routes once a second what was counted and measured; who looks by `refresh` is told then."""

@@ -26,6 +26,7 @@ from typing import NamedTuple
 from fieldbus.errors import closest
 from fieldbus.link import Target
 from fieldbus.model import Kind, Point, Value
+from fieldbus.routing.generated import Generated, Generator
 from fieldbus.routing.policy import Edge, OnBad, Policy
 
 _FIELD = re.compile(r"\{([^{}]*)\}")
@@ -39,7 +40,7 @@ class Route:
     """A row of the routing table, as it was configured."""
 
     source: str
-    """A point address, or a pattern with ``*``."""
+    """A point address, or a pattern with ``*``; of a generated source, what it is tied to, if anything."""
     target: str
     """A point address, a pattern with fields in braces, or ``LINK:TOPIC``."""
     policy: Policy = field(default_factory=Policy)
@@ -47,6 +48,8 @@ class Route:
     """Of the source's range; needs `minimum` and `maximum` of the point."""
     is_durable: bool = False
     """Whether samples are kept on disk until the other side has them."""
+    generated: Generated | None = None
+    """What is the source instead of a point."""
 
 
 class Fault(NamedTuple):
@@ -77,6 +80,8 @@ class Directory:
     """(link, topic) to the points that read it."""
     stores: frozenset[str] = frozenset()
     """Names of links that keep samples; they have topics too, and the point's address as the default one."""
+    generators: dict[tuple[str, Point | None], Generator] = field(default_factory=dict)
+    """Generated sources that there are already, by what they are; `expand` adds those that it needs."""
     frame_of: Mapping[Point, object] = field(default_factory=dict)
     """What a point travels in, where we either send or hear all of it (a CAN message)."""
 
@@ -122,6 +127,8 @@ def _expand_one(index: int, route: Route, directory: Directory, faults: list[Fau
 
 
 def _sources(index: int, route: Route, directory: Directory, faults: list[Fault]) -> list[Point]:
+    if route.generated is not None:
+        return _generated(index, route.generated, directory, faults)
     if "*" not in route.source:
         point = directory.points.get(route.source)
         if point is None:
@@ -152,6 +159,24 @@ def _sources(index: int, route: Route, directory: Directory, faults: list[Fault]
     return found
 
 
+def _generated(index: int, generated: Generated, directory: Directory, faults: list[Fault]) -> list[Point]:
+    tied: Point | None = None
+    if generated.tied is not None:
+        tied = directory.points.get(generated.tied)
+        if tied is None:
+            hint = closest(generated.tied, directory.points)
+            faults.append(Fault(index, "from", f"there is no point '{generated.tied}'", hint))
+            return []
+        if not tied.access.can_read:
+            text = f"{tied.address} can only be written (access: write), so nobody knows whether it is bad"
+            faults.append(Fault(index, "from", text))
+            return []
+    key = repr(generated), tied  # 0 and False are equal, and yet not the same
+    if key not in directory.generators:
+        directory.generators[key] = Generator(generated, tied)
+    return [directory.generators[key].point]
+
+
 def _target(
     index: int,
     route: Route,
@@ -169,6 +194,10 @@ def _target(
         faults.append(Fault(index, "to", f"a brace in '{route.target}' has no counterpart"))
         return None
     for name in used:
+        if route.generated is not None and name != "gateway":
+            reason = f"a {source.name} has no {{{name}}}"
+            faults.append(Fault(index, "to", reason, "write the name out"))
+            return None
         if name not in fields:
             if name in FIELDS:
                 reason = f"{source.address} has no {{{name}}}: only <Message>.<Signal> points do"

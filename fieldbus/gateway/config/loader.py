@@ -35,6 +35,7 @@ from fieldbus.gateway.system import DEVICE, Status, device_status, link_status, 
 from fieldbus.link import Link
 from fieldbus.model import Point
 from fieldbus.mqtt.settings import BrokerSettings
+from fieldbus.routing.generated import Generator
 from fieldbus.routing.policy import Edge
 from fieldbus.routing.table import Directory, Fault, Route, expand
 from fieldbus.settings import LinkSettings
@@ -73,6 +74,9 @@ class _Loader(Reading):
         self._fingerprints: dict[str, str] = {}
         self._guards: dict[Point, Guard] = {}
         self._memory: Path | None = None
+        self._generators: dict[tuple[str, Point | None], Generator] = {}
+        if previous is not None:
+            self._generators = {(repr(item.generated), item.tied): item for item in previous.generators}
 
     def load(self) -> Plant:
         self.source = read_yaml(self._file, str(self._file))
@@ -127,6 +131,7 @@ class _Loader(Reading):
             shares={name: item.share for name, item in links.items() if isinstance(item, BrokerSettings)},
             fingerprints=self._fingerprints,
             settings=gateway,
+            generators=self._used_generators(edges),
             clock=self._clock,
         )
 
@@ -363,6 +368,7 @@ class _Loader(Reading):
             links=frozenset(types),
             subscriptions=_subscriptions(devices, link_of),
             stores=frozenset(name for name, type_ in types.items() if LINK_TYPES[type_].is_store),
+            generators=self._generators,
             frame_of={point: frame for item in devices.values() for point, frame in item.frames.items()},
         )
         edges, faults = expand(routes, directory)
@@ -417,6 +423,8 @@ class _Loader(Reading):
             parts.append(
                 sorted(edge.source.address for edge in edges if link_of.get(edge.source.device) == link)
             )
+            tied = [item.tied for item in self._used_generators(edges) if item.tied is not None]
+            parts.append(sorted(point.address for point in tied if link_of.get(point.device) == link))
             targets = [edge.target.point for edge in edges if edge.target.point is not None]
             parts.append(sorted(point.address for point in targets if link_of.get(point.device) == link))
         if getattr(settings, "status_unit", None) is not None:
@@ -429,6 +437,11 @@ class _Loader(Reading):
             return edges
         before = {edge.configured: edge for edge in self._previous.edges}
         return [before.get(edge.configured, edge) for edge in edges]
+
+    def _used_generators(self, edges: Sequence[Edge]) -> list[Generator]:
+        """Return the generated sources of routes."""
+        sources = {edge.source for edge in edges}
+        return [item for item in self._generators.values() if item.point in sources]
 
     def _is_consequence(self, fault: Fault, route: Route, broken: set[str]) -> bool:
         """Whether a fault of a route only says again that a device has problems."""
@@ -452,6 +465,7 @@ class _Loader(Reading):
         built: dict[str, Link] = {}
         targets = [edge.target.point for edge in edges or () if edge.target.point is not None]
         sources = [edge.source for edge in edges or ()]
+        sources += [item.tied for item in self._used_generators(edges or ()) if item.tied is not None]
         for name, settings in links.items():  # a link with problems has none
             link_type: LinkType = LINK_TYPES[types[name]]
             parts = Assembly(

@@ -25,7 +25,7 @@ from fieldbus.gateway.config.csv_table import Row, read_csv
 from fieldbus.gateway.config.explain import problems_of
 from fieldbus.gateway.config.names import NAME, POINT_NAME, name_hint
 from fieldbus.gateway.config.schema import ROUTE_COLUMNS
-from fieldbus.gateway.config.source import Mark, Source, read_yaml
+from fieldbus.gateway.config.source import Mark, Source, parse_yaml, read_yaml
 from fieldbus.gateway.exchange.exchange import PEERS_FOLDER
 from fieldbus.modbus.point_settings import MapSettings, PointSettings
 from fieldbus.model import Point
@@ -325,6 +325,11 @@ class Reading:
         source = Source(shown)
         for index, row in enumerate(rows):
             _mark_row(source, (index,), row)
+            text = row.cells.get("from", "")
+            if text.startswith("{"):  # no point, but a value that the gateway makes itself
+                found = parse_yaml(text, shown)
+                self.problems += [source.problem((index, "from"), item.message) for item in found.problems]
+                row.cells["from"] = found.data
         return source, [row.cells for row in rows]
 
     # --- problems

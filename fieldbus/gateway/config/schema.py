@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, field_validator
+from pydantic import Field, TypeAdapter, field_validator, model_validator
 
 from fieldbus.gateway.link_types import LINK_TYPES
 from fieldbus.modbus.point_settings import MapSettings
+from fieldbus.routing.generated import CONSTANT_PERIOD_S, DEFAULT_HIGHEST, SHORTEST_PERIOD_S, Generated
 from fieldbus.routing.policy import OnBad, OnUncertain, Policy, When
 from fieldbus.routing.table import Route
 from fieldbus.scaling import Linear
@@ -69,10 +71,66 @@ class GatewaySettings(Settings):
     description: str = ""
 
 
+class GeneratedSettings(Settings):
+    """A value that the gateway makes itself: exactly one of `constant`, `toggle` and `counter`."""
+
+    constant: Scalar | None = Field(None, description="Always this value.")
+    toggle: Duration | None = Field(
+        None, description="After so long the other of two values, again and again."
+    )
+    values: Annotated[list[Scalar], Field(min_length=2, max_length=2)] | None = Field(
+        None, description="The two values of a toggle; false and true by default."
+    )
+    counter: Duration | None = Field(None, description="After so long the next number, from 0.")
+    max: Annotated[int, Field(ge=1, le=(1 << 53) - 1)] | None = Field(
+        None, description="The highest number of a counter, after which comes 0; 65535 by default."
+    )
+    while_: str | None = Field(
+        None, alias="while", description="A point. As long as it is bad, the value is bad too."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> GeneratedSettings:
+        given = [name for name in ("constant", "toggle", "counter") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise problem("a source that is no point has one of `constant`, `toggle` and `counter`")
+        if self.values is not None and self.toggle is None:
+            raise problem("`values` are those of a `toggle`")
+        if self.max is not None and self.counter is None:
+            raise problem("`max` is that of a `counter`")
+        if (self.toggle or self.counter or 1.0) < SHORTEST_PERIOD_S:
+            raise problem(
+                f"a value that changes by itself does so after {SHORTEST_PERIOD_S * 1000:g}ms or more"
+            )
+        for value in (self.constant, *(self.values or ())):
+            if isinstance(value, float) and not math.isfinite(value):
+                raise problem(f"{value} is not a value")
+        if self.values is not None:
+            first, second = self.values
+            if isinstance(first, str) != isinstance(second, str):
+                raise problem("the two values of a `toggle` are both numbers or both text")
+            if first == second:
+                raise problem(f"a `toggle` between {first!r} and {second!r} does not alternate")
+        return self
+
+    def generated(self) -> Generated:
+        """Return the source that this describes."""
+        if self.toggle is not None:
+            return Generated("toggle", self.toggle, tuple(self.values or (False, True)), self.while_)
+        if self.counter is not None:
+            highest = DEFAULT_HIGHEST if self.max is None else self.max
+            return Generated("counter", self.counter, range(highest + 1), self.while_)
+        assert self.constant is not None  # noqa: S101 - one of them is given
+        return Generated("constant", CONSTANT_PERIOD_S, (self.constant,), self.while_)
+
+
 class RouteSettings(Settings):
     """A row of the routing table."""
 
-    from_: str = Field(alias="from", description="A point, or a pattern with `*`.")
+    from_: str | GeneratedSettings = Field(
+        alias="from",
+        description="A point, a pattern with `*`, or a value that the gateway makes itself.",
+    )
     to: str = Field(description="A writable point, a pattern with {device} and {point}, or LINK:TOPIC.")
     when: Literal["change", "sample"] = "change"
     every: Duration | None = Field(None, description="Repeat at least so often.")
@@ -143,7 +201,10 @@ class RouteSettings(Settings):
             substitute=substitute,
             max_age_s=self.max_age,
         )
-        return Route(self.from_, self.to, policy, percent, self.durable)
+        if isinstance(self.from_, str):
+            return Route(self.from_, self.to, policy, percent, self.durable)
+        generated = self.from_.generated()
+        return Route(generated.tied or "", self.to, policy, percent, self.durable, generated)
 
 
 ROUTE_COLUMNS = tuple(item.alias or name for name, item in RouteSettings.model_fields.items())

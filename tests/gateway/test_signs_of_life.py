@@ -111,10 +111,9 @@ def test_a_sign_of_life_alternates_and_stops_with_what_it_stands_for(tmp_path):
 
 
 def test_a_reload_lets_a_sign_of_life_go_on(tmp_path):
-    world = World()
     file = tmp_path / "boss.yaml"
     file.write_text(BOSS)
-    before = load(file, clock=world.clock()[0])
+    before = load(file)
     file.write_text(BOSS.replace("constant: 3", "constant: 4"))
     after = load(file, previous=before)
     assert [item.generated.name for item in before.generators] == ["toggle", "counter", "constant", "toggle"]

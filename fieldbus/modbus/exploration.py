@@ -1,11 +1,15 @@
-"""Exploration: what a client link does about blocks that a device refuses. In the background, between polls.
+"""Exploration: what a client link does about blocks that fail. In the background, between polls.
 
 Rules:
 
-* Exploration is background work: polls of all units go between its requests.
-* All blocks of a unit that were refused meanwhile are explored one after the other; then the plan is made
-  once.
-* The points of a block keep their last values until it is known why the block was refused.
+* A block is explored whatever its failure looks like. `unit_health.py` says when it is the block's own.
+* Exploration is background work: polls of all units go between its requests, and a request that decides
+  nothing is not waited for longer than the unit usually needs.
+* A silence is believed to be the address's own only after a sign of life of the unit that came later.
+* All blocks of a unit that have failed are explored one after the other; then the plan is made once.
+* Whatever was taken stays known, and what failed alone is bad with its own reason and is asked again later.
+  Where nothing at all was taken, and the failure may pass, nothing is learned.
+* The points of a block that the device refuses keep their last values until it is known why.
 
 Design: what has several requests is a generator (`Steps`) that the link drives. Which reads to try, and what
 follows from them, says `learned.py`, which knows nothing of connections; this module asks and waits.
@@ -18,19 +22,32 @@ from collections.abc import Generator, Iterable, Sequence
 from typing import Protocol
 
 from fieldbus.clock import Clock
-from fieldbus.errors import ConnectionLostError, DeviceExceptionError, RequestError, RequestTimeoutError
+from fieldbus.errors import (
+    ConnectionLostError,
+    DeviceExceptionError,
+    FieldbusError,
+    RequestError,
+    RequestTimeoutError,
+)
 from fieldbus.modbus import pdu
+from fieldbus.modbus.agenda import Rank
 from fieldbus.modbus.framing import Ask
-from fieldbus.modbus.units import Poll, Steps, UnitState
+from fieldbus.modbus.learned import TAKEN, Outcome, Trial
+from fieldbus.modbus.registers import RegisterPoint
+from fieldbus.modbus.unit_health import LATER_TRIES, Failure, failure_of
+from fieldbus.modbus.units import Poll, Steps, UnitState, is_odd_reason
 from fieldbus.model import Reason
 
-LATER_TRIES = 3
 LATER_S = 0.1
-EXPLORE_AGAIN_S = 60.0
-"""After so long it is looked again why a block is refused, if that was not to be found out."""
-LATER = (pdu.ACKNOWLEDGE, pdu.SERVER_DEVICE_BUSY)
-ASK_DIFFERENTLY = (pdu.ILLEGAL_DATA_ADDRESS, pdu.ILLEGAL_DATA_VALUE)
+EXPLORE_AGAIN_S = 2.0
+"""After so long a block that still fails for an unknown reason is explored again; then after twice that."""
+LONGEST_EXPLORE_AGAIN_S = 300.0
+_GARBLED_TRIES = 2
 _LOG = logging.getLogger("fieldbus")
+
+
+class _NoSignOfLifeError(FieldbusError):
+    """The unit answers nothing any more: nothing follows from its silence."""
 
 
 class Host(Protocol):
@@ -52,19 +69,34 @@ class Host(Protocol):
 
 
 class Exploration:
-    """Explores the blocks of one link's units that were refused."""
+    """Explores the blocks of one link's units that have failed."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
 
-    def begin(self, poll: Poll, code: int) -> None:
-        """Find out why a block was refused, after those of the unit that are explored already."""
+    def begin(self, poll: Poll, reason: str) -> None:
+        """Find out why a block failed, after those of the unit that are explored already."""
         state = poll.state
-        if state.is_explored:
-            state.to_explore.append((poll, code))
-        else:
+        state.to_explore.append((poll, reason))
+        if not state.is_explored:
             state.is_explored = True
-            self._host.drive_aside(self._explore(state, poll, code))
+            state.exploring = self._explore(state)
+            self._host.drive_aside(state.exploring)
+
+    def prove(self, state: UnitState) -> None:
+        """Ask a unit for a sign of life."""
+        ask = state.proof()
+        if ask is not None:
+            state.is_proving = True
+            self._host.drive_aside(_ask_once(state, ask))
+
+    def knock(self, state: UnitState, ask: Ask) -> Steps:
+        """Ask a lost unit for a single point; if it answers, that is a sign of life."""
+        try:
+            yield state, ask
+        except RequestError:
+            return
+        state.proof_ask = ask
 
     def was_read(self, poll: Poll) -> None:
         """Learn from a read that went well."""
@@ -72,9 +104,8 @@ class Exploration:
         poll.is_fresh = False
         state.explorer.took(poll.block.table, poll.block.count)
         if poll.is_retry:
-            # It was starting, or is another device now: nothing that it refused is believed any more.
-            state.knowledge.refused.clear()
-            _LOG.info("%s: takes %s now", state.unit.device, poll.block.name)
+            _forgive(state, poll)
+            _LOG.info("%s: %s is readable again", state.unit.device, poll.block.name)
             self._plan_again(state)
 
     def forget_limits(self, states: Iterable[UnitState]) -> None:
@@ -83,53 +114,124 @@ class Exploration:
             if state.forget_limits():
                 self._plan_again(state)
 
-    def _explore(self, state: UnitState, poll: Poll, code: int) -> Steps:
-        """Find out why blocks of a unit are refused, one after the other, and plan again."""
+    def _explore(self, state: UnitState) -> Steps:
+        """Find out why blocks of a unit fail, one after the other, and plan again."""
         limits = state.knowledge.limits(state.unit.limits)
-        state.to_explore.append((poll, code))
         explored: list[Poll] = []
-        has_news = False
-        # All that is refused is looked at before the plan is made again, which takes longer than to ask; but
-        # when less may be asked at once than was believed, or nothing now, what is left is asked for again.
-        while state.to_explore and state.knowledge.limits(state.unit.limits) == limits:
-            poll, code = state.to_explore.pop(0)
+        has_news = is_lost = False
+        # All that failed is looked at before the plan is made again, which takes longer than to ask; but when
+        # less may be asked at once than was believed, or nothing now, what is left is asked for again.
+        while state.to_explore and not is_lost and state.knowledge.limits(state.unit.limits) == limits:
+            poll, reason = state.to_explore.pop(0)
+            if poll in explored or poll.is_gone:
+                continue
             explored.append(poll)
-            before = state.knowledge.facts
-            reason: str = f"{Reason.DEVICE_EXCEPTION} {code:02X}"
-            is_broken_off = False
+            before = state.knowledge.copy()
             try:
                 yield from self._explore_one(state, poll)
-            except RequestError as error:
-                is_broken_off, reason = True, reason_of(error)  # what was found out so far is kept
-            if state.knowledge.facts != before:
+            except _NoSignOfLifeError:
+                is_lost = True
+            explorer = state.explorer
+            if not explorer.has_taken and (is_lost or explorer.is_odd):
+                state.knowledge.restore(before)
+            if state.knowledge.facts != before.facts:
                 has_news = True
-            elif not poll.is_gone and (is_broken_off or not state.explorer.was_passing):
-                poll.explore_at_s = self._host.clock.monotonic_s() + EXPLORE_AGAIN_S
+                continue
+            if explorer.was_passing:
+                poll.failures = 0
+            else:
                 self._host.spoil(poll, reason)
-            if is_broken_off:
-                break
+            self._explore_later(poll)
         state.is_explored = False
-        now_s = self._host.clock.monotonic_s()
-        others, state.to_explore = [*explored, *(other for other, _ in state.to_explore)], []
-        for other in others:
-            other.due_s = min(other.due_s, now_s) if other.explore_at_s <= now_s else now_s + other.period_s
-            self._host.schedule(other)
+        state.exploring = None
+        self._resume(state, explored)
         if has_news:
             self._plan_again(state)
 
+    def _explore_later(self, poll: Poll) -> None:
+        """Look again later why a block fails, if it fails then; each time in vain it takes longer."""
+        wait_s = min(EXPLORE_AGAIN_S * 2**poll.explorations, LONGEST_EXPLORE_AGAIN_S)
+        if poll.explorations or not poll.state.explorer.was_passing:
+            poll.explore_at_s = self._host.clock.monotonic_s() + wait_s
+        poll.explorations += 1
+
+    def _resume(self, state: UnitState, explored: Sequence[Poll]) -> None:
+        """Poll again what was explored, or waited for it."""
+        now_s = self._host.clock.monotonic_s()
+        others, state.to_explore = [*explored, *(poll for poll, _ in state.to_explore)], []
+        for poll in dict.fromkeys(others):
+            poll.due_s = min(poll.due_s, now_s) if poll.explore_at_s <= now_s else now_s + poll.period_s
+            self._host.schedule(poll)
+
     def _explore_one(self, state: UnitState, poll: Poll) -> Steps:
-        """Try the reads from which it follows why a block is refused."""
+        """Try the reads from which it follows why a block fails."""
         if not poll.is_fresh:
             state.explorer.doubt()  # it was taken before: the device is not what it was
         search = state.explorer.explore(poll.block)
-        is_taken: bool | None = None
+        outcome: Outcome | None = None
         while True:
             try:
-                table, address, count = next(search) if is_taken is None else search.send(is_taken)
+                trial = next(search) if outcome is None else search.send(outcome)
             except StopIteration:
                 return
-            ask = Ask(state.unit.unit_id, pdu.read_request(table, address, count))
-            is_taken = yield from _is_taken(state, ask, self._host.clock)
+            outcome = yield from self._try(state, trial)
+
+    def _try(self, state: UnitState, trial: Trial) -> Generator[tuple[UnitState, Ask], bytes, Outcome]:
+        """Ask, and again where one failure says little; return what became of it."""
+        clock = self._host.clock
+        ask = Ask(state.unit.unit_id, pdu.read_request(trial.table, trial.address, trial.size))
+        busy_tries = 1 if state.explorer.is_odd else LATER_TRIES
+        failed = dict.fromkeys(Failure, 0)
+        while True:
+            yield from _in_step(state, ask, clock)
+            is_patient = trial.is_decisive and failed[Failure.SILENT] > 0
+            state.trial_patience_s = None if is_patient else state.patience_s
+            asked_s = clock.monotonic_s()
+            try:
+                answer = yield state, ask
+                pdu.check_read_reply(ask.pdu, answer)
+            except RequestError as error:
+                failure, reason = failure_of(error), reason_of(error)
+            else:
+                state.proof_ask = ask
+                return TAKEN
+            failed[failure] += 1
+            if failure is Failure.BUSY and failed[failure] <= busy_tries:
+                state.explore_next_s = clock.monotonic_s() + LATER_S * 2 ** (failed[failure] - 1)
+                continue
+            if failure is Failure.GARBLED and failed[failure] < _GARBLED_TRIES:
+                continue
+            if failure in (Failure.SILENT, Failure.UNREACHABLE):
+                yield from self._check_life(state, asked_s)
+                is_short = (
+                    state.trial_patience_s is not None and state.trial_patience_s < state.unit.timeout_s
+                )
+                if failure is Failure.SILENT and trial.is_decisive and is_short:
+                    continue
+            return Outcome(is_taken=False, reason=reason, is_odd=is_odd_reason(reason))
+
+    def _check_life(self, state: UnitState, since_s: float) -> Steps:
+        """Ask for something that the unit answered before, unless it has answered something since."""
+        for is_patient in (False, True):
+            if state.heard_s > since_s:
+                return
+            ask = state.proof()
+            if ask is None:
+                return  # it was heard before the exploration: what it answered then is what fails now
+            yield from _in_step(state, ask, self._host.clock)
+            if state.heard_s > since_s:
+                return
+            patience_s = state.trial_patience_s
+            state.trial_patience_s = None if is_patient else state.patience_s
+            try:
+                yield state, ask
+            except RequestError:
+                continue
+            finally:
+                state.trial_patience_s = patience_s
+            return
+        if state.heard_s <= since_s:
+            raise _NoSignOfLifeError
 
     def _plan_again(self, state: UnitState) -> None:
         """Plan with what is known now, and say which points live in which groups from now on."""
@@ -139,28 +241,63 @@ class Exploration:
         state.save()
         self._host.replanned(gone, added)
         for poll in added:
-            if poll.is_retry:  # until it has said so itself, which is soon
-                self._host.spoil(poll, f"{Reason.DEVICE_EXCEPTION} {pdu.ILLEGAL_DATA_ADDRESS:02X}")
+            if poll.is_retry:  # until it has said so itself
+                self._host.spoil(poll, state.knowledge.reason(_culprit(state, poll)))
         if added:
             names = ", ".join(sorted(item.point.name for item in state.refused_points))
-            _LOG.warning("%s: learned from its refusals: %s", state.unit.device, state.summary(names))
+            _LOG.warning("%s: device limits changed: %s", state.unit.device, state.summary(names))
 
 
-def _is_taken(state: UnitState, ask: Ask, clock: Clock) -> Generator[tuple[UnitState, Ask], bytes, bool]:
-    """Ask, and again a little later if the device is busy; return whether it takes the read."""
-    for attempt in range(LATER_TRIES + 1):
-        try:
-            answer = yield state, ask
-            pdu.check_read_reply(ask.pdu, answer)
-        except DeviceExceptionError as error:
-            if error.exception_code in ASK_DIFFERENTLY:
-                return False
-            if error.exception_code not in LATER or attempt == LATER_TRIES:
-                raise
-            state.rests_until_s = clock.monotonic_s() + LATER_S * 2**attempt
-        else:
-            return True
-    return False
+def _culprit(state: UnitState, poll: Poll) -> RegisterPoint:
+    """Return the point of a poll, or the factor, that is known to be refused."""
+    for point in poll.block.points:
+        for item in (point, point.factor):
+            if item is not None and state.knowledge.is_refused(item):
+                return item
+    return poll.block.points[0]
+
+
+def _forgive(state: UnitState, poll: Poll) -> None:
+    """Believe no longer that the points of a poll cannot be read."""
+    knowledge = state.knowledge
+    points = [item for point in poll.block.points for item in (point, point.factor) if item is not None]
+    for point in points:
+        if not knowledge.is_refused(point):
+            continue
+        if not is_odd_reason(knowledge.reason(point)):
+            # The device was starting, or is another one now: no refusal of the same kind is believed.
+            knowledge.forgive_like(point)
+            continue
+        knowledge.forgive(point)
+        place = (point.table, point.address, point.end)
+        state.relapses[place] = state.relapses.get(place, 0) + 1
+        if (
+            state.relapses[place] > 1
+        ):  # it comes and goes: from now on it is read alone, and costs only itself
+            walls = knowledge.walls.setdefault(point.table, set())
+            walls |= {(point.address, point.address), (point.end, point.end)}
+
+
+def _ask_once(state: UnitState, ask: Ask) -> Steps:
+    try:
+        yield state, ask
+    except RequestError:
+        return
+
+
+def _in_step(state: UnitState, ask: Ask, clock: Clock) -> Steps:
+    """Make sure that the response to a request cannot be a late one to another.
+
+    Raises:
+        _NoSignOfLifeError: the unit is lost, or nothing else can be asked of it.
+    """
+    if state.turns.rank is Rank.DEMOTED:
+        raise _NoSignOfLifeError
+    if state.is_out_of_step(ask, clock.monotonic_s()):
+        state.trial_patience_s = None
+        yield from resynchronise(state, clock)
+        if ask.shape in state.suspects:
+            raise _NoSignOfLifeError
 
 
 def resynchronise(state: UnitState, clock: Clock) -> Steps:

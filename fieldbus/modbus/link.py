@@ -6,31 +6,23 @@ Rules:
 * Writes go ahead of polls, at the next request boundary, in the order in which they were given. Of several
   that wait for one point the last wins. What cannot be written now (no connection, unit demoted) fails now;
   it is not kept.
-* Two failures in a row demote a unit: all its points are bad, and only one request at a time asks whether it
-  is back, after 0.5 s, then at most every 10 s. Whose turn it is says `agenda.py`: the others go first.
-* For a while after a silence nobody of several is polled for longer than eight times what it, or the slowest
-  other, takes usually. Who is given up so has no values until it is asked again, which happens when nobody
-  else waits, and decides.
+* What a failed request means says `unit_health.py`; what follows from it for the plan, `failures.py`.
 * On lines without transaction ids (RTU, ASCII) a request that was not answered leaves its unit out of step:
   the next request to it is one whose answer looks different, so that a late answer is never taken for the
   next one.
 * An answer that does not belong to its request costs an MBAP connection, which is opened anew before the
   next request; a serial line only needs silence.
-* Exception 02 or 03 to a block: `learned.py` finds out why, between the polls of others, and the block's
-  points keep their last values meanwhile. 05 and 06 mean later: asked again soon, three times, before the
-  points are bad. 0A and 0B are another gateway's word that it cannot reach the unit. All others are the
-  device's answer: the points of that block are bad, with the code.
+* Why a block fails is found out between the polls of others, see `exploration.py`.
 
 Design: a machine of callbacks around `Line`, since a step of a task costs more than what it does; whatever
 has several steps (a write, a resynchronisation, an exploration) is a generator that the machine drives.
-What a failed request means is decided in `_failed`, what a lost connection means in `connection.py`.
+What a lost connection means is decided in `connection.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -38,7 +30,6 @@ from pathlib import Path
 from fieldbus.clock import SYSTEM, Clock
 from fieldbus.errors import (
     BadResponseError,
-    DeviceExceptionError,
     LinkDownError,
     RequestError,
     RequestTimeoutError,
@@ -46,7 +37,6 @@ from fieldbus.errors import (
 from fieldbus.link import (
     ConnectionHealth,
     Delivery,
-    DeviceHealth,
     Emit,
     Event,
     Regrouped,
@@ -60,15 +50,8 @@ from fieldbus.modbus.client import Line
 from fieldbus.modbus.connection import ConnectionPolicy, Connections, Lifetime
 from fieldbus.modbus.dial_in import dial_in_port
 from fieldbus.modbus.echo import LineEcho
-from fieldbus.modbus.exploration import (
-    ASK_DIFFERENTLY,
-    LATER,
-    LATER_S,
-    LATER_TRIES,
-    Exploration,
-    reason_of,
-    resynchronise,
-)
+from fieldbus.modbus.exploration import Exploration, resynchronise
+from fieldbus.modbus.failures import Failures
 from fieldbus.modbus.framing import Ask
 from fieldbus.modbus.fresh_reads import FreshReads
 from fieldbus.modbus.lane import Lane
@@ -76,25 +59,16 @@ from fieldbus.modbus.places import DialInPlace, Framing, Place, SerialPlace
 from fieldbus.modbus.planner import Block, Cost
 from fieldbus.modbus.quirks import LineQuirks
 from fieldbus.modbus.registers import RegisterPoint
-from fieldbus.modbus.units import RETRY_S, Poll, Steps, Unit, UnitState, cost_on
+from fieldbus.modbus.units import Poll, Steps, Unit, UnitState, cost_on
 from fieldbus.modbus.write_queue import WriteQueue
 from fieldbus.model import Batch, Group, Point, Quality, Reason, Sample, Value
 
-FAILURES_TO_DEMOTE = 2
-GARBLED_TO_DEMOTE = 4
-"""The same for answers that cannot be read: somebody is there."""
-FIRST_PROBE_S = 0.5
-LONGEST_PROBE_S = 10.0
 PROBES_TO_HANG_UP = 6
 """How often in vain a device that dialled in must have been asked whether it is back."""
 MISSES_TO_SAY = 3
 """How often in a row a block must have been late before that is said."""
 RELEARN_S = 86400.0
 """After so long the limits and walls of devices are forgotten and learned anew."""
-TROUBLE_S = 5.0
-"""For so long after a silence on a line nobody is waited for in full while others wait."""
-_SHORTEST_PATIENCE_S = 0.05
-_UNREACHABLE = (pdu.GATEWAY_PATH_UNAVAILABLE, pdu.GATEWAY_TARGET_FAILED_TO_RESPOND)
 _LOG = logging.getLogger("fieldbus")
 
 
@@ -150,8 +124,6 @@ class ModbusClientLink:
         self._is_poked = False
         self._relearning: asyncio.TimerHandle | None = None
         self._exploration = Exploration(self)
-        self._silent_at_s = -NEVER
-        """When a request on the link was last not answered."""
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due_s = NEVER
         self._emit: Emit = _nowhere
@@ -163,11 +135,12 @@ class ModbusClientLink:
         self._counters = dict.fromkeys(
             ("requests", "timeouts", "exceptions", "bad_responses", "scans_missed", "writes",
              "writes_failed", "writes_dropped"), 0)  # fmt: skip
+        self._failures = Failures(self, self._exploration, self._counters)
         self._emit_to: Emit = _nowhere
         self._fresh_reads = FreshReads(self, self._intercept)
         self._writes = WriteQueue(
             lambda point: self._place_of[point][1],
-            self._tell,
+            self.tell,
             self._counters,
             self.clock,
             None if place.framing is Framing.MBAP else self._echo,
@@ -266,7 +239,7 @@ class ModbusClientLink:
         for steps, _, _ in self._background:
             steps.close()
         self._background.clear()
-        self._silent_at_s = -NEVER
+        self._failures.forget_session()
         if isinstance(self.place, DialInPlace):
             dial_in_port(self.place).release(self.place.registration)
         self._writes.fail_waiting(Reason.NOT_CONNECTED)
@@ -399,7 +372,7 @@ class ModbusClientLink:
 
     def unreachable(self, error: LinkDownError) -> None:
         """Fail what waits for a connection: it cannot be opened."""
-        self._tell(ConnectionHealth(False, str(error)))
+        self.tell(ConnectionHealth(False, str(error)))
         self.give_up_writes()
         for steps, _, _ in self._background:
             steps.close()
@@ -409,7 +382,7 @@ class ModbusClientLink:
 
     def reachable(self) -> None:
         """Learn that a connection was opened that is opened on demand."""
-        self._tell(ConnectionHealth(True))
+        self.tell(ConnectionHealth(True))
 
     # --- reads that somebody waits for
 
@@ -447,25 +420,36 @@ class ModbusClientLink:
                 self._drive(lane, self._writes.begin())
                 continue
             now_s = self.clock.monotonic_s()
-            if self._background and not lane.was_background:
-                lane.was_background = True
-                steps, state, ask = self._background.popleft()
-                lane.is_background = True
+            step = None if lane.was_background else self._pick_background(now_s)
+            if step is not None:
+                steps, state, ask = step
+                lane.was_background = lane.is_background = True
                 self._send(lane, state, ask, steps)
                 return
-            lane.was_background = False
+            was_background, lane.was_background = lane.was_background, False
             poll = self._agenda.pick(now_s)
             if poll is None:
-                if self._background:
+                if was_background and self._background:
                     continue
                 self._arm(now_s)
                 self._connections.finish(lane, self._agenda.next_due_s() - now_s, self._longest_pause_s)
                 return
             self._read(lane, poll, now_s)
 
+    def _pick_background(self, now_s: float) -> tuple[Steps, UnitState, Ask] | None:
+        """Return the next step of something that lets others go, and take it out."""
+        for index, (steps, state, _) in enumerate(self._background):
+            if steps is not state.exploring or state.explore_next_s <= now_s:
+                found = self._background[index]
+                del self._background[index]
+                return found
+        return None
+
     def _arm(self, now_s: float) -> None:
         """Have the free connections looked at when something is due."""
         due_s = self._agenda.next_due_s()
+        for _, state, _ in self._background:
+            due_s = min(due_s, max(now_s, state.explore_next_s))
         if self._timer is not None:
             if self._timer_due_s <= due_s:
                 return  # early enough: it will look again
@@ -516,6 +500,13 @@ class ModbusClientLink:
             poll.due_s = state.rests_until_s  # others may have their turn meanwhile
             self._agenda.add(poll)
             return
+        if state.turns.rank is Rank.DEMOTED and state.probes and state.probes % 2 == 0:
+            ask = state.knock_ask()
+            if ask is not None and ask.pdu != poll.ask.pdu:
+                state.turns.probe_at_s = now_s + state.unit.timeout_s
+                self._agenda.add(poll)
+                self._drive(lane, self._exploration.knock(state, ask))
+                return
         lane.poll = poll
         self._send(lane, state, poll.ask, None)
 
@@ -542,34 +533,8 @@ class ModbusClientLink:
             return
         self._counters["requests"] += 1
         lane.asked_s = now_s if line.is_stream else max(now_s, line.settled_at_s)
-        timeout_s = state.unit.timeout_s
-        lane.is_hurried = False
-        is_doubted = now_s < self._silent_at_s + TROUBLE_S or not state.slowest_s
-        is_hurried = state.turns.rank is Rank.DEMOTED or (is_doubted and len(self._states) > 1)
-        is_hurried = is_hurried and not self.is_on_demand
-        if is_hurried and lane.poll is not None:  # a write is given its time
-            patience_s = self._patience(state, line)
-            if patience_s < timeout_s:
-                timeout_s, lane.is_hurried = patience_s, True
+        timeout_s = self._failures.timeout_s(lane, state, line, now_s)
         line.ask(ask, timeout_s)
-
-    def _patience(self, state: UnitState, line: Line) -> float:
-        """Return how long to wait for a unit of several on a line on which somebody was silent."""
-        timeout_s = state.unit.timeout_s
-        rank = state.turns.rank
-        is_decisive = (
-            rank is Rank.SUSPECT
-            or (rank is Rank.DEMOTED and (state.probes % 3 == 2 or not line.framer.has_transactions))
-            or (rank is Rank.LIVE and state.was_hurried)
-        )
-        if is_decisive or len(self._states) == 1:
-            return timeout_s
-        slowest_s = state.slowest_s or max((other.slowest_s for other in self._states), default=0.0)
-        if slowest_s:
-            return max(_SHORTEST_PATIENCE_S, 8 * slowest_s)
-        # Nobody has answered yet, and somebody was silent already: others may be luckier.
-        was_silent = self._silent_at_s > -NEVER
-        return max(2 * _SHORTEST_PATIENCE_S, timeout_s / 5) if was_silent else timeout_s
 
     def take_answer(self, lane: Lane, answer: bytes) -> None:
         """Take the PDU that answers the request under way."""
@@ -592,11 +557,12 @@ class ModbusClientLink:
             lane.reopen_after_s = 0.0
             state.note(spent_s, ask)
             if state.failures or not state.is_online or state.unreachable:
-                self._answered(state)
+                self._failures.answered(state)
             if state.suspects:
                 state.in_step()  # its answer looks different from all that may still come
+            state.heard_s = now_s
             poll.reason = None
-            poll.tries = 0
+            poll.tries = poll.failures = poll.explorations = 0
             poll.is_sent_again = False
             missed = self._agenda.reschedule(poll, now_s)
             if missed:
@@ -608,20 +574,27 @@ class ModbusClientLink:
                 if poll.is_fresh or poll.is_retry:
                     self._exploration.was_read(poll)
         elif poll is not None:
-            try:
-                pdu.check_read_reply(ask.pdu, answer)
-            except RequestError as error:
-                self._failed(lane, state, poll, error, now_s)
+            self._misread(lane, state, poll, answer, now_s)
         elif steps is not None:
             fault = _fault_of(ask, answer)
             if fault is None:
                 if answer:
                     state.note(spent_s, ask)
-                self._answered(state)
+                self._failures.answered(state)
             else:
-                self._failed(lane, state, None, fault, now_s)
+                self._failed(lane, state, None, fault, now_s, is_trial=steps is state.exploring)
             self._drive(lane, steps, answer, fault)
         self.next(lane)
+
+    def _misread(self, lane: Lane, state: UnitState, poll: Poll, answer: bytes, now_s: float) -> None:
+        """Take a response to a poll that has not its data."""
+        try:
+            pdu.check_read_reply(poll.ask.pdu, answer)
+        except RequestError as error:
+            line = lane.line
+            if isinstance(error, BadResponseError) and line is not None and line.framer.has_transactions:
+                self._failures.answered(state)  # whatever this is: it has the number of our request
+            self._failed(lane, state, poll, error, now_s)
 
     def take_failure(self, lane: Lane, error: RequestError) -> None:
         """Learn that the request under way has no answer."""
@@ -636,7 +609,8 @@ class ModbusClientLink:
         line = lane.line
         if line is not None and not line.framer.has_transactions and not line.is_lost:
             state.suspect(ask, now_s)
-        self._failed(lane, state, poll, error, now_s)
+        is_trial = steps is not None and steps is state.exploring
+        self._failed(lane, state, poll, error, now_s, is_trial=is_trial)
         if steps is not None:
             self._drive(lane, steps, None, error)
         self.next(lane)
@@ -679,122 +653,13 @@ class ModbusClientLink:
 
     # --- what an answer, or none, means
 
-    def _answered(self, state: UnitState) -> None:
-        """Learn that a unit lives."""
-        if state.turns.rank is not Rank.LIVE:
-            state.probe_after_s = FIRST_PROBE_S
-            state.probes = 0
-            self._agenda.revive(state.turns, self.clock.monotonic_s())
-        state.failures = 0
-        state.was_hurried = False
-        state.unreachable.clear()
-        if not state.is_online:
-            state.is_online = True
-            self._tell(DeviceHealth(state.unit.device, True))
-
     def _failed(
-        self, lane: Lane, state: UnitState, poll: Poll | None, error: RequestError, now_s: float
-    ) -> None:
-        """Decide what a failed request means for its group, its unit and the connection."""
-        is_silence = isinstance(error, RequestTimeoutError)
-        if isinstance(error, DeviceExceptionError):
-            self._counters["exceptions"] += 1
-            if self._refused(state, poll, error.exception_code, now_s):
-                return
-        else:
-            self._counters["timeouts" if is_silence else "bad_responses"] += 1
-            if is_silence:
-                self._silent_at_s = now_s
-            if state.turns.rank is Rank.LIVE:
-                state.turns.rank = Rank.SUSPECT
-            if is_silence and lane.is_hurried and state.turns.rank is Rank.SUSPECT:
-                self._doubt(state, poll, now_s)
-                self._mend(lane, error)
-                return
-            if is_silence and lane.is_hurried and poll is not None and poll is not state.turns.probe:
-                self._agenda.add(poll)  # doubted meanwhile on another connection: the probe decides
-                return
-            state.failures += 1
-        reason = reason_of(error)
-        if poll is not None:
-            self.spoil(poll, reason)
-        if state.failures >= (FAILURES_TO_DEMOTE if is_silence or state.unreachable else GARBLED_TO_DEMOTE):
-            self._lose_unit(state, poll, reason, error, now_s)
-        elif poll is not None:
-            self._ask_again(poll, error, now_s)
+        self, lane: Lane, state: UnitState, poll: Poll | None, error: RequestError, now_s: float,
+        *, is_trial: bool = False,
+    ) -> None:  # fmt: skip
+        """Decide what a failed request means for its block, its unit and the connection."""
+        self._failures.failed(lane, state, poll, error, now_s, is_trial=is_trial)
         self._mend(lane, error)
-
-    def _refused(self, state: UnitState, poll: Poll | None, code: int, now_s: float) -> bool:
-        """Decide what an exception means; return whether nothing else is to be done about it."""
-        if code in _UNREACHABLE:
-            # Another gateway's word for a dead unit, or for one bad point: only when nothing else of the unit
-            # can be read it is the unit.
-            if poll is not None and poll in state.unreachable and state.is_unreachable:
-                state.failures = FAILURES_TO_DEMOTE
-            elif poll is not None:
-                state.unreachable.add(poll)
-            return False
-        self._answered(state)  # it lives: it said no
-        if poll is None:
-            return False
-        if code in LATER and poll.tries < LATER_TRIES:
-            poll.tries += 1
-            poll.due_s = now_s + min(LATER_S * 2**poll.tries, poll.period_s)
-            self._agenda.add(poll)
-            return True
-        if (
-            code in ASK_DIFFERENTLY
-            and not poll.is_retry
-            and not state.suspects
-            and now_s >= poll.explore_at_s
-        ):
-            self._exploration.begin(poll, code)
-            return True
-        return False
-
-    def _ask_again(self, poll: Poll, error: RequestError, now_s: float) -> None:
-        """Plan the next read of a block that could not be read."""
-        if isinstance(error, BadResponseError) and poll.tries < 1:
-            poll.tries += 1  # what was garbled once is asked again at once
-            poll.due_s = now_s
-            self._agenda.add(poll)
-            return
-        poll.tries = 0
-        if poll.is_retry:
-            poll.period_s = min(2 * poll.period_s, RETRY_S)
-        self._counters["scans_missed"] += self._agenda.reschedule(poll, now_s)
-
-    def _doubt(self, state: UnitState, poll: Poll | None, now_s: float) -> None:
-        """Put off a unit that was given up early: it is asked when nobody else waits, which decides."""
-        state.was_hurried = True
-        if not state.polls:
-            return
-        for other in state.polls:  # it will not be read for a while: no value of it may look as if it were
-            self.spoil(other, Reason.TIMEOUT)
-        state.failures = max(state.failures, FAILURES_TO_DEMOTE - 1)
-        state.probes = 2
-        state.turns.probe_at_s = now_s
-        self._agenda.demote(state.turns)
-        if poll is not None:
-            self._agenda.add(poll)
-
-    def _lose_unit(
-        self, state: UnitState, poll: Poll | None, reason: str, error: RequestError, now_s: float
-    ) -> None:
-        """Say that a unit is lost, and only ask from now on whether it is back."""
-        if state.is_online is not False:
-            state.is_online = False
-            self._tell(DeviceHealth(state.unit.device, False, f"{reason} ({error})"))
-        if not state.polls or self.is_on_demand:
-            return  # nothing asks by itself whether it is back: the next read or write will tell
-        for other in state.polls:
-            self.spoil(other, reason)
-        state.probes += 1
-        state.turns.probe_at_s = now_s + state.probe_after_s * random.uniform(0.9, 1.0)
-        state.probe_after_s = min(state.probe_after_s * 2, LONGEST_PROBE_S)
-        self._agenda.demote(state.turns)
-        if poll is not None:
-            self._agenda.add(poll)
 
     def _mend(self, lane: Lane, error: RequestError) -> None:
         """Open a connection anew that cannot be trusted, or that may be dead without a sign."""
@@ -842,11 +707,22 @@ class ModbusClientLink:
             poll.reason = reason
         self._emit(batch)
 
-    def _tell(self, event: Event) -> None:
+    def tell(self, event: Event) -> None:
+        """Report an event to whoever runs the link."""
         if self._report is not None:
             self._report(event)
 
-    # --- what the exploration needs of the link
+    # --- what explorations and failures need of the link
+
+    @property
+    def agenda(self) -> Agenda[Poll]:
+        """When the polls are due."""
+        return self._agenda
+
+    @property
+    def states(self) -> Sequence[UnitState]:
+        """The units while the link runs."""
+        return self._states
 
     def drive_aside(self, steps: Steps) -> None:
         """Begin something whose steps let polls go between them."""
@@ -867,7 +743,7 @@ class ModbusClientLink:
             self._agenda.add(poll)
         self.groups = self._groups()
         if added or gone:
-            self._tell(Regrouped([poll.group for poll in gone], [poll.group for poll in added]))
+            self.tell(Regrouped([poll.group for poll in gone], [poll.group for poll in added]))
 
     def _groups(self) -> list[Group]:
         return [poll.group for state in self._states for poll in state.polls]

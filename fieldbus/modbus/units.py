@@ -14,10 +14,12 @@ from fieldbus.modbus.learned import Explorer, Knowledge, fingerprint
 from fieldbus.modbus.places import Framing, Place, SerialPlace
 from fieldbus.modbus.planner import MAX_BITS, MAX_REGISTERS, Block, Cost, Limits, plan, plan_together
 from fieldbus.modbus.quirks import UnitQuirks
-from fieldbus.modbus.registers import RegisterPoint
-from fieldbus.model import Group
+from fieldbus.modbus.registers import RegisterPoint, Table
+from fieldbus.model import Group, Reason
 
 FIRST_RETRY_S = 2.0
+FIRST_ODD_RETRY_S = 5.0
+"""The same where no exception said that the device has not got it: a retry may cost a timeout."""
 RETRY_S = 300.0
 """How often a point that the device refuses is asked for again; more often at first, for it may have been
 starting."""
@@ -27,6 +29,9 @@ _LATE_S = 3.0
 _LATE_TIMEOUTS = 4
 """After so long, or so many timeouts, nobody expects a late answer any more."""
 _SMOOTHING = 0.1
+_SHORTEST_TRIAL_S = 0.1
+_GOLDEN = 0.618034
+"""Spreads what is asked in turn: neighbours of an address that is silent are often silent too."""
 
 
 def cost_on(place: Place) -> Cost:
@@ -64,8 +69,9 @@ class Poll:
     """One block, its request, and when it is due."""
 
     __slots__ = (
-        "ask", "block", "due_s", "explore_at_s", "group", "is_first", "is_fresh", "is_gone",
-        "is_retry", "is_sent_again", "misses", "period_s", "reader", "reason", "state", "tries", "turns",
+        "ask", "block", "due_s", "explorations", "explore_at_s", "failed_before_s", "failed_s", "failures",
+        "group", "is_first", "is_fresh", "is_gone", "is_retry", "is_sent_again", "misses", "period_s",
+        "reader", "reason", "state", "tries", "turns",
     )  # fmt: skip
 
     def __init__(self, block: Block, state: UnitState, due_s: float, *, is_retry: bool = False) -> None:
@@ -75,8 +81,13 @@ class Poll:
         self.group = Group(f"{state.unit.device} {block.name}", (item.point for item in block.points))
         self.reader = BlockReader(block, self.group)
         self.ask = Ask(block.unit_id, pdu.read_request(block.table, block.address, block.count))
-        self.period_s = FIRST_RETRY_S if is_retry else block.period_s
+        self.period_s = block.period_s
         self.due_s = due_s
+        if is_retry:
+            is_odd = any(is_odd_reason(state.knowledge.reason(point)) for point in block.points)
+            self.period_s = FIRST_ODD_RETRY_S if is_odd else FIRST_RETRY_S
+            if is_odd:  # it was asked for a moment ago, and may cost a timeout
+                self.due_s = due_s + self.period_s
         self.is_first = not is_retry
         self.is_fresh = True
         """Whether it was never read."""
@@ -87,11 +98,22 @@ class Poll:
         """Whether the connection ended under it, and it was sent again since."""
         self.explore_at_s = 0.0
         """Not explored before."""
+        self.explorations = 0
+        """How often in a row an exploration of it has found nothing."""
+        self.failures = 0
+        """How often in a row it failed."""
+        self.failed_s = self.failed_before_s = 0.0
+        """When it was asked for the last time that it failed, and for the time before."""
         self.tries = 0
         self.misses = 0
         """How often in a row it was late."""
         self.reason: str | None = None
         """Why the group is bad, if it is."""
+
+    def has_failed(self, asked_s: float) -> None:
+        """Count a failure of a read that was sent at `asked_s`."""
+        self.failures += 1
+        self.failed_before_s, self.failed_s = self.failed_s, asked_s
 
 
 class UnitState:
@@ -129,8 +151,23 @@ class UnitState:
         """How many requests were given up since the last answer that could be none of theirs."""
         self.is_explored = False
         """Whether it is being found out why one of its blocks is refused."""
-        self.to_explore: list[tuple[Poll, int]] = []
-        """Blocks that were refused meanwhile, with the exception's code."""
+        self.to_explore: list[tuple[Poll, str]] = []
+        """Blocks that have failed meanwhile, each with the reason."""
+        self.exploring: Steps | None = None
+        """The exploration under way: its failures are its own, not the unit's."""
+        self.trial_patience_s: float | None = None
+        """How long the exploration waits for the next response, if less than the timeout."""
+        self.explore_next_s = 0.0
+        """When the exploration goes on, if it waits for something to pass."""
+        self.is_proving = False
+        """Whether it was asked for a sign of life since it last answered."""
+        self.heard_s = 0.0
+        """When it last answered anything but 0A and 0B."""
+        self.proof_ask: Ask | None = None
+        """A read that it answered during an exploration."""
+        self.relapses: dict[tuple[Table, int, int], int] = {}
+        """How often a place was readable again after it had failed in a way that may pass."""
+        self._knocks = 0
         self.replan(0.0)
 
     def begin(self, now_s: float) -> None:
@@ -140,7 +177,7 @@ class UnitState:
             poll.turns = self.turns
             poll.due_s = now_s
             poll.is_first = not poll.is_retry
-            poll.tries = 0
+            poll.tries = poll.failures = poll.explorations = 0
             poll.is_sent_again = False
             poll.explore_at_s = 0.0
 
@@ -152,7 +189,8 @@ class UnitState:
         self.probe_after_s = 0.5  # what may still come late is not forgotten: it comes all the same
         self.is_online = None
         self.rests_until_s = 0.0
-        self.is_explored = False
+        self.is_explored = self.is_proving = False
+        self.exploring = self.proof_ask = None
         self.to_explore.clear()
         for poll in self.polls:
             poll.reader.forget()
@@ -232,6 +270,38 @@ class UnitState:
         """Whether the gateway before the unit could reach nothing of it."""
         return all(poll in self.unreachable for poll in self.polls if not poll.is_retry)
 
+    # --- signs of life
+
+    @property
+    def has_readable(self) -> bool:
+        """Whether anything is polled that is not known to be refused."""
+        return any(not poll.is_retry for poll in self.polls)
+
+    @property
+    def patience_s(self) -> float:
+        """How long a response is worth waiting for where a silence decides nothing yet."""
+        if not self.slowest_s:
+            return self.unit.timeout_s
+        return min(self.unit.timeout_s, max(_SHORTEST_TRIAL_S, 8 * self.slowest_s))
+
+    def proof(self) -> Ask | None:
+        """Return a read that the unit answered the last time; None if there is none."""
+        good = [
+            poll.ask
+            for poll in self.polls
+            if poll.reason is None and not (poll.is_fresh or poll.is_retry or poll.failures)
+        ]
+        return min(good, key=lambda ask: ask.size, default=self.proof_ask)
+
+    def knock_ask(self) -> Ask | None:
+        """Return a read of one point, another one each time: perhaps only a part of a block is silent."""
+        points = [point for poll in self.polls for point in poll.block.points if point.factor is None]
+        if not points:
+            return None
+        self._knocks += 1
+        point = points[int(self._knocks * _GOLDEN % 1 * len(points))]
+        return Ask(self.unit.unit_id, pdu.read_request(point.table, point.address, point.count))
+
     # --- in step
 
     def suspect(self, ask: Ask, now_s: float) -> None:
@@ -266,7 +336,15 @@ class UnitState:
     def different_ask(self) -> Ask | None:
         """Return a read whose answer looks like none of those that may still come; None if there is none."""
         best: Ask | None = None
-        places = [(poll.block.table, poll.block.address, poll.block.count) for poll in self.polls]
+        known = [poll for poll in self.polls if poll.reason is None and not poll.is_fresh]
+        places = [(poll.block.table, poll.block.address, poll.block.count) for poll in known or self.polls]
+        if self.failures >= 2 and not known:  # a part of a block may be silent: ask for another one each time
+            self._knocks += 1
+            places = [
+                (table, start + shift, size - shift)
+                for table, start, size in places
+                for shift in (int(self._knocks * _GOLDEN % 1 * size),)
+            ]
         # Of a unit that is only written to, what is written is the best guess at what can be read.
         for table, start, size in places or [
             (item.table, item.address, item.count) for item in self.unit.points
@@ -316,6 +394,11 @@ class UnitState:
         except OSError:
             return
         self._saved = text
+
+
+def is_odd_reason(reason: str) -> bool:
+    """Return whether a point that failed for a reason may be readable the next time."""
+    return reason not in (f"{Reason.DEVICE_EXCEPTION} 02", f"{Reason.DEVICE_EXCEPTION} 03")
 
 
 Steps = Generator[tuple[UnitState, Ask], bytes, None]

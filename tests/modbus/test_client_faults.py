@@ -19,7 +19,7 @@ from fault_server import POISON, Connection, Fault, FaultServer, Good, fault_ser
 from fieldbus.clock import SYSTEM
 from fieldbus.errors import BadResponseError, LinkDownError, RequestTimeoutError
 from fieldbus.link import Delivery, DeviceHealth, Target, WriteOutcome, WriteResult
-from fieldbus.modbus import link as link_module
+from fieldbus.modbus import failures as failures_module
 from fieldbus.modbus.client import Line
 from fieldbus.modbus.framing import Ask
 from fieldbus.modbus.link import ModbusClientLink
@@ -382,7 +382,7 @@ async def test_a_device_that_stays_busy_has_no_value_and_never_a_zero(server: Fa
 async def test_an_exception_never_costs_the_connection_however_often_it_comes(
     server: FaultServer, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(link_module, "LONGEST_PROBE_S", 0.1)
+    monkeypatch.setattr(failures_module, "LONGEST_PROBE_S", 0.1)
     async with polling(client(server)) as gateway:
         server.faults.extend([pdu_is(lambda _: bytes((0x83, code)))] * 4)
         await eventually(lambda: not server.faults, 5.0)
@@ -789,7 +789,7 @@ async def test_failures_that_are_not_in_a_row_do_not_lose_a_unit(server: FaultSe
 async def test_a_dead_unit_that_is_alive_again_is_back_soon(
     server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(link_module, "LONGEST_PROBE_S", 0.2)
+    monkeypatch.setattr(failures_module, "LONGEST_PROBE_S", 0.2)
     async with polling(three_units(server)) as gateway:
         server.silent.add(2)
         await eventually(lambda: len(gateway.health) == 4)
@@ -807,7 +807,7 @@ async def test_a_unit_is_asked_again_within_ten_seconds_however_long_it_was_dead
     server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same with all times a twentieth: the waits grow and then grow no more."""
-    monkeypatch.setattr(link_module, "LONGEST_PROBE_S", 0.5)
+    monkeypatch.setattr(failures_module, "LONGEST_PROBE_S", 0.5)
     async with polling(three_units(server, 0.02, 0.02)):
         server.silent.add(2)
         await asyncio.sleep(2.5)
@@ -819,7 +819,7 @@ async def test_a_unit_is_asked_again_within_ten_seconds_however_long_it_was_dead
 async def test_all_points_of_a_unit_that_is_back_are_read_not_only_those_that_are_due(
     server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(link_module, "LONGEST_PROBE_S", 0.2)
+    monkeypatch.setattr(failures_module, "LONGEST_PROBE_S", 0.2)
     points = [*holding(), point("lamp", "coil 2", scan="60s")]
     async with polling(client(server, points, timeout_s=0.05)) as gateway:
         server.silent.add(1)
@@ -1258,7 +1258,7 @@ def two_units(server: FaultServer, timeout_s: float) -> tuple[ModbusClientLink, 
 async def test_a_write_to_a_unit_that_is_lost_fails_at_once_and_is_not_done_later(
     server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(link_module, "LONGEST_PROBE_S", 0.3)
+    monkeypatch.setattr(failures_module, "LONGEST_PROBE_S", 0.3)
     link, points = two_units(server, timeout_s=0.2)
     async with polling(link) as gateway:
         await lose(server, gateway, 2)

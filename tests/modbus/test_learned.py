@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from test_client_faults import client, polling
 from test_writing import point
 
-from fieldbus.modbus.learned import Explorer, Knowledge, fingerprint
+from fieldbus.modbus.learned import REFUSED, TAKEN, Explorer, Knowledge, fingerprint
 from fieldbus.modbus.planner import MAX_BITS, MAX_REGISTERS, Block, Cost, Limits, plan
 from fieldbus.modbus.registers import RegisterPoint, RegisterType, Table
 from fieldbus.model import Kind, Point
@@ -113,7 +113,7 @@ def learn(
                 while True:
                     own += 1
                     assert own < 5000, "no end of trials"
-                    trial = search.send(device.takes(*trial))
+                    trial = search.send(TAKEN if device.takes(*trial[:3]) else REFUSED)
             except StopIteration:
                 pass
             trials += own

@@ -21,7 +21,7 @@ from test_client_faults import polling
 
 from fieldbus.errors import BadResponseError, RequestError, RequestTimeoutError
 from fieldbus.link import Delivery, Target, WriteOutcome, WriteResult
-from fieldbus.modbus import link as link_module
+from fieldbus.modbus import failures as failures_module
 from fieldbus.modbus import pdu
 from fieldbus.modbus.exploration import reason_of
 from fieldbus.modbus.link import ModbusClientLink
@@ -810,7 +810,7 @@ async def test_a_unit_that_is_only_written_to_is_found_again_after_it_was_lost(
     server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There is no poll to ask with whether it is back."""
-    monkeypatch.setattr(link_module, "LONGEST_PROBE_S", 0.3)
+    monkeypatch.setattr(failures_module, "LONGEST_PROBE_S", 0.3)
     units = [
         Unit("plc", 1, words_at(7, 1), 0.02, 0.15),
         Unit("valve", 2, [point("v", "holding 100", device="valve", access="write")], 0.02, 0.15),

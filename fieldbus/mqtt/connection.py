@@ -96,6 +96,9 @@ class Owner(Protocol):
 class Connection(asyncio.Protocol):
     """One connection. Begins with the CONNECT that its owner writes."""
 
+    pings_always = False
+    """Whether a PINGREQ goes out also while something is heard. Needed where we may send nothing else."""
+
     def __init__(self, owner: Owner, max_incoming: int = MAX_INCOMING, ids: range = range(1, 65536)) -> None:
         """Wait to be opened.
 
@@ -352,13 +355,12 @@ class Connection(asyncio.Protocol):
         if self._looks >= _LOOKS:
             self._end("the broker does not acknowledge what it gets")
             return
-        if self._is_heard:
-            self._is_heard = self._is_asked = False
-        elif self._is_asked:
+        if not self._is_heard and self._is_asked:
             self._end("the broker does not answer")
             return
-        else:
-            self._is_asked = True
+        self._is_asked = self.pings_always or not self._is_heard
+        self._is_heard = False
+        if self._is_asked:
             self.transport.write(packets.PINGREQ_PACKET)
         self._keeper = self._loop.call_later(self._tick_s, self._keep)
 

@@ -7,9 +7,8 @@ Rules:
   value matters, a newer message takes the place of the last one that waits (`conflates` says which topics
   these are; it is asked only when it matters). The message that was replaced is counted and acknowledged. A
   stored message never replaces a live one.
-* Of all other topics every message waits. `is_full` says that enough wait: then the connection reads no
-  more, and the broker keeps the rest.
-* A message is acknowledged when it is taken, or replaced; never before.
+* Of all other topics every message waits. While the inbox `is_full`, what comes is not acknowledged before it
+  is taken, so that the broker holds back the rest. When it `is_over` as well, the connection reads no more.
 
 Design: no bound drops anything here. What bounds the memory is the Receive Maximum for messages that are
 acknowledged, and the socket for those that are not.
@@ -24,8 +23,10 @@ from fieldbus.mqtt.answers import Publish
 
 CALM = 200
 """Messages that wait before any is replaced by a newer one."""
-MAX_MESSAGES = 2000
+MAX_MESSAGES = 20_000
 MAX_BYTES = 8 * 1024 * 1024
+OVERFLOW = 1000
+"""So many more than fill it, or twice the bytes, are too many."""
 
 
 class Inbox:
@@ -63,8 +64,18 @@ class Inbox:
 
     @property
     def is_full(self) -> bool:
-        """Whether no more should be read for now."""
+        """Whether a message that comes is not acknowledged before it is taken."""
         return len(self._waiting) >= self._max_messages or self._bytes >= self._max_bytes
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no more should be read for now."""
+        return len(self._waiting) >= self._max_messages + OVERFLOW or self._bytes >= 2 * self._max_bytes
+
+    @property
+    def acknowledged(self) -> int:
+        """How many of the waiting messages the broker does not keep any more."""
+        return sum(not message.packet_id for message in self._waiting.values())
 
     def put(self, message: Publish) -> int:
         """Take a message from the network; return the packet identifier of the one that it replaces, or 0."""

@@ -153,7 +153,8 @@ class MqttLink:
             )  # fmt: skip
 
         self._control = session(self._client_id)
-        self._port = PeerPort(name, gateway, self._control, self._peers)
+        self._port = PeerPort(name, gateway, self._control, self._publisher, self._peers)
+        self._control.is_held_back = lambda: self._port.is_held_back
         self._topics = self._control
         """The session of the topics of points; the same if there are no peers and commands."""
         if self._reader.topics and (is_announced or remotes):
@@ -190,10 +191,7 @@ class MqttLink:
     @property
     def counters(self) -> Mapping[str, int]:
         """Totals since start, and how many messages wait."""
-        found = {**self._publisher.counters, **self._counters}
-        for name, count in total(self._sessions).items():
-            found[name] = found.get(name, 0) + count
-        return found
+        return {**self._publisher.counters, **self._counters, **total(self._sessions)}
 
     @property
     def measures(self) -> Mapping[str, Mapping[str, float]]:
@@ -334,7 +332,7 @@ class MqttLink:
         self._peers.stop()
         self._port.stop()
         for session in self._sessions:
-            session.stop()
+            await session.finish(is_lost=self._farewell == LOST)
         self._reader.forget()
         self._writer.flush()
         try:

@@ -1,4 +1,11 @@
-"""The way of peers and commands over a session: messages to `Peers`, commands and answers out."""
+"""The way of peers and commands over a broker: messages to `Peers`, commands and answers out.
+
+Rules: a command of ours and an answer go out now or never. While `_MOST_ANSWERS` of them wait for the broker,
+no further messages are taken.
+
+Design: they go out on the connection that publishes, so that messages that wait to be taken never hold up the
+acknowledgements on which more can go out.
+"""
 
 from __future__ import annotations
 
@@ -10,27 +17,32 @@ from fieldbus.mqtt import packets, peering
 from fieldbus.mqtt.answers import Publish
 from fieldbus.mqtt.packets import Subscription
 from fieldbus.mqtt.peers import Peers
+from fieldbus.mqtt.publisher import Publisher
 from fieldbus.mqtt.session import Session
 
 _COMMAND_EXPIRY_S = 10
 """After so long a broker discards a command of ours that nobody has taken."""
+_MOST_ANSWERS = 1000
 
 
 class PeerPort:
     """Connects `Peers` to the session of one broker."""
 
-    def __init__(self, name: str, gateway: str, session: Session, peers: Peers) -> None:
+    def __init__(self, name: str, gateway: str, session: Session, publisher: Publisher, peers: Peers) -> None:
         """Take both.
 
         Args:
             name: the link's.
             gateway: our name, in which we answer.
-            session: the session.
+            session: where messages come in.
+            publisher: where commands and answers go out.
             peers: gets the messages.
         """
         self.name = name
         self._gateway = gateway
         self._session = session
+        self._publisher = publisher
+        self._under_way = 0
         self._peers = peers
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -52,7 +64,7 @@ class PeerPort:
             properties = packets.publish_properties(correlation=message.correlation)
 
             def answer(payload: bytes) -> None:
-                self._session.send(answer_to, payload, properties)
+                self._send(answer_to, payload, properties)
 
             reply = answer
         self._peers.take(
@@ -70,7 +82,23 @@ class PeerPort:
             correlation=None if answer_to is None else id_.encode(),
             signature=signature,
         )
-        self._session.send(topic, payload, properties)
+        self._send(topic, payload, properties)
+
+    @property
+    def is_held_back(self) -> bool:
+        """Whether no further messages should be taken, because of the answers that wait."""
+        return self._under_way >= _MOST_ANSWERS
+
+    def _send(self, topic: str, payload: bytes, properties: bytes) -> None:
+        if self._session.is_connected:
+            self._under_way += 1
+            self._publisher.put_sure(topic, payload, self._sent, properties=properties)
+
+    def _sent(self, _is_done: bool) -> None:
+        was_held_back = self.is_held_back
+        self._under_way -= 1
+        if was_held_back:
+            self._session.go_on()
 
     def look_after(self, peer: str) -> None:
         """Have the correspondent told whether a gateway is there."""

@@ -134,7 +134,13 @@ class Publisher:
             self._is_filled.set()
 
     def put_sure(
-        self, topic: str, payload: bytes, done: Callable[[bool], None] | None, *, is_retained: bool = False
+        self,
+        topic: str,
+        payload: bytes,
+        done: Callable[[bool], None] | None,
+        *,
+        is_retained: bool = False,
+        properties: bytes = b"",
     ) -> None:
         """Queue a message that nothing pushes out. Never blocks, never raises.
 
@@ -143,8 +149,9 @@ class Publisher:
             payload: what it says.
             done: called with whether the broker has it. If None, it is dropped when the connection is lost.
             is_retained: whether the broker keeps it.
+            properties: as `packets.publish_properties` makes them.
         """
-        self.sure.append(Message(topic, payload, is_retained, done or _nobody))
+        self.sure.append(Message(topic, payload, is_retained, done or _nobody, properties))
         if self._session is not None:
             self._session.wake()
         self._is_filled.set()

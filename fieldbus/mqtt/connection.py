@@ -5,9 +5,10 @@ Rules:
 * At most as many messages are under way as the broker's Receive Maximum allows, and `WINDOW`.
 * While the socket takes no more, nothing is taken from the queue.
 * A message that the broker does not take is told to the owner, and the connection goes on.
-* A broker from which nothing is heard for the keep-alive time, though it was asked, is lost; so is one
-  that sends what is not MQTT 5, and one that does not acknowledge a message for the keep-alive time though it
-  answers: on one connection nothing may be sent twice, so the place of that message would never be free.
+* A broker is left from which nothing is heard for the keep-alive time, though it was asked; which sends what
+  is not MQTT 5; which does not end a packet within that time and `_SLOWEST` bytes a second (a wrong length
+  would swallow everything behind it); or which does not acknowledge a message for the keep-alive time: on one
+  connection nothing may be sent twice, so the place of that message would never be free.
 
 Design: brokers acknowledge message by message, and each acknowledgement that is read at once wakes this
 process for a few bytes. So nothing is read while a few messages are under way, less than half of the window:
@@ -22,9 +23,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
-import os
 import socket
-import ssl
 from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, cast
@@ -32,8 +31,8 @@ from typing import NamedTuple, Protocol, cast
 from fieldbus.errors import LinkDownError
 from fieldbus.mqtt import answers, packets
 from fieldbus.mqtt.properties import MAX_REMAINING, MalformedPacketError
+from fieldbus.mqtt.reasons import words
 from fieldbus.sample_json import historical
-from fieldbus.text import printable
 
 WINDOW = 200
 """Messages under way at most, whatever the broker allows."""
@@ -43,6 +42,7 @@ LOOK_S = 0.25
 """How long acknowledgements may lie unread while nothing is sent."""
 _LOOKS = 3
 """After so many thirds of the keep-alive time a message without acknowledgement is lost."""
+_SLOWEST = 10_000
 _FINAL = (0x87, 0x90, 0x99)
 """Not authorized, topic name invalid, payload format invalid: it will be no other the next time."""
 _HIGH_WATER = 256 * 1024
@@ -114,7 +114,7 @@ class Connection(asyncio.Protocol):
         self.lost: asyncio.Future[None] = loop.create_future()
         """Ends with `LinkDownError`."""
         for future in (self.connected, self.lost):
-            future.add_done_callback(_look)
+            future.add_done_callback(look)
         self.was_answered = False
         """Whether the broker has sent anything."""
         self.under_way: dict[int, Message] = {}
@@ -144,6 +144,10 @@ class Connection(asyncio.Protocol):
         """What was under way for longest when that was last looked at."""
         self._looks = 0
         """How often in a row it was that."""
+        self._packets = 0
+        """How many packets had come when that was last looked at."""
+        self._stuck_s = 0.0
+        """For how long the same packet has been incomplete."""
 
     # --- what the transport calls
 
@@ -355,6 +359,12 @@ class Connection(asyncio.Protocol):
         if self._looks >= _LOOKS:
             self._end("the broker does not acknowledge what it gets")
             return
+        is_stuck = self._splitter.missing and self._splitter.packets == self._packets
+        self._packets = self._splitter.packets
+        self._stuck_s = self._stuck_s + self._tick_s if is_stuck else 0.0
+        if self._stuck_s > 3 * self._tick_s + self._splitter.missing / _SLOWEST:
+            self._end("the broker does not end a packet")
+            return
         if not self._is_heard and self._is_asked:
             self._end("the broker does not answer")
             return
@@ -382,20 +392,7 @@ class Connection(asyncio.Protocol):
                 timer.cancel()
 
 
-def _look(future: asyncio.Future[None]) -> None:
+def look(future: asyncio.Future[None]) -> None:
     """Take note of an exception, so that nobody is warned of one that nobody waited for."""
     if not future.cancelled():
         future.exception()
-
-
-def words(error: Exception) -> str:
-    """Return why a connection failed, for people."""
-    if isinstance(error, ConnectionRefusedError):
-        return "connection refused"
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"the broker's certificate is not accepted: {printable(error.verify_message)}"
-    if isinstance(error, ssl.SSLError):
-        return f"TLS: {(error.reason or 'failed').lower().replace('_', ' ')}"
-    if isinstance(error, OSError) and error.errno and error.errno > 0:  # else it is the resolver's
-        return os.strerror(error.errno).lower()
-    return str(getattr(error, "strerror", None) or error).lower() or type(error).__name__

@@ -6,8 +6,8 @@ import asyncio
 import ssl
 
 from fieldbus.errors import LinkDownError
-from fieldbus.mqtt import packets
-from fieldbus.mqtt.connection import Connection, words
+from fieldbus.mqtt.connection import Connection
+from fieldbus.mqtt.reasons import reason_of, words
 from fieldbus.mqtt.tls import TlsFiles
 
 CONNECT_TIMEOUT_S = 5.0
@@ -68,24 +68,3 @@ def refusal_of(error: BaseException, tls: TlsFiles | None) -> str:
     """Return why aiomqtt could not connect to a broker, for people."""
     reason = reason_of(error)
     return guess(NO_ANSWER if reason == "operation timed out" else reason, tls)
-
-
-def reason_of(error: BaseException) -> str:
-    """Return why something that aiomqtt does with a broker failed, for people."""
-    cause = error.__cause__ or error.__context__
-    for found in (error, cause):
-        if isinstance(found, ssl.SSLError):
-            return words(found)
-    if isinstance(cause, ConnectionRefusedError):
-        return "connection refused"
-    code = getattr(cause, "rc", None)
-    code = getattr(code, "value", code)
-    if code == packets.FIRST_ERROR:  # what paho says if the broker said nothing
-        return "connection lost"
-    if isinstance(code, int) and code > packets.FIRST_ERROR:
-        return packets.reason(code)
-    text = str(cause) if isinstance(cause, OSError) and str(cause) else str(error)
-    for noise in ("[code:", "[Errno"):
-        if text.startswith(noise):
-            text = text.split("]", 1)[-1].strip()
-    return (text[:1].lower() + text[1:]) or type(error).__name__

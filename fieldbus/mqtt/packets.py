@@ -246,6 +246,13 @@ class Splitter:
         self._rest = bytearray()
         self._needed = 2
         """The bytes that `_rest` must have before it is worth a look."""
+        self.packets = 0
+        """How many were complete."""
+
+    @property
+    def missing(self) -> int:
+        """How many bytes the packet that has begun lacks, as far as that is known; 0 between two packets."""
+        return self._needed - len(self._rest) if self._rest else 0
 
     def split(self, data: bytes) -> list[tuple[int, bytes]]:
         """Take bytes that arrived and return the complete packets: first byte, and the rest after the length.
@@ -281,4 +288,5 @@ class Splitter:
             position = start + length
         if position < end:
             rest += data[position:]
+        self.packets += len(packets)
         return packets

@@ -35,7 +35,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from fieldbus.errors import LinkDownError, RefusedError
 from fieldbus.mqtt import packets
 from fieldbus.mqtt.answers import Publish
-from fieldbus.mqtt.connection import Message
+from fieldbus.mqtt.connection import Message, look
 from fieldbus.mqtt.inbox import Inbox
 from fieldbus.mqtt.opening import open_connection
 from fieldbus.mqtt.packets import Subscription, Will
@@ -245,6 +245,7 @@ class _Waiter:
 
     def __init__(self) -> None:
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.future.add_done_callback(look)
 
     def __call__(self, is_done: bool) -> None:
         if not self.future.done():

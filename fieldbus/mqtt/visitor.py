@@ -25,7 +25,8 @@ from paho.mqtt.properties import Properties
 
 from fieldbus.errors import LinkDownError
 from fieldbus.mqtt import peering
-from fieldbus.mqtt.opening import reason_of, refusal_of
+from fieldbus.mqtt.opening import refusal_of
+from fieldbus.mqtt.reasons import reason_of
 from fieldbus.mqtt.tls import TlsFiles, context_of
 
 PASSWORD_VARIABLE = "FIELDBUS_PASSWORD"  # noqa: S105 - the variable's name

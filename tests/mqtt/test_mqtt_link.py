@@ -16,9 +16,9 @@ from fieldbus.errors import LinkDownError
 from fieldbus.link import Bundle, Delivery, Gathering, GatherPlan, Target, WriteOutcome
 from fieldbus.model import Access, Batch, Group, Kind, Point, Quality, Sample
 from fieldbus.mqtt.link import MqttLink
-from fieldbus.mqtt.opening import reason_of
 from fieldbus.mqtt.payload import TopicPoint, parse_path
 from fieldbus.mqtt.publisher import Publisher
+from fieldbus.mqtt.reasons import reason_of
 
 pytestmark = pytest.mark.system
 

@@ -35,7 +35,7 @@ from fieldbus.modbus.echo import LineEcho
 from fieldbus.modbus.framing import Ask
 from fieldbus.modbus.lane import Host, Lane
 from fieldbus.modbus.pdu import READ_INPUT_REGISTERS
-from fieldbus.modbus.places import Place, TcpPlace
+from fieldbus.modbus.places import TcpPlace
 from fieldbus.modbus.quirks import LineQuirks
 from fieldbus.modbus.transport import open_line
 from fieldbus.modbus.units import Poll, Steps, UnitState
@@ -76,13 +76,10 @@ class ConnectionPolicy:
 class Connections:
     """The connections of one link."""
 
-    def __init__(
-        self, host: Host, place: Place, quirks: LineQuirks, policy: ConnectionPolicy, echo: LineEcho
-    ) -> None:
+    def __init__(self, host: Host, quirks: LineQuirks, policy: ConnectionPolicy, echo: LineEcho) -> None:
         """Take what they work with; nothing is opened."""
         self._echo = echo
         self._host = host
-        self._place = place
         self._quirks = quirks
         self.policy = policy
         self.lanes: list[Lane] = []
@@ -181,7 +178,7 @@ class Connections:
         if lane.is_opening:
             return  # that is known already
         ask, had_sent = lane.ask, lane.has_sent
-        is_ours_to_open = isinstance(self._place, TcpPlace) and not isinstance(error, PeerIsBackError)
+        is_ours_to_open = isinstance(self._host.place, TcpPlace) and not isinstance(error, PeerIsBackError)
         state, poll, steps = lane.drop()
         if state is not None and not had_sent:
             self._put_back(state, ask, poll, steps)
@@ -295,7 +292,7 @@ class Connections:
         lane.is_opening, lane.is_resting, lane.is_proven = True, False, False
         policy = self.policy
         try:
-            line = await open_line(self._place, lane, self._quirks, policy.connect_timeout_s, self._echo)
+            line = await open_line(self._host.place, lane, self._quirks, policy.connect_timeout_s, self._echo)
             lane.line = line
             if policy.rest_s:
                 await asyncio.sleep(policy.rest_s)

@@ -8,12 +8,15 @@ from fieldbus.clock import Clock
 from fieldbus.errors import LinkDownError, RequestError
 from fieldbus.modbus.client import Line
 from fieldbus.modbus.framing import Ask
+from fieldbus.modbus.places import Place
 from fieldbus.modbus.units import Poll, Steps, UnitState
 
 
 class Host(Protocol):
     """What the connections need of the link."""
 
+    place: Place
+    """Where the devices are; a simulator's while its devices are simulated."""
     name: str
     clock: Clock
 

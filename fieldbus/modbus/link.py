@@ -109,7 +109,7 @@ class ModbusClientLink:
         self._has_said_echo = False
         policy = ConnectionPolicy(connections, connect_timeout_s, lifetime, rest_after_connect_s)
         self.policy = policy
-        self._connections = Connections(self, place, quirks, policy, self._echo)
+        self._connections = Connections(self, quirks, policy, self._echo)
         self._longest_pause_s = max((unit.quirks.pause_s for unit in units), default=0.0)
         self._cost = cost_on(place)
         self._memory: Path | None

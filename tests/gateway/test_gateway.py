@@ -15,6 +15,7 @@ from fieldbus.errors import LinkDownError
 from fieldbus.gateway.config.loader import load
 from fieldbus.gateway.control import snapshot
 from fieldbus.gateway.runtime import Gateway
+from fieldbus.gateway.simulation import Simulation
 from fieldbus.link import Delivery, Regrouped, Target
 from fieldbus.modbus.registers import RegisterPoint, RegisterType, Table
 from fieldbus.modbus.server import ModbusServerLink, ServedUnit
@@ -323,3 +324,25 @@ async def test_a_link_may_regroup_its_points_while_it_runs(tmp_path):
     assert [gateway.router.sample(point).reason for point in points] == ["not connected"] * 3
     gateway.stop()
     await asyncio.wait_for(running, 10)
+
+
+async def test_a_simulated_gateway_asks_its_simulator_and_no_real_device(tmp_path):
+    """The device's own address is one where nobody is; the simulator is elsewhere."""
+    file = tmp_path / "gateway.yaml"
+    file.write_text(
+        "version: 1\ngateway: {name: gw, data_dir: kept}\n"
+        "links:\n  plc: {type: modbus-tcp, host: 192.0.2.1, port: 502, timeout: 500ms}\n"
+        "devices:\n  press: {link: plc, scan: 50ms, points: {speed: {table: holding, address: 0}}}\n"
+    )
+    plant = load(file)
+    simulation = Simulation(plant)
+    await simulation.open()
+    gateway = Gateway(plant)
+    tasks = [asyncio.create_task(gateway.run()), asyncio.create_task(simulation.run())]
+    point = gateway.points["press.speed"]
+    try:
+        await eventually(lambda: (sample := gateway.router.sample(point)) and not sample.is_bad)
+    finally:
+        gateway.stop()
+        tasks[1].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -103,19 +103,10 @@ class MqttLink:
         self._clock = clock
         self.clock_tolerance_s = clock_tolerance_s
         self._options: dict[str, Any] = {
-            "version": version,
-            "username": username,
-            "password": password,
-            "keepalive_s": keepalive_s,
-            "qos": qos,
-            "is_retained": is_retained,
-            "max_queue": max_queue,
-            "gather_s": gather_s,
-            "tls": tls,
-            "remotes": remotes,
-            "clock_tolerance_s": clock_tolerance_s,
-            "clock": clock,
-        }
+            "version": version, "username": username, "password": password, "keepalive_s": keepalive_s,
+            "qos": qos, "is_retained": is_retained, "max_queue": max_queue, "gather_s": gather_s, "tls": tls,
+            "remotes": remotes, "clock": clock,
+        }  # fmt: skip
         self._tls = tls
         self.places = points
         """The points that live on topics."""
@@ -165,7 +156,7 @@ class MqttLink:
         self._farewell = ""
         """Why we would be offline now."""
         self._is_open = False
-        self._is_running = False
+        self._is_running = self._is_hearing = False
 
     def aside(self, client_id: str) -> MqttLink:
         """Return a link to the same broker that may be used while this one is, unannounced.
@@ -232,6 +223,7 @@ class MqttLink:
             elif self.remotes:
                 self._want_all(is_wanted=True)
             await self._hear_all(emit)
+            self._is_hearing = True
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._publish())
                 for session in self._sessions:
@@ -328,7 +320,7 @@ class MqttLink:
         if self._is_running and self.correspondent is None and self.remotes:
             self._want_all(is_wanted=False)
         was_open, self._is_open = self._is_open, False
-        self._is_running = False
+        self._is_running = self._is_hearing = False
         self._peers.stop()
         self._port.stop()
         for session in self._sessions:

@@ -53,7 +53,7 @@ class Session:
     async def __aenter__(self):
         self._task = asyncio.create_task(self._keep())
         await asyncio.wait_for(self.up.wait(), 5)
-        await eventually(lambda: self.link.is_sending, what="subscriptions")
+        await eventually(lambda: self.link._is_hearing, what="subscriptions")
         return self
 
     async def __aexit__(self, *_):
@@ -148,7 +148,7 @@ async def test_after_an_outage_the_same_value_is_news_again(broker):
         broker.stop()
         await eventually(lambda: not session.up.is_set())
         broker.start()
-        await eventually(lambda: session.link.is_sending, 10)
+        await eventually(lambda: session.link._is_hearing, 10)
         publish(broker, "plant/setpoint", "41.5")
         await eventually(lambda: len(session.values(SETPOINT)) == 2)
         assert list(session.batches[-1].changed) == [0]

@@ -246,7 +246,7 @@ def test_a_refused_subscription_is_said_once_and_its_point_is_bad(caplog):
         broker = MemoryBroker(subscription_code=lambda topic: 0x87 if topic.endswith(("level3", "#")) else 1)
         await broker.listen(PORT)
         kept = Kept(link(), world)
-        await until(lambda: kept.link.is_sending)
+        await until(lambda: kept.link._is_hearing)
         broker.publish(value("plant/level4", 4))
         await until(lambda: "level4" in kept.newest)
         assert kept.newest["level3"][:3] == (None, "bad", REFUSED)
@@ -277,7 +277,7 @@ def test_a_broker_that_sends_what_is_too_long_or_no_mqtt_is_left_with_pauses():
         broker = MemoryBroker()
         await broker.listen(PORT)
         kept = Kept(link(), world)
-        await until(lambda: kept.link.is_sending)
+        await until(lambda: kept.link._is_hearing)
         for rubbish, words in (
             (packet(0x30, b"")[:1] + b"\xff\xff\xff\x7f", "a packet of 268435455 bytes"),
             (b"\x30\xff\xff\xff\xff\x01", "four bytes"),
@@ -287,9 +287,9 @@ def test_a_broker_that_sends_what_is_too_long_or_no_mqtt_is_left_with_pauses():
         ):
             before = world.network.connects[PORT]
             next(iter(broker.clients.values())).transport.write(rubbish)
-            await until(lambda: not kept.link.is_sending)
+            await until(lambda: not kept.link._is_hearing)
             assert words in kept.reasons[-1] or await_reason(kept, words)
-            await until(lambda: kept.link.is_sending)
+            await until(lambda: kept.link._is_hearing)
             assert world.network.connects[PORT] - before <= 2 * 2
         await kept.end()
         await broker.end()
@@ -307,7 +307,7 @@ def test_how_long_a_packet_may_be_is_announced_and_a_longer_one_never_comes():
         broker = MemoryBroker()
         await broker.listen(PORT)
         kept = Kept(link(), world)
-        await until(lambda: kept.link.is_sending)
+        await until(lambda: kept.link._is_hearing)
         assert {client._maximum for client in broker.clients.values()} == {MAX_INCOMING}
         broker.publish(Published("plant/level1", bytes(MAX_INCOMING), 1))
         broker.publish(Published("plant/level2", bytes(300_000), 1))
@@ -328,7 +328,7 @@ def test_a_flood_leaves_the_newest_value_of_each_topic_and_no_old_one():
         broker = MemoryBroker()
         await broker.listen(PORT)
         kept = Kept(link(), world)
-        await until(lambda: kept.link.is_sending)
+        await until(lambda: kept.link._is_hearing)
         dice = random.Random(4)
         last, sent = {}, []
         transport = broker.clients["fieldbus-gw-broker-topics"].transport
@@ -376,7 +376,7 @@ def test_a_broker_that_lies_is_left_and_found_again_and_no_value_is_an_old_one(s
             if not broker.keeps_values:
                 world.network.cut(PORT)  # what was changed or swallowed on its way nobody can tell
             await asyncio.sleep(100)
-            assert kept.link.is_sending, kept.reasons[-3:]
+            assert kept.link._is_hearing, kept.reasons[-3:]
             newest = {
                 topic[6:]: int(item.payload) for topic, item in broker.retained.items() if topic[6:] in sent
             }

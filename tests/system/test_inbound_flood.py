@@ -52,7 +52,7 @@ class Running:
 
     async def __aenter__(self):
         self._task = asyncio.create_task(self.gateway.run())
-        await eventually(lambda: self.link.is_sending, 20)
+        await eventually(lambda: self.link._is_hearing, 20)
         return self
 
     async def __aexit__(self, *_):

@@ -17,13 +17,16 @@ from fieldbus.cli.decode import end_quietly
 from fieldbus.errors import ConfigError, LinkDownError, Problem
 from fieldbus.gateway import log, loop
 from fieldbus.gateway.config.loader import load
-from fieldbus.gateway.control import ControlServer, running_pid, sole_use
+from fieldbus.gateway.control import ControlServer, running_pid
 from fieldbus.gateway.plant import Plant
 from fieldbus.gateway.runtime import Gateway
 from fieldbus.gateway.simulation import Simulation
+from fieldbus.gateway.sole_use import InUseError, SoleUse, take
 from fieldbus.gateway.stepped import SteppedError, run_stepped, stepped_links
 from fieldbus.gateway.systemd import Systemd
 
+WRITE_S = 10.0
+"""How long a `fieldbus write` is waited for that works with the devices just now."""
 _LOG = logging.getLogger("fieldbus")
 LogLevelOption = Annotated[
     str, typer.Option("--log-level", help="debug, info, warning or error.", metavar="LEVEL")
@@ -61,19 +64,22 @@ def run(
         return
     if output is not None:
         raise typer.BadParameter("only a stepped replay has an output", param_hint="--output")
-    with sole_use(plant.data_dir) as is_ours:
-        if not is_ours:
-            pid = running_pid(plant.data_dir)
-            who = "" if pid is None else f" (process {pid})"
-            text = f"a gateway runs with the data folder {plant.data_dir} already{who}"
-            raise fail(f"{text}; stop it, or give this one a `data_dir` of its own")
+    try:
+        locks = take(plant.data_dir, plant.file, wait_s=WRITE_S)
+    except InUseError as error:
+        pid = running_pid(plant.data_dir) or error.holder.pid
+        who = "" if pid is None else f" (process {pid})"
+        text = f"a gateway runs this configuration, or another one with the data folder {plant.data_dir}"
+        raise fail(f"{text}, already{who}; stop it, or give this one a `data_dir` of its own") from None
+    try:
         log.set_up(log_level)
         if hasattr(signal, "SIGHUP"):
             signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the gateway has its own handler
-        try:
-            loop.run(_run(plant, simulate))
-        except LinkDownError as error:
-            raise fail(str(error)) from None
+        loop.run(_run(plant, simulate, locks))
+    except LinkDownError as error:
+        raise fail(str(error)) from None
+    finally:
+        locks.release()
 
 
 def _run_stepped(plant: Plant, output: Path | None) -> None:
@@ -93,7 +99,7 @@ def _run_stepped(plant: Plant, output: Path | None) -> None:
         raise fail(f"{output or 'stdout'}: {(error.strerror or str(error)).lower()}") from None
 
 
-async def _run(plant: Plant, simulate: bool) -> None:
+async def _run(plant: Plant, simulate: bool, locks: SoleUse) -> None:
     simulation = Simulation(plant) if simulate else None  # it leads the links elsewhere before they are used
     simulated = frozenset(name for name, _ in simulation.places) if simulation is not None else frozenset()
     gateway = Gateway(plant, load=lambda before: load_again(before, simulated))
@@ -101,7 +107,7 @@ async def _run(plant: Plant, simulate: bool) -> None:
     points = sum(len(item.points) for item in plant.devices.values())
     _LOG.info("%s: fieldbus %s, %d links, %d devices, %d points, %d routes", plant.name, __version__,
               len(plant.links), len(plant.devices), points, len(plant.edges))  # fmt: skip
-    await work(gateway, simulation, reloads=True)
+    await work(gateway, simulation, reloads=True, locks=locks)
     _LOG.info("%s: stopped", plant.name)
 
 
@@ -123,13 +129,16 @@ def load_again(plant: Plant, simulated: frozenset[str] = frozenset()) -> Plant:
     return fresh
 
 
-async def work(gateway: Gateway, simulation: Simulation | None, *, reloads: bool = False) -> None:
+async def work(
+    gateway: Gateway, simulation: Simulation | None, *, reloads: bool = False, locks: SoleUse | None = None
+) -> None:
     """Run a gateway, its local door and its simulators until it is stopped.
 
     Args:
         gateway: what is run.
         simulation: its simulators.
         reloads: whether SIGHUP and `fieldbus reload` load the configuration anew.
+        locks: by which others recognise that it runs.
     """
     if simulation is not None:
         await simulation.open()
@@ -153,7 +162,9 @@ async def work(gateway: Gateway, simulation: Simulation | None, *, reloads: bool
             _LOG.exception("%s: internal error; not reloaded", gateway.plant.name)
 
     beside = [
-        asyncio.create_task(ControlServer(gateway, reload if reloads else None).run(), name="local door"),
+        asyncio.create_task(
+            ControlServer(gateway, reload if reloads else None, locks).run(), name="local door"
+        ),
         asyncio.create_task(_watch_over(gateway, service), name="watchdog"),
         asyncio.create_task(_say_that_it_ends(gateway, service), name="farewell"),
     ]

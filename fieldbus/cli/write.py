@@ -1,7 +1,8 @@
 """``fieldbus write``: values into points, through the gate.
 
-If a gateway runs the configuration, it writes; if none does, this command does, straight to the devices, with
-the same guards, and records it in the same audit log. With a URL the command travels over the broker.
+If a gateway runs the configuration, it writes, and nobody goes past it; if none does, this command does,
+straight to the devices, with the same guards, and records it in the same audit log; no gateway starts
+meanwhile. With a URL the command travels over the broker.
 """
 
 from __future__ import annotations
@@ -34,9 +35,11 @@ from fieldbus.cli.read import TimeoutOption, timeout_of
 from fieldbus.errors import LinkDownError, RefusedError
 from fieldbus.gateway import log, loop
 from fieldbus.gateway.commands.command import DEFAULT_EXPIRY_S, LONGEST_EXPIRY_S
-from fieldbus.gateway.control import ask, running_config
+from fieldbus.gateway.control import ask
+from fieldbus.gateway.door_client import take_or_reach
 from fieldbus.gateway.oneshot import DEFAULT_TIMEOUT_S, parse_value
 from fieldbus.gateway.oneshot import write as write_points
+from fieldbus.gateway.plant import Plant
 from fieldbus.link import WriteOutcome, WriteResult
 from fieldbus.model import Point, Value
 from fieldbus.mqtt import peering
@@ -116,9 +119,22 @@ def _parsed(assignments: Sequence[str]) -> dict[str, str]:
 
 def _write_here(config: Path, typed: Mapping[str, str], mode: str, timeout_s: float) -> list[dict[str, Any]]:
     plant = load_or_exit(config, needs_secrets=False, shows_warnings=False)
-    is_running = running_config(plant.data_dir) == str(plant.file.resolve())
-    if not is_running:
-        plant = load_or_exit(config, shows_warnings=False)  # then we need what it needs
+    try:
+        locks = take_or_reach(plant.data_dir, plant.file, timeout_s)
+    except LinkDownError as error:
+        raise fail(str(error)) from None
+    if locks is None:
+        return _write_or_refuse(plant, typed, mode, timeout_s, is_running=True)
+    try:
+        plant = load_or_exit(config, shows_warnings=False)  # then we need what a gateway needs
+        return _write_or_refuse(plant, typed, mode, timeout_s, is_running=False)
+    finally:
+        locks.release()
+
+
+def _write_or_refuse(
+    plant: Plant, typed: Mapping[str, str], mode: str, timeout_s: float, *, is_running: bool
+) -> list[dict[str, Any]]:
     values: dict[Point, Value] = {}
     refused: dict[Point, WriteResult] = {}
     for name, text in typed.items():

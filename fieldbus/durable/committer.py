@@ -9,6 +9,9 @@ Rules:
   goes on.
 * A file that is damaged is set aside as ``NAME.damaged-<time>``, which is said, and a new one begun. What was
   waiting goes into the new one.
+* A file that somebody deletes or replaces while it is used is noticed within a second, or before the next
+  commit; a new one is begun, which is said.
+* The file is our own (`files`): a link in its place is an error, as a disk that cannot be written is.
 * Questions (`ask`) are answered by the same thread, before the next commit.
 * What waits is bounded by its owner: `take_oldest` takes back what has waited longest, unless it is being
   committed just now. While it is `held`, what was being committed does not come back in front of it.
@@ -22,6 +25,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sqlite3
 import threading
 import time
@@ -30,6 +34,8 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
+
+from fieldbus.durable.files import make_folder, open_own
 
 RETRY_S = 0.5
 """How long a failed commit waits before it is tried again."""
@@ -87,6 +93,8 @@ class Committer(Generic[ItemT]):
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connection: sqlite3.Connection | None = None
+        self._stat: os.stat_result | None = None
+        """The file that is open."""
         self.turned_s = time.monotonic()
         """When the thread last had a turn: it is well if that is not long ago, or nothing waits."""
 
@@ -168,7 +176,8 @@ class Committer(Generic[ItemT]):
                 while not self._is_closing and not self._questions:
                     self.turned_s = time.monotonic()
                     if not self._waiting:
-                        self._condition.wait(1.0)
+                        if not self._condition.wait(1.0):
+                            break
                         continue
                     delay_s = self._due_s - self.turned_s
                     if delay_s <= 0 or (self._is_hurried and not waiting_for_retry):
@@ -184,6 +193,8 @@ class Committer(Generic[ItemT]):
                 if items:
                     self._waiting.clear()
                     self._is_hurried = False
+            if not (items or questions):
+                self._look_idly()
             for question, future in questions:
                 self._answer(question, future)
             waiting_for_retry = bool(items) and not self._commit(items)
@@ -195,6 +206,7 @@ class Committer(Generic[ItemT]):
 
     def _commit(self, items: list[ItemT]) -> bool:
         try:
+            self._look_whether_it_is_there()
             connection = self._connection or self._connect()
             connection.execute("BEGIN IMMEDIATE")
             result = self._keeper.apply(connection, items)
@@ -225,14 +237,46 @@ class Committer(Generic[ItemT]):
         else:
             self._tell(_settle, future, answer, None)
 
+    def _look_idly(self) -> None:
+        """Begin a file anew that was deleted while nothing was to be written."""
+        try:
+            if self._look_whether_it_is_there():
+                self._connect()
+        except (sqlite3.Error, OSError) as error:
+            self._failed(error)
+
+    def _look_whether_it_is_there(self) -> bool:
+        """Close a file that was deleted or replaced meanwhile; return whether it was."""
+        if self._connection is None or self._stat is None:
+            return False
+        try:
+            if os.path.samestat(self.path.lstat(), self._stat):
+                return False
+        except OSError:
+            pass
+        connection, self._connection = self._connection, None
+        with contextlib.suppress(sqlite3.Error):
+            connection.close()
+        for suffix in ("-wal", "-shm"):  # of the file that is gone: not to be taken for those of the next one
+            with contextlib.suppress(OSError):
+                self.path.with_name(self.path.name + suffix).unlink()
+        text = f"{self.path} was deleted or replaced while it was used; a new one is begun"
+        self._tell(self._keeper.said, text, is_bad=True)
+        return True
+
     def _connect(self) -> sqlite3.Connection:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
+        for suffix in ("", "-wal", "-shm"):
+            name = self.path.with_name(self.path.name + suffix)
+            if not suffix or name.is_symlink():
+                os.close(open_own(name, os.O_RDWR | (0 if suffix else os.O_CREAT)))
         try:
             return self._open_file()
         except sqlite3.DatabaseError as error:
             if not _is_damage(error):
                 raise
             self._set_aside(error)
+            os.close(open_own(self.path, os.O_RDWR | os.O_CREAT))
             return self._open_file()
 
     def _open_file(self) -> sqlite3.Connection:
@@ -251,7 +295,7 @@ class Committer(Generic[ItemT]):
         except BaseException:
             connection.close()
             raise
-        self._connection = connection
+        self._connection, self._stat = connection, self.path.lstat()
         return connection
 
     def _set_aside(self, error: Exception) -> None:
@@ -261,6 +305,7 @@ class Committer(Generic[ItemT]):
         while aside.exists():
             number += 1
             aside = self.path.with_name(f"{self.path.name}.damaged-{stamp}-{number}")
+        self._stat = None
         self.path.rename(aside)
         for suffix in ("-wal", "-shm"):
             with contextlib.suppress(FileNotFoundError):

@@ -13,12 +13,17 @@ object behind the token, on the same line, asks for something, and gets one line
 ``{"do": "write", "point": …, "value": …, …}``           an answer, ``{"point", "value", "outcome", …}``
 ``{"do": "reload"}``                                     ``{"ok": …, "text": …, "problems": […]}``
 ``{"do": "health"}``                                     what `health` describes
+``{"do": "read", "points": […], "timeout_s": …}``        ``{"ok", "points": [{"point", "value", …}, …]}``
 =======================================================  ===================================================
 
 To write there are also ``mode`` (write, arm, execute) and ``expires_s``, after which it is not done any more.
 
-Rules: who can read the token is the actor ``local``; what it may write, `access` says. A client that does not
-know the token, or does not read, is dropped.
+Rules:
+
+* Who can read the token is the actor ``local``; what it may write, `access` says. A client that does not know
+  the token, or does not read, is dropped.
+* The file is looked after once a second: if it, or the whole data folder, was deleted or replaced, it is made
+  anew, and that is logged.
 """
 
 from __future__ import annotations
@@ -31,24 +36,26 @@ import math
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from fieldbus.durable.files import make_folder, read_own, replace_own
 from fieldbus.errors import ConfigError, LinkDownError
+from fieldbus.gateway import door_reads
 from fieldbus.gateway.commands.access import LOCAL
 from fieldbus.gateway.commands.command import DEFAULT_EXPIRY_S, LONGEST_EXPIRY_S, MODES, Command
 from fieldbus.gateway.commands.desk import LONGEST_ADDRESS
 from fieldbus.gateway.runtime import Gateway
+from fieldbus.gateway.sole_use import SoleUse
 from fieldbus.model import Batch, Group, Point, Quality, Reason, Sample
 from fieldbus.sample_json import sample_object
 
 PERIOD_S = 0.25
 MAX_CLIENTS = 16
 FILE_NAME = "gateway.json"
-LOCK_NAME = "gateway.lock"
-_MAX_REQUEST = 16 * 1024
+LOOK_S = 1.0
+_MAX_REQUEST = 1024 * 1024
 _MAX_LINE = 64 * 1024 * 1024
 _LOG = logging.getLogger("fieldbus")
 
@@ -59,43 +66,77 @@ Told = dict[Group | Point, Batch | Sample | None]
 class ControlServer:
     """Serves the values of a gateway to local programs."""
 
-    def __init__(self, gateway: Gateway, reload: Callable[[], Awaitable[str]] | None = None) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        reload: Callable[[], Awaitable[str]] | None = None,
+        locks: SoleUse | None = None,
+    ) -> None:
         """Take what is served.
 
         Args:
             gateway: whose values.
             reload: loads the configuration anew; it may raise `ConfigError`.
+            locks: by which others recognise that the gateway runs; looked after together with the door.
         """
+        self._locks = locks
         self._gateway = gateway
         self._reload = reload
         self._token = secrets.token_urlsafe(24)
         self._config = str(gateway.plant.file.resolve())
         self._file = gateway.plant.data_dir / FILE_NAME
         self._clients = 0
+        self._port = 0
+        self._stat: os.stat_result | None = None
+        """The file that we wrote."""
+        self._trouble: str | None = None
+        """Why it could not be written last."""
 
     async def run(self) -> None:
         """Serve until cancelled. A folder that cannot be written costs this door, not the gateway."""
         server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=_MAX_REQUEST)
-        port = server.sockets[0].getsockname()[1]
-        try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(
-                {"port": port, "token": self._token, "pid": os.getpid(), "config": self._config}
-            )
-            with open(self._file, "w", encoding="utf-8", opener=_private) as file:  # noqa: ASYNC230
-                file.write(text)
-        except OSError as error:
-            _LOG.warning("data_dir: cannot write %s (%s); `fieldbus watch` will not find this gateway",
-                         self._file, (error.strerror or str(error)).lower())  # fmt: skip
+        self._port = server.sockets[0].getsockname()[1]
+        self._open()
         try:
             async with server:
-                await server.serve_forever()
+                while True:
+                    await asyncio.sleep(LOOK_S)
+                    self._look_after()
         finally:
             self._forget()
 
+    def _open(self) -> None:
+        """Write where the door is."""
+        place = {"port": self._port, "token": self._token, "pid": os.getpid(), "config": self._config}
+        try:
+            make_folder(self._file.parent)
+            replace_own(self._file, json.dumps(place).encode())
+            self._stat = self._file.stat()
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            if reason != self._trouble:
+                _LOG.warning("data_dir: cannot write %s (%s); `fieldbus watch` will not find this gateway",
+                             self._file, reason)  # fmt: skip
+            self._trouble = reason
+        else:
+            self._trouble = None
+
+    def _look_after(self) -> None:
+        """Make anew what somebody deleted."""
+        for text in self._locks.refresh() if self._locks is not None else ():
+            _LOG.warning("%s", text)
+        try:
+            is_ours = self._stat is not None and os.path.samestat(self._file.stat(), self._stat)
+        except OSError:
+            is_ours = False
+        if not is_ours:
+            if self._trouble is None:
+                _LOG.warning("data_dir: %s was deleted or replaced; it is made anew", self._file)
+            self._open()
+
     def _forget(self) -> None:
         try:
-            if json.loads(self._file.read_text(encoding="utf-8")).get("token") == self._token:
+            if json.loads(read_own(self._file)).get("token") == self._token:
                 self._file.unlink()
         except (OSError, ValueError):
             return  # another gateway's by now, or gone
@@ -129,6 +170,8 @@ class ControlServer:
         what = request.get("do") if isinstance(request, dict) else None
         if what == "write":
             return await self._write(request)
+        if what == "read":
+            return await door_reads.answer(self._gateway, request)
         if what == "health":
             return self._gateway.health()
         if what == "reload" and self._reload is not None:
@@ -211,10 +254,6 @@ def snapshot(gateway: Gateway, told: Told) -> list[dict[str, Any]]:
     return points
 
 
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
-
-
 async def ask(data_dir: Path, request: Mapping[str, Any], timeout_s: float = 30.0) -> dict[str, Any] | None:
     """Ask the gateway that runs with a data folder for something; None if none runs.
 
@@ -222,7 +261,7 @@ async def ask(data_dir: Path, request: Mapping[str, Any], timeout_s: float = 30.
         LinkDownError: it does not answer.
     """
     try:
-        place = json.loads((data_dir / FILE_NAME).read_text(encoding="utf-8"))
+        place = json.loads(read_own(data_dir / FILE_NAME))
         reader, writer = await asyncio.open_connection("127.0.0.1", place["port"], limit=_MAX_LINE)
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -236,32 +275,6 @@ async def ask(data_dir: Path, request: Mapping[str, Any], timeout_s: float = 30.
     finally:
         writer.close()
     return answer
-
-
-@contextmanager
-def sole_use(data_dir: Path) -> Iterator[bool]:
-    """Have a data folder for one gateway alone; yields whether it is to be had.
-
-    The end of the process frees it. A folder that cannot be written, or a system without such locks, keeps
-    nobody from working.
-    """
-    try:
-        import fcntl  # noqa: PLC0415 - not on Windows
-
-        data_dir.mkdir(parents=True, exist_ok=True)
-        file = (data_dir / LOCK_NAME).open("a")
-    except (ImportError, OSError):
-        yield True
-        return
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        except OSError:
-            yield True
-        else:
-            yield True
 
 
 def running_pid(data_dir: Path) -> int | None:
@@ -278,7 +291,7 @@ def running_config(data_dir: Path) -> str | None:
 
 def _running(data_dir: Path) -> dict[str, Any] | None:
     try:
-        place: dict[str, Any] = json.loads((data_dir / FILE_NAME).read_text(encoding="utf-8"))
+        place: dict[str, Any] = json.loads(read_own(data_dir / FILE_NAME))
         with socket.create_connection(("127.0.0.1", place["port"]), timeout=1.0) as door:
             door.sendall(place["token"].encode() + b"\n")
             return place if door.recv(1) and place["pid"] else None
@@ -294,7 +307,7 @@ async def stream(data_dir: Path, config: str) -> AsyncIterator[dict[str, Any]]:
     """
     file = data_dir / FILE_NAME
     try:
-        place = json.loads(file.read_text(encoding="utf-8"))
+        place = json.loads(read_own(file))
         other = place.get("config", config)
         if other != config:
             raise LinkDownError(f"the gateway that runs with the data folder {data_dir} runs {other}")

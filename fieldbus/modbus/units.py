@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fieldbus.durable.files import make_folder, read_own, replace_own
 from fieldbus.modbus import pdu
 from fieldbus.modbus.agenda import Turns
 from fieldbus.modbus.blocks import BlockReader
@@ -372,7 +373,7 @@ class UnitState:
         if file is None:
             return Knowledge()
         try:
-            text = file.read_text(encoding="utf-8")
+            text = read_own(file).decode()
         except (OSError, UnicodeDecodeError):
             return Knowledge()
         self._saved = text
@@ -387,10 +388,8 @@ class UnitState:
         if text == self._saved or (not self._saved and self.knowledge.turnaround_s is None):
             return
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            fresh = file.with_suffix(".new")
-            fresh.write_text(text, encoding="utf-8")
-            fresh.replace(file)
+            make_folder(file.parent)
+            replace_own(file, text.encode())
         except OSError:
             return
         self._saved = text

@@ -1,7 +1,9 @@
 """The committer's thread: what fails is kept whole and in order, and nothing ends it."""
 
 import asyncio
+import shutil
 import sqlite3
+import stat
 
 import pytest
 from conftest import eventually
@@ -104,6 +106,53 @@ async def test_a_question_that_fails_ends_nothing(bench):
         await subject.ask(ask_wrongly)
     subject.put(1)
     await eventually(lambda: keeper.committed_items == [1])
+
+
+@pytest.mark.parametrize("is_idle", [False, True])
+async def test_a_file_that_is_deleted_while_it_is_used_is_begun_anew(bench, is_idle):
+    keeper, subject = bench
+    subject.put(1)
+    await eventually(lambda: keeper.committed_items == [1])
+    for path in subject.path.parent.glob("numbers.db*"):
+        path.unlink()
+    if is_idle:
+        await eventually(lambda: keeper.opens == 2, 3)
+    subject.put(2)
+    await eventually(lambda: keeper.committed_items == [1, 2])
+    assert numbers_in(subject.path) == [2]
+    assert keeper.texts == [
+        (f"{subject.path} was deleted or replaced while it was used; a new one is begun", True)
+    ]
+
+
+async def test_a_folder_that_is_deleted_is_made_anew(tmp_path):
+    keeper = Numbers()
+    subject = Committer(tmp_path / "data" / "numbers.db", keeper, 0.005)
+    subject.open()
+    subject.put(1)
+    await eventually(lambda: keeper.committed_items == [1])
+    shutil.rmtree(tmp_path / "data")
+    subject.put(2)
+    await eventually(lambda: keeper.committed_items == [1, 2])
+    assert numbers_in(subject.path) == [2]
+    assert stat.S_IMODE(subject.path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(subject.path.parent.stat().st_mode) == 0o700
+    subject.close()
+
+
+@pytest.mark.parametrize("suffix", ["", "-wal", "-shm"])
+async def test_a_link_in_the_place_of_the_file_is_not_followed(tmp_path, suffix):
+    keeper = Numbers()
+    (tmp_path / "other").write_bytes(b"theirs")
+    (tmp_path / f"numbers.db{suffix}").symlink_to(tmp_path / "other")
+    subject = Committer(tmp_path / "numbers.db", keeper, 0.005)
+    subject.open()
+    assert "symbolic link" in subject.trouble
+    subject.put(1)
+    (tmp_path / f"numbers.db{suffix}").unlink()
+    await eventually(lambda: keeper.committed_items == [1])
+    assert (tmp_path / "other").read_bytes() == b"theirs"
+    subject.close()
 
 
 async def test_what_is_held_nobody_commits_meanwhile(bench):

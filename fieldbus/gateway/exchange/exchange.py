@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fieldbus.clock import SYSTEM, Clock
+from fieldbus.durable.files import make_folder, read_own, replace_own
 from fieldbus.durable.spool import Spool, Stream
 from fieldbus.gateway.commands.desk import Desk
 from fieldbus.gateway.exchange.demand import Demand, Key
@@ -244,6 +245,9 @@ class Exchange:
         self._demand.beat(now_s)
         if self._is_watched is not self._said_watched:
             self._say_wants()
+        if self._births and not self._folder.is_dir():  # deleted, perhaps with the whole data folder
+            for peer, content in self._births.items():
+                self._keep_birth(peer, content)
 
     @property
     def _is_watched(self) -> bool:
@@ -392,19 +396,22 @@ class Exchange:
         if self._births.get(peer) == content:
             return
         self._births[peer] = content
+        if self._keep_birth(peer, content):
+            self._around.reload_soon(f"gateway {peer} says which points it has ({len(birth.points)})")
+
+    def _keep_birth(self, peer: str, content: bytes) -> bool:
+        """Keep what a peer says of its points; return whether that is news and is kept."""
         file = self._folder / f"{peer}.json"
         try:
-            if file.is_file() and file.read_bytes() == content:
-                return
-            self._folder.mkdir(parents=True, exist_ok=True)
-            partial = file.with_suffix(".new")
-            partial.write_bytes(content)
-            partial.replace(file)
+            if file.is_file() and read_own(file) == content:
+                return False
+            make_folder(self._folder)
+            replace_own(file, content)
         except OSError as error:
             text = (error.strerror or str(error)).lower()
             _LOG.warning("%s: its points cannot be kept (%s)", file, text)
-            return
-        self._around.reload_soon(f"gateway {peer} says which points it has ({len(birth.points)})")
+            return False
+        return True
 
     def _fault(self, link: str, peer: str, text: str) -> None:
         if (peer, text) not in self._faulty and len(self._faulty) < 1000:

@@ -33,6 +33,7 @@ from fieldbus.errors import (
     RequestTimeoutError,
 )
 from fieldbus.modbus.framing import Ask, Framer
+from fieldbus.modbus.traffic import LineTraffic
 
 _GARBLED_S = 0.05
 """Longer than USB adapters hold bytes back (16 ms), shorter than anybody notices."""
@@ -125,6 +126,7 @@ class Line(asyncio.Protocol, asyncio.DatagramProtocol):
         self.settled_at_s = 0.0
         """When the line has been listened to for long enough."""
         self._heard_at_s = 0.0
+        self._traffic: LineTraffic | None = None
         self.where: str | None = None
         """The other side's name, if it is not the one that was asked for first."""
         self.is_lost = False
@@ -162,8 +164,15 @@ class Line(asyncio.Protocol, asyncio.DatagramProtocol):
         """Let the line be silent for a while before the first request: who had it before may have asked."""
         self.settled_at_s = self._clock.monotonic_s() + seconds
 
+    def watch_others(self, traffic: LineTraffic) -> None:
+        """Tell from now on what is heard and is no response to us, where responses have no number."""
+        if self._is_serial:
+            self._traffic = traffic
+            traffic.begin()
+
     def close(self) -> None:
         """End the connection; nothing is called any more."""
+        self._give_up()
         self._ask = None
         self.is_lost = True
         for timer in (self._watchdog, self._sender):
@@ -256,15 +265,21 @@ class Line(asyncio.Protocol, asyncio.DatagramProtocol):
         self._quiet_at_s = now_s + self._silence_s
         ask = self._ask
         if ask is None or not self._sent or ask.unit_id == 0:
+            if self._traffic is not None:
+                self._traffic.heard(data, now_s)
             return  # noise, or an answer that nobody waits for
         answer = self.framer.feed(data)
         if answer is not None:
             self._ask = None
+            if self._traffic is not None and (others := self.framer.others):
+                self._traffic.heard(others, now_s)
             self._owner.answered(answer)
             return
         # A gap ends a frame on a line. On a stream it may be the network's; only noise is given up there.
         framer = self.framer
         self.is_spoilt = (self._character_s > 0 or framer.is_empty) and not framer.has_heard_itself
+        if self.is_spoilt and self._traffic is not None and self._traffic.is_shared(now_s):
+            self.is_spoilt = False  # what came was for others; ours still comes
         if self.is_spoilt and self._deadline_s > now_s + self._garbled_s:
             self._watch(self._garbled_s)
 
@@ -283,6 +298,8 @@ class Line(asyncio.Protocol, asyncio.DatagramProtocol):
             return
         frame = self.framer.wrap(ask)
         self._write(frame)
+        if self._traffic is not None:
+            self._traffic.sent(ask)
         sending_s = len(frame) * self._character_s
         answering_s = (ask.size + 3) * self._character_s
         self._sent = True
@@ -347,7 +364,17 @@ class Line(asyncio.Protocol, asyncio.DatagramProtocol):
         else:
             self._fail(RequestTimeoutError(self._timeout_s))
 
+    def _give_up(self) -> None:
+        """Give the request under way up: what came so far is not its response, which may still come."""
+        ask, traffic = self._ask, self._traffic
+        if ask is not None and traffic is not None and self._sent:
+            now_s = self._clock.monotonic_s()
+            traffic.gave_up(ask, now_s)
+            if others := self.framer.others:
+                traffic.heard(others, now_s)
+
     def _fail(self, error: RequestError) -> None:
+        self._give_up()
         self._ask = None
         self._owner.failed(error)
 

@@ -37,6 +37,7 @@ from fieldbus.modbus.lane import Host, Lane
 from fieldbus.modbus.pdu import READ_INPUT_REGISTERS
 from fieldbus.modbus.places import TcpPlace
 from fieldbus.modbus.quirks import LineQuirks
+from fieldbus.modbus.traffic import LineTraffic
 from fieldbus.modbus.transport import open_line
 from fieldbus.modbus.units import Poll, Steps, UnitState
 
@@ -76,9 +77,12 @@ class ConnectionPolicy:
 class Connections:
     """The connections of one link."""
 
-    def __init__(self, host: Host, quirks: LineQuirks, policy: ConnectionPolicy, echo: LineEcho) -> None:
+    def __init__(
+        self, host: Host, quirks: LineQuirks, policy: ConnectionPolicy, echo: LineEcho, traffic: LineTraffic
+    ) -> None:
         """Take what they work with; nothing is opened."""
         self._echo = echo
+        self._traffic = traffic
         self._host = host
         self._quirks = quirks
         self.policy = policy
@@ -293,6 +297,7 @@ class Connections:
         policy = self.policy
         try:
             line = await open_line(self._host.place, lane, self._quirks, policy.connect_timeout_s, self._echo)
+            line.watch_others(self._traffic)
             lane.line = line
             if policy.rest_s:
                 await asyncio.sleep(policy.rest_s)

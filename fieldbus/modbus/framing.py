@@ -93,6 +93,11 @@ class Framer(Protocol):
         """Whether something came that is the response, or else the echo of the request."""
         ...
 
+    @property
+    def others(self) -> bytes:
+        """What came since the last request and is no part of its response."""
+        ...
+
     def wrap(self, ask: Ask) -> bytes:
         """Return the frame of a request, whose answer is waited for from now on."""
         ...
@@ -141,6 +146,11 @@ class MbapFramer:
     def holds_back(self) -> bool:
         """Never."""
         return False
+
+    @property
+    def others(self) -> bytes:
+        """Nothing: what belongs to no request is a fault."""
+        return b""
 
     def wrap(self, ask: Ask) -> bytes:
         """Return the request with its header."""
@@ -252,6 +262,10 @@ class _LineFramer:
     def holds_back(self) -> bool:
         return self._holds_back
 
+    @property
+    def others(self) -> bytes:
+        return self._passed + self._buffer
+
     def wrap(self, ask: Ask) -> bytes:
         frame = self._sent = self._frame(ask)
         self._ask = ask
@@ -297,6 +311,8 @@ class _LineFramer:
             self._echo.was_heard()
         elif not self._is_after_echo and not (self._is_mirrored and not answer[0] & 0x80):
             self._echo.came_first(self._sent, self._passed + buffer[:begin])
+        if begin:
+            self._passed += buffer[:begin]
         return answer
 
     def _frame(self, ask: Ask) -> bytes:

@@ -47,6 +47,7 @@ from fieldbus.link import (
 from fieldbus.modbus import pdu, writing
 from fieldbus.modbus.agenda import GRAIN_S, NEVER, Agenda, Rank
 from fieldbus.modbus.client import Line
+from fieldbus.modbus.confirmation import confirmed
 from fieldbus.modbus.connection import ConnectionPolicy, Connections, Lifetime
 from fieldbus.modbus.dial_in import dial_in_port
 from fieldbus.modbus.echo import LineEcho
@@ -59,6 +60,7 @@ from fieldbus.modbus.places import DialInPlace, Framing, Place, SerialPlace
 from fieldbus.modbus.planner import Block, Cost
 from fieldbus.modbus.quirks import LineQuirks
 from fieldbus.modbus.registers import RegisterPoint
+from fieldbus.modbus.traffic import LineTraffic, Shape
 from fieldbus.modbus.units import Poll, Steps, Unit, UnitState, cost_on
 from fieldbus.modbus.write_queue import WriteQueue
 from fieldbus.model import Batch, Group, Point, Quality, Reason, Sample, Value
@@ -109,7 +111,9 @@ class ModbusClientLink:
         self._has_said_echo = False
         policy = ConnectionPolicy(connections, connect_timeout_s, lifetime, rest_after_connect_s)
         self.policy = policy
-        self._connections = Connections(self, quirks, policy, self._echo)
+        self._traffic = LineTraffic(place.framing, self._found_others, takes_any_unit=quirks.any_unit_id)
+        self._has_said_others = False
+        self._connections = Connections(self, quirks, policy, self._echo, self._traffic)
         self._longest_pause_s = max((unit.quirks.pause_s for unit in units), default=0.0)
         self._cost = cost_on(place)
         self._memory: Path | None
@@ -144,6 +148,7 @@ class ModbusClientLink:
             self._counters,
             self.clock,
             None if place.framing is Framing.MBAP else self._echo,
+            self._traffic,
         )
 
     @property
@@ -483,6 +488,9 @@ class ModbusClientLink:
     def _read(self, lane: Lane, poll: Poll, now_s: float) -> None:
         state = poll.state
         line = lane.line
+        if self._traffic.shared_until_s > now_s:
+            self._drive(lane, self._read_surely(poll))
+            return
         if line is not None and not line.framer.has_transactions and state.is_out_of_step(poll.ask, now_s):
             if state.different_ask() is None:
                 # Nothing else can be asked: not before nobody expects a late answer any more.
@@ -550,6 +558,10 @@ class ModbusClientLink:
         line = lane.line
         if line is not None and line.framer.late_from is not None:
             self._heard_late(line)
+        if poll is not None and self._traffic.shared_until_s > now_s:
+            self._agenda.add(poll)  # others were heard meanwhile: whose it is cannot be told
+            self.next(lane)
+            return
         if poll is not None and state.suspects and answer[0] & 0x80:
             state.suspect(ask, now_s)  # it may be the answer to an earlier one, and this one's may still come
         if poll is not None and len(answer) == ask.size and answer.startswith(ask.head):
@@ -560,19 +572,7 @@ class ModbusClientLink:
                 self._failures.answered(state)
             if state.suspects:
                 state.in_step()  # its answer looks different from all that may still come
-            state.heard_s = now_s
-            poll.reason = None
-            poll.tries = poll.failures = poll.explorations = 0
-            poll.is_sent_again = False
-            missed = self._agenda.reschedule(poll, now_s)
-            if missed:
-                self._missed(poll, missed)
-            else:
-                poll.misses = 0
-            if not poll.is_gone:
-                self._emit(poll.reader.read(answer[2:], self.clock.wall_ns(), now_s))
-                if poll.is_fresh or poll.is_retry:
-                    self._exploration.was_read(poll)
+            self._take_values(poll, answer, now_s)
         elif poll is not None:
             self._misread(lane, state, poll, answer, now_s)
         elif steps is not None:
@@ -585,6 +585,22 @@ class ModbusClientLink:
                 self._failed(lane, state, None, fault, now_s, is_trial=steps is state.exploring)
             self._drive(lane, steps, answer, fault)
         self.next(lane)
+
+    def _take_values(self, poll: Poll, answer: bytes, now_s: float) -> None:
+        """Take the response of a poll that went well."""
+        poll.state.heard_s = now_s
+        poll.reason = None
+        poll.tries = poll.failures = poll.explorations = 0
+        poll.is_sent_again = False
+        missed = self._agenda.reschedule(poll, now_s)
+        if missed:
+            self._missed(poll, missed)
+        else:
+            poll.misses = 0
+        if not poll.is_gone:
+            self._emit(poll.reader.read(answer[2:], self.clock.wall_ns(), now_s))
+            if poll.is_fresh or poll.is_retry:
+                self._exploration.was_read(poll)
 
     def _misread(self, lane: Lane, state: UnitState, poll: Poll, answer: bytes, now_s: float) -> None:
         """Take a response to a poll that has not its data."""
@@ -642,6 +658,31 @@ class ModbusClientLink:
                 "%s: the line echoes requests; the echo is passed over (in the configuration: "
                 "`quirks: {echo: true}`)", self.name,
             )  # fmt: skip
+
+    def _found_others(self, what: str) -> None:
+        """Learn that others ask on the line, too: what may be theirs has no value until it is confirmed."""
+        if not self._has_said_others:
+            self._has_said_others = True
+            _LOG.warning(
+                "%s: others ask on the line, too: %s; a value counts from now on if two different requests "
+                "agree on it", self.name, what,
+            )  # fmt: skip
+        for state in self._states:
+            for poll in state.polls:
+                if Shape(poll.ask.unit_id, poll.ask.pdu[0], poll.ask.size) in self._traffic.shapes:
+                    self.spoil(poll, Reason.BAD_RESPONSE)
+                    self._agenda.hasten(poll, self.clock.monotonic_s())
+        self.poke()
+
+    def _read_surely(self, poll: Poll) -> Steps:
+        """Read a block from a line on which others ask, too."""
+        try:
+            answer = yield from confirmed(poll.state, poll.ask, self._traffic.shapes)
+        except RequestError as error:
+            self.spoil(poll, reason_of(error))
+            self._counters["scans_missed"] += self._agenda.reschedule(poll, self.clock.monotonic_s())
+        else:
+            self._take_values(poll, answer, self.clock.monotonic_s())
 
     def _heard_late(self, line: Line) -> None:
         """Learn that a unit that was given up answers after all: the next question to it decides."""

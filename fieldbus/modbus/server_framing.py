@@ -45,9 +45,9 @@ BROADCAST = 0
 _MOST = 2 * LONGEST_RTU
 _MBAP = struct.Struct(">HHHB")
 _SHORTEST = 4
-_UNKNOWN = 0
+UNKNOWN = 0
 """A length that the function code does not tell."""
-_TOO_FEW = -1
+TOO_FEW = -1
 """More bytes are needed to know the length."""
 _NEVER = 1 << 16
 """There is no such function: nothing that comes makes a frame of it."""
@@ -244,7 +244,7 @@ class RtuRequests:
         self.discarded += start > 0
         self._buffer = self._buffer[end:]
         self._refuted = self._noise = 0
-        if frame[0] not in self._ours and len(frame) != _request_length(frame, 0):
+        if frame[0] not in self._ours and len(frame) != request_length(frame, 0):
             return []
         return [Frame(0, frame[0], frame[1:-2])]
 
@@ -253,13 +253,13 @@ class RtuRequests:
         buffer = self._buffer
         size = len(buffer) - start
         is_unknown = is_awaited = False
-        lengths = [_request_length(buffer, start)]
+        lengths = [request_length(buffer, start)]
         if buffer[start] not in self._ours:
-            lengths.append(_answer_length(buffer, start))
+            lengths.append(answer_length(buffer, start))
         for length in lengths:
-            if length == _UNKNOWN:
+            if length == UNKNOWN:
                 is_unknown = start == 0
-            elif length == _TOO_FEW or size < length <= LONGEST_RTU:
+            elif length == TOO_FEW or size < length <= LONGEST_RTU:
                 is_awaited = True
             elif length <= size and crc16(buffer[start : start + length]) == 0:
                 return start + length
@@ -274,22 +274,22 @@ class RtuRequests:
         return _SHORTEST <= len(self._buffer) <= LONGEST_RTU and crc16(self._buffer) == 0
 
 
-def _request_length(buffer: bytes, start: int) -> int:
+def request_length(buffer: bytes, start: int) -> int:
     """Return the length of the RTU request that begins at `start`, with unit id and CRC."""
     function_code = buffer[start + 1]
     if function_code in _FIXED_REQUESTS:
         return _FIXED_REQUESTS[function_code]
     if function_code in _COUNTED_REQUESTS:
         place, rest = _COUNTED_REQUESTS[function_code]
-        return buffer[start + place] + rest if start + place < len(buffer) else _TOO_FEW
+        return buffer[start + place] + rest if start + place < len(buffer) else TOO_FEW
     if function_code == 0 or function_code & 0x80:
         return _NEVER
     if function_code == pdu.ENCAPSULATED_INTERFACE and buffer[start + 2] == pdu.READ_DEVICE_IDENTIFICATION:
         return 7
-    return _UNKNOWN
+    return UNKNOWN
 
 
-def _answer_length(buffer: bytes, start: int) -> int:
+def answer_length(buffer: bytes, start: int) -> int:
     """Return the length of the RTU answer that begins at `start`."""
     function_code = buffer[start + 1]
     if function_code & 0x80:
@@ -298,7 +298,7 @@ def _answer_length(buffer: bytes, start: int) -> int:
         return _FIXED_ANSWERS[function_code]
     if function_code in _COUNTED_ANSWERS:
         return buffer[start + 2] + 5
-    return _UNKNOWN
+    return UNKNOWN
 
 
 # Lengths with unit id and CRC; where there is a byte count, its place and the length without what it counts.

@@ -23,9 +23,12 @@ from fieldbus.errors import DeviceExceptionError, RequestError, RequestTimeoutEr
 from fieldbus.link import NEVER, WriteOutcome, WriteResult
 from fieldbus.modbus import writing
 from fieldbus.modbus.agenda import Rank
+from fieldbus.modbus.confirmation import confirmed, is_read
 from fieldbus.modbus.echo import LineEcho
 from fieldbus.modbus.exploration import reason_of, resynchronise
 from fieldbus.modbus.framing import Ask
+from fieldbus.modbus.places import Framing
+from fieldbus.modbus.traffic import LineTraffic
 from fieldbus.modbus.units import Steps, UnitState
 from fieldbus.model import Point, Reason
 
@@ -42,6 +45,7 @@ class WriteQueue:
         counters: MutableMapping[str, int],
         clock: Clock,
         echo: LineEcho | None = None,
+        traffic: LineTraffic | None = None,
     ) -> None:
         """Take what the queue works with.
 
@@ -51,12 +55,14 @@ class WriteQueue:
             counters: the link's, for ``writes`` and ``writes_failed``.
             clock: the gateway's.
             echo: what is known of the line's echo; None where there is none.
+            traffic: what is known of others on the line.
         """
         self._state_of = state_of
         self._tell = tell
         self._counters = counters
         self._clock = clock
         self._echo = echo
+        self._traffic = LineTraffic(Framing.MBAP) if traffic is None else traffic
         self._waiting: dict[Point, writing.Write] = {}
         self.under_way: Steps | None = None
         """What is being written; only one at a time."""
@@ -158,6 +164,8 @@ class WriteQueue:
                 yield from _read_something(state)
             try:
                 answer = yield state, ask
+                if is_read(ask) and self._traffic.is_shared(self._clock.monotonic_s()):
+                    answer = yield from confirmed(state, ask, self._traffic.shapes)
             except RequestError as error:
                 if state.suspects and isinstance(error, DeviceExceptionError):
                     state.suspect(ask, self._clock.monotonic_s())  # it may be the answer to an earlier one

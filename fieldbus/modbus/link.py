@@ -51,7 +51,7 @@ from fieldbus.modbus.confirmation import confirmed
 from fieldbus.modbus.connection import ConnectionPolicy, Connections, Lifetime
 from fieldbus.modbus.dial_in import dial_in_port
 from fieldbus.modbus.echo import LineEcho
-from fieldbus.modbus.exploration import Exploration, resynchronise
+from fieldbus.modbus.exploration import Exploration, reason_of, resynchronise
 from fieldbus.modbus.failures import Failures
 from fieldbus.modbus.framing import Ask
 from fieldbus.modbus.fresh_reads import FreshReads

@@ -635,7 +635,11 @@ def test_noise_without_end_costs_neither_memory_nor_more_and_more_time(
 
 
 @pytest.mark.parametrize("framing", ["rtu", "ascii"])
-@pytest.mark.parametrize("quirks", [{}, {"takes_any_unit": True}, {"echo": LineEcho(said=True)}], ids=str)
+@pytest.mark.parametrize(
+    "quirks",
+    [{}, {"takes_any_unit": True}, {"echo": LineEcho(said=True)}],
+    ids=lambda item: "-".join(item) or "plain",
+)
 def test_ten_megabytes_of_noise_leave_nothing_behind(framing: str, quirks: dict[str, Any]) -> None:
     noise = random.Random(3).randbytes(1 << 16)
     framer = asked(framing, read(), **quirks)

@@ -61,7 +61,20 @@ def make_crc(name: str, initial: int | None = None, xor_out: int | None = None) 
     end = model.xor_output() if xor_out is None else xor_out
     if is_reflected is not model.reflect_output() or (width < 8 and width != 4):
         raise ValueError(f"{name} is not made for bytes")
-    form = (width, model.poly(), is_reflected)
+    return crc_of(width, model.poly(), start, end, is_reflected=is_reflected)
+
+
+def crc_of(width: int, polynomial: int, start: int, end: int, *, is_reflected: bool) -> Check:
+    """Return the function for a CRC of a polynomial.
+
+    Args:
+        width: in bits, at least 8 or exactly 4.
+        polynomial: most significant bit first, without the highest one, which is always set.
+        start: content of the register at the start, most significant bit first.
+        end: what the result is combined with.
+        is_reflected: whether bytes go in with their lowest bit first, and the result comes out so.
+    """
+    form = (width, polynomial, is_reflected)
     if form == (16, 0x1021, False):
         return lambda data: crc_hqx(data, start) ^ end
     if form == (32, 0x04C11DB7, True):

@@ -30,7 +30,7 @@ from functools import reduce
 from operator import xor
 from typing import Protocol
 
-from fieldbus.canbus.e2e import CRC_MODELS, Check, DataIdMode, EndToEnd, Field, make_crc
+from fieldbus.canbus.e2e import CRC_MODELS, Check, DataIdMode, EndToEnd, Field, crc_of, make_crc
 from fieldbus.canbus.layout import Message, Signal
 from fieldbus.model import Reason
 
@@ -59,7 +59,7 @@ class Checksum:
     """Where a message has its checksum, and over what."""
 
     signal: str
-    algorithm: str
+    algorithm: str = ""
     """A key of `CRC_NAMES`, `CAR_MAKERS` or `e2e.CRC_MODELS`, or one of `SUM_NAMES`."""
     initial: int | None = None
     """What it starts with; default: the algorithm's."""
@@ -73,6 +73,10 @@ class Checksum:
     """… and behind."""
     includes_id: bool = False
     """Whether the identifier goes in between data and suffix, low byte first, 2 bytes or, of 29 bits, 4."""
+    polynomial: int | None = None
+    """Of a CRC that has no name, without its highest bit; as wide as the signal."""
+    is_reflected: bool = False
+    """Of such a CRC: whether bytes go in with their lowest bit first, and the result comes out so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,6 +388,8 @@ def _algorithm(message: Message, checksum: Checksum, field: Field) -> Check:
         widths = {CAR_MAKERS[name]}
     elif name in SUM_NAMES:
         widths = {8} if name == "xor" else {8, 16, 32}
+    elif checksum.polynomial is not None:
+        name, widths = "a polynomial", {4, 8, 16, 24, 32}
     elif model in CRC_MODELS:
         widths = {int(CRC_MODELS[model].width())}
     else:
@@ -405,6 +411,14 @@ def _algorithm(message: Message, checksum: Checksum, field: Field) -> Check:
         return _car_maker(message, checksum)
     if name in SUM_NAMES:
         return _sum(name, field.mask, initial or 0, xor_out or 0)
+    if checksum.polynomial is not None:
+        if not 0 < checksum.polynomial <= field.mask:
+            raise ValueError(
+                f"{place}: polynomial 0x{checksum.polynomial:X} does not fit {bits} bits; "
+                "its highest bit is not written"
+            )
+        is_reflected = checksum.is_reflected
+        return crc_of(bits, checksum.polynomial, initial or 0, xor_out or 0, is_reflected=is_reflected)
     return make_crc(model, initial, xor_out)
 
 

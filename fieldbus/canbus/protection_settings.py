@@ -45,10 +45,20 @@ class ChecksumSettings(Settings):
     """The checksum of a message."""
 
     signal: str = Field(description="The signal that holds it: 8, 16 or 32 bits at a byte, or half a byte.")
-    algorithm: str = Field(
+    algorithm: str | None = Field(
+        None,
         description=f"{', '.join(_SHORT_NAMES)}, or a CRC by crccheck's name, such as Crc8Maxim. "
         "crc16-ccitt starts with 0xFFFF, as AUTOSAR has it. Subaru and Tesla: sum with include_id; "
-        "Chrysler: crc8-j1850; Volkswagen PQ: xor, MQB: e2e with profile 2."
+        "Chrysler: crc8-j1850; Volkswagen PQ: xor, MQB: e2e with profile 2.",
+    )
+    polynomial: Annotated[int, Field(gt=0, lt=1 << 32)] | None = Field(
+        None,
+        description="In the place of `algorithm`: of a CRC without a name, as wide as the signal, without "
+        "its highest bit: 0x85. It starts with `initial` (default: 0).",
+    )
+    reflected: bool = Field(
+        False,
+        description="With `polynomial`: bytes go in with their lowest bit first, and so does the result.",
     )
     initial: Annotated[int, Field(ge=0)] | None = Field(
         None, description="What it starts with; default: the algorithm's."
@@ -67,13 +77,21 @@ class ChecksumSettings(Settings):
 
     @field_validator("algorithm")
     @classmethod
-    def _check_algorithm(cls, name: str) -> str:
-        if name not in _SHORT_NAMES and name not in CRC_MODELS:
+    def _check_algorithm(cls, name: str | None) -> str | None:
+        if name is not None and name not in _SHORT_NAMES and name not in CRC_MODELS:
             raise problem(
                 f"there is no checksum {name!r}; there are {', '.join(_SHORT_NAMES)} and, by their names, "
-                f"all that crccheck knows, such as Crc8Maxim"
+                f"all that crccheck knows, such as Crc8Maxim; or a `polynomial`"
             )
         return name
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> ChecksumSettings:
+        if (self.algorithm is None) is (self.polynomial is None):
+            raise problem("a checksum has an `algorithm`, or a CRC's `polynomial`: one of the two")
+        if self.reflected and self.polynomial is None:
+            raise problem("`reflected` goes with `polynomial`: an `algorithm` says it itself")
+        return self
 
     @field_validator("over")
     @classmethod
@@ -88,7 +106,9 @@ class ChecksumSettings(Settings):
         """Return the same, as the pure part takes it."""
         return Checksum(
             self.signal,
-            self.algorithm,
+            self.algorithm or "",
+            polynomial=self.polynomial,
+            is_reflected=self.reflected,
             initial=self.initial,
             xor_out=self.xor_out,
             over=None if self.over is None else _range(self.over),

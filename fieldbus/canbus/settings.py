@@ -11,6 +11,7 @@ import can
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
 from fieldbus.canbus import replay
+from fieldbus.canbus.database.encodings import encoding_named
 from fieldbus.canbus.j1939 import identifiers as j1939
 from fieldbus.canbus.j1939.address import Name
 from fieldbus.canbus.j1939.node import NodeSettings
@@ -307,6 +308,9 @@ class CanDeviceSettings(DeviceSettings):
     """A node, or a whole bus, described by a database."""
 
     database: str = Field(description="A DBC, KCD, SYM or ARXML file.")
+    encoding: str | None = Field(
+        None, description="Encoding of the database's text: gbk, cp1252, … Default: what the file says or is."
+    )
     protocol: Literal["plain", "j1939"] | None = Field(
         None, description="Default: what the database says. J1939 ids are matched by PGN."
     )
@@ -317,3 +321,13 @@ class CanDeviceSettings(DeviceSettings):
         None, description="For messages of which neither database nor rhythm tells when they are overdue."
     )
     messages: Mapping[str, MessageSettings] = {}
+
+    @field_validator("encoding")
+    @classmethod
+    def _check_encoding(cls, encoding: str | None) -> str | None:
+        if encoding is None:
+            return None
+        found = encoding_named(encoding)
+        if found is None:
+            raise problem(f"'{encoding[:60]}' is not an encoding of text: utf-8, cp1252, gbk, shift_jis, …")
+        return found

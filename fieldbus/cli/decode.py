@@ -9,6 +9,7 @@ from typing import Annotated, BinaryIO, cast
 
 import typer
 
+from fieldbus.canbus.database.encodings import encoding_named
 from fieldbus.canbus.database.loading import DatabaseError, load
 from fieldbus.canbus.logs.asc import names_of
 from fieldbus.canbus.logs.decoding import LogDecoder, most_frequent, printable
@@ -36,6 +37,9 @@ def decode(
     form: Annotated[
         str | None, typer.Option("--format", help=f"Format of the log: {', '.join(FORMATS)}.")
     ] = None,
+    encoding: Annotated[
+        str | None, typer.Option("--encoding", help="Encoding of the database's text: gbk, cp1252, …")
+    ] = None,
     timezone: Annotated[
         str | None,
         typer.Option(
@@ -57,8 +61,11 @@ def decode(
         zone = None if timezone is None else zone_of(timezone)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--timezone") from None
+    known = None if encoding is None else encoding_named(encoding)
+    if encoding is not None and known is None:
+        raise typer.BadParameter(f"'{encoding}' is not an encoding of text", param_hint="--encoding")
     try:
-        found = load(database, str(database))
+        found = load(database, str(database), known)
     except DatabaseError as error:
         raise fail(str(error.problem)) from None
     say_problems(found.warnings)

@@ -51,7 +51,7 @@ class Surroundings(Protocol):
     def points_of(self, device: str, settings: Any) -> tuple[Mapping[str, PointSettings], float | None]:
         """Return a device's own points and those of its map, and the map's scan period."""
 
-    def database(self, device: str, name: str) -> Sequence[Message]:
+    def database(self, device: str, name: str, encoding: str | None = None) -> Sequence[Message]:
         """Return the messages of a database."""
 
     def fault(
@@ -212,7 +212,7 @@ def _described(
 
 
 def _describe_can(device: str, settings: CanDeviceSettings, around: Surroundings) -> Description:
-    messages = around.database(device, settings.database)
+    messages = around.database(device, settings.database, settings.encoding)
     built = build_messages(
         device, settings, messages, lambda path, message, hint: around.fault(device, path, message, hint)
     )

@@ -56,16 +56,26 @@ def test_a_database_becomes_plain_data(tmp_path):
 
 
 def test_a_signal_that_cannot_be_used_costs_only_itself(tmp_path):
-    text = GOOD.replace("BO_ 512 Mux: 8 ECU", "BO_ 512 Mux: 1 ECU")
+    text = GOOD.replace("m1 : 8|", "m1 : 64|")
     found = load(write(tmp_path, text), "bus.dbc")
     assert [message.name for message in found.messages] == ["Status", "Engine", "Mux"]
     assert [signal.name for signal in found.messages[2].signals] == ["Page"]
     (problem,) = found.warnings
     assert (problem.file, problem.line, problem.path) == ("bus.dbc", 12, "Mux.One")
     assert (
-        "message Mux: signal One is left out: it begins at bit 8 of a message of 1 bytes" in problem.message
+        "message Mux: signal One is left out: it begins at bit 64 of a message of 8 bytes" in problem.message
     )
     assert problem.is_warning
+
+
+def test_a_message_is_as_long_as_its_signals_need(tmp_path):
+    text = GOOD.replace("BO_ 512 Mux: 8 ECU", "BO_ 512 Mux: 0 ECU")
+    found = load(write(tmp_path, text), "bus.dbc")
+    needed = max(signal.bytes_needed for signal in found.messages[2].signals)
+    assert found.messages[2].length == needed
+    (problem,) = found.warnings
+    assert (problem.line, problem.path) == (10, "Mux.One")
+    assert f"signal One ends behind its 0 bytes: {needed} are taken" in problem.message
 
 
 def test_a_message_that_cannot_be_read_costs_only_itself_and_its_signals(tmp_path):
@@ -230,7 +240,7 @@ def test_a_message_of_a_kcd_file_that_cannot_be_used_costs_itself(tmp_path):
     )
     found = load(write(tmp_path, text, "bus.kcd"), "bus.kcd")
     assert [(message.name, len(message.signals)) for message in found.messages] == [
-        ("Good1", 1), ("Wide", 0), ("Good2", 1),
+        ("Good1", 1), ("LargeId", 0), ("Wide", 0), ("Good2", 1),
     ]  # fmt: skip
     assert [(problem.line, problem.path) for problem in found.warnings] == [
         (3, "NoId"), (4, "LargeId"), (5, "Long"), (6, "Wide.S"),

@@ -15,7 +15,7 @@ from oracle import put
 
 from fieldbus.canbus.building import build_messages
 from fieldbus.canbus.codec import BranchDecoder, MessageDecoder
-from fieldbus.canbus.database.dbc_text import decode
+from fieldbus.canbus.database.encodings import decode
 from fieldbus.canbus.database.loading import FORMATS, DatabaseError, content, load
 from fieldbus.canbus.database.reader import read
 from fieldbus.canbus.settings import CanDeviceSettings
@@ -25,7 +25,6 @@ BROKEN = {
     "cantools/arxml/system-illegal-namespace-4.2.arxml": "another namespace",
     "cantools/arxml/system-illegal-root-4.2.arxml": "another root element",
     "cantools/arxml/system-illegal-version-4.2.2.1.0.arxml": "a version that is none",
-    "cantools/sym/jopp-5.0.sym": "a format of before 2005, which cantools does not read",
 }
 """Broken on purpose, in what the whole file needs."""
 
@@ -49,7 +48,7 @@ def ours(path):
 @cache
 def theirs(path, **how):
     """Return what cantools reads, None if it cannot."""
-    text = decode(path.read_bytes())
+    text, _ = decode(path.read_bytes())
     try:
         with warnings.catch_warnings(action="ignore"):
             return cantools.database.load_string(text, path.suffix[1:].lower(), **how)
@@ -134,7 +133,7 @@ def test_whatever_a_dbc_file_says_otherwise_than_it_was_read_is_said_with_its_li
 def naive(path):
     """Yield line, id, name and length of each message, and the layouts of its signals by their lines."""
     message = None
-    for line, text in enumerate(decode(path.read_bytes()).split("\n"), 1):
+    for line, text in enumerate(decode(path.read_bytes())[0].split("\n"), 1):
         if text.lstrip().startswith("BO_ "):
             if message is not None:
                 yield message
@@ -307,6 +306,7 @@ def test_frames_are_decoded_as_cantools_decodes_them_in_every_file_that_it_reads
         "shares bits with one before it",
         "is left out: it ends behind",
         "is left out: it begins at bit",
+        "is repaired: signal",
     )
     said = {
         (name_of(path), where.split(".")[0])

@@ -8,6 +8,7 @@ from dbc_reading import SIGNAL, one, read, signals
 
 from fieldbus.canbus.database import dbc_text
 from fieldbus.canbus.database.draft import MAX_NOTES
+from fieldbus.canbus.database.encodings import decode
 
 
 @pytest.mark.parametrize(
@@ -23,11 +24,11 @@ from fieldbus.canbus.database.draft import MAX_NOTES
     ],
 )
 def test_the_encoding_is_found_out(data):
-    assert dbc_text.decode(data) == 'CM_ "°C";'
+    assert decode(data) == ('CM_ "°C";', None)
 
 
 def test_lines_may_end_in_any_way():
-    assert dbc_text.decode(b"a\r\nb\rc\n") == "a\nb\nc\n"
+    assert decode(b"a\r\nb\rc\n") == ("a\nb\nc\n", None)
 
 
 @pytest.mark.parametrize(

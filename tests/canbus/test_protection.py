@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from fieldbus.canbus.e2e import CRC_MODELS
 from fieldbus.canbus.layout import Message, Signal
 from fieldbus.canbus.protection import E2E, Checksum, Counter, Protection, Status
 from fieldbus.canbus.protection_settings import ProtectedSettings
@@ -90,6 +91,61 @@ def test_its_own_byte_in_the_middle_is_left_out():
 def test_what_goes_into_a_checksum_can_be_told(options, checksum):
     protection = checked("sum", signal=Signal("Crc", 16, 8), length=5, **options)
     assert protection.protect(bytes((1, 2, 0, 4, 8)))[2] == checksum
+
+
+@pytest.mark.parametrize(
+    ("frame", "fault"),
+    [
+        # Battery frames of a car, with a CRC that has no name: polynomial 0x85 over bytes 0 to 6.
+        ("0020C01000000066", None),
+        ("0220C010000001ED", None),
+        ("0420C010000002F5", None),
+        ("0620C0100000037F", "bad checksum"),
+    ],
+)
+def test_a_crc_of_ones_own_polynomial(frame, fault):
+    settings = ProtectedSettings.model_validate({"checksum": {"signal": "Crc", "polynomial": 0x85}})
+    layout = message(Signal("Current", 7, 11, is_little_endian=False), Signal("Crc", 56, 8))
+    assert settings.guard(layout)().check(bytes.fromhex(frame)) == fault
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name, model in CRC_MODELS.items()
+        if model.width() in (8, 16, 24, 32) and model.reflect_input() is model.reflect_output()
+    ],
+)
+def test_a_polynomial_gives_what_its_named_crc_gives(name):
+    model = CRC_MODELS[name]
+    crc = Signal("Crc", 0, model.width())
+    own = checked(
+        "", signal=crc, length=13, polynomial=model.poly(), initial=model.initvalue(),
+        xor_out=model.xor_output(), is_reflected=model.reflect_input(),
+    )  # fmt: skip
+    named = checked(name, signal=crc, length=13)
+    data = bytes(4) + b"123456789"
+    assert own.protect(data) == named.protect(data)
+
+
+@pytest.mark.parametrize(
+    ("keys", "reason"),
+    [
+        ({}, "has an `algorithm`, or a CRC's `polynomial`"),
+        ({"algorithm": "xor", "polynomial": 7}, "one of the two"),
+        ({"algorithm": "xor", "reflected": True}, "goes with `polynomial`"),
+        ({"polynomial": 0}, "greater than 0"),
+    ],
+)
+def test_a_polynomial_stands_in_the_place_of_an_algorithm(keys, reason):
+    with pytest.raises(ValidationError, match=reason):
+        ProtectedSettings.model_validate({"checksum": {"signal": "Crc", **keys}})
+
+
+def test_a_polynomial_with_its_highest_bit_is_refused():
+    with pytest.raises(ValueError, match="0x185 does not fit 8 bits; its highest bit is not written"):
+        checked("", polynomial=0x185)
 
 
 def test_the_identifier_goes_in_low_byte_first_between_data_and_suffix():

@@ -5,6 +5,7 @@ Rules:
 * A frame or a signal that cannot be read costs itself. What else is wrong in the file costs nothing that
   is used here, unless nothing can be found without it.
 * A message in containers is left out with its container.
+* Of elements of one path each is another one: a reference means the first of its kind (``DEST``).
 
 Design: everything in such a file refers to everything else, by path; a part of it alone says nothing. So it
 is not halved: the methods with which cantools reads one frame and one signal are replaced by ones that note
@@ -13,6 +14,7 @@ what they raise and go on.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -29,13 +31,18 @@ _UNUSED = ("_load_buses", "_load_nodes", "_load_system", "_load_e2e_properties")
 """Methods whose results are not used here."""
 
 
-def read(data: bytes, notes: Notes) -> list[DraftMessage]:
+def read(data: bytes, notes: Notes, encoding: str | None = None) -> list[DraftMessage]:
     """Return the messages of a file.
+
+    Args:
+        data: the file.
+        notes: told of what was repaired or left out.
+        encoding: of its text; None for what it says or looks like.
 
     Raises:
         UnreadableError: it is none, or no message can be found in it.
     """
-    text = xml_text.read(data)
+    text, names = _as_cantools_reads(xml_text.read(data, encoding), notes)
     tolerance = _Tolerance(text, notes)
     try:
         items = by_cantools.loader("arxml", tolerance.patches())(text.text)
@@ -55,10 +62,93 @@ def read(data: bytes, notes: Notes) -> list[DraftMessage]:
         except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
             notes.add(line, item.name, f"message {item.name} is left out: {words(error)}")
             continue
+        draft.name = names.get(draft.name, draft.name)
         for signal, each in zip(draft.signals, item.signals, strict=True):
             signal.line = tolerance.line(each)
+            signal.name = names.get(signal.name, signal.name)
+            signal.selector = names.get(signal.selector or "", signal.selector)
         drafts.append(draft)
     return repair(drafts, notes)
+
+
+def _as_cantools_reads(text: XmlText, notes: Notes) -> tuple[XmlText, dict[str, str]]:
+    """Return the text in the words that cantools looks for, with one element for each path.
+
+    The second is the old name of each element that has another name for that.
+    """
+    if re.match(r"(?s).{0,400}?autosar\.org/[123]\.", text.text):
+        words_of_it = text.text.replace("<CAN-PHYSICAL-CHANNEL", "<PHYSICAL-CHANNEL")
+        text = text._replace(text=words_of_it.replace("</CAN-PHYSICAL-CHANNEL", "</PHYSICAL-CHANNEL"))
+    root = text.parsed()
+    paths = _Paths(root, dict(zip(map(id, root.iter()), text.lines, strict=True)), notes)
+    if not paths.separate():
+        return text, {}
+    return text._replace(text=ET.tostring(root, encoding="unicode")), paths.names
+
+
+class _Paths:
+    """Finds elements with one path, and gives each a path of its own."""
+
+    def __init__(self, root: ET.Element, lines: dict[int, int], notes: Notes) -> None:
+        self._root = root
+        self._lines = lines
+        self._notes = notes
+        self._known: set[str] = set()
+        self._moved: dict[tuple[str, str], str] = {}
+        """New path by old path and kind."""
+        self.names: dict[str, str] = {}
+        """Old names by new ones."""
+
+    def separate(self) -> bool:
+        """Rename all but the first; return whether there are any."""
+        stack = [(self._root, "")]
+        while stack:
+            element, path = stack.pop()
+            name = next((item for item in element if item.tag.endswith("}SHORT-NAME")), None)
+            if name is not None and name.text is not None:
+                path = self._claim(element, name, f"{path}/{name.text}")
+            stack += [(child, path) for child in reversed(element)]
+        if self._moved:
+            self._redirect()
+        return bool(self._moved)
+
+    def _claim(self, element: ET.Element, name: ET.Element, path: str) -> str:
+        if path not in self._known:
+            self._known.add(path)
+            return path
+        old, count = path, 2
+        while path in self._known:
+            path = f"{old}__again{count}"
+            count += 1
+        self._known.add(path)
+        self.names[path.rpartition("/")[2]] = old.rpartition("/")[2]
+        name.text = path.rpartition("/")[2]
+        kind = element.tag.rpartition("}")[2]
+        self._moved.setdefault((old, kind), path)
+        text = f"path {old} is there more than once: a reference means the first one of its kind"
+        self._notes.add(self._lines.get(id(element), 0), "", text)
+        return path
+
+    def _redirect(self) -> None:
+        """Have references follow an element to its new path, if the first of its kind is the moved one."""
+        kinds = {path: set[str]() for path, _ in self._moved}
+        self._kinds(self._root, "", kinds)
+        for element in self._root.iter():
+            kind, target = element.get("DEST"), (element.text or "").strip()
+            if kind is not None and (target, kind) in self._moved and kind not in kinds[target]:
+                element.text = self._moved[target, kind]
+
+    def _kinds(self, root: ET.Element, path: str, kinds: dict[str, set[str]]) -> None:
+        """Note which kind the first element of each path is."""
+        stack = [(root, path)]
+        while stack:
+            element, path = stack.pop()
+            name = next((item for item in element if item.tag.endswith("}SHORT-NAME")), None)
+            if name is not None and name.text is not None:
+                path = f"{path}/{name.text}"
+                if path in kinds:
+                    kinds[path].add(element.tag.rpartition("}")[2])
+            stack += [(child, path) for child in element]
 
 
 class _Tolerance:

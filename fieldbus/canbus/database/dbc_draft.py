@@ -157,6 +157,7 @@ class _Builder:
             length=length if isinstance(length, int) else NO_NUMBER,
             is_little_endian=item.is_little_endian,
             is_signed=item.is_signed,
+            is_float=item.is_float,
             scale=number(item.scale),
             offset=number(item.offset),
             minimum=minimum,

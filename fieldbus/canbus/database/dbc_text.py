@@ -17,7 +17,6 @@ broken the grammar; one regular expression for each kind of statement can, and i
 
 from __future__ import annotations
 
-import codecs
 import math
 import re
 from collections.abc import Sequence
@@ -52,12 +51,14 @@ _MESSAGE = re.compile(
     rf'BO_[ \t]++(\S++)[ \t]++([^:"\n]++):[ \t]*+([^\s"]++)(?:[ \t]++(?!{_ANY})([^\s";]++))?'
 )
 _SIGNAL = re.compile(
-    r'SG_\s++([^:"\n]++):\s*+([^\s|"]++)\s*+\|\s*+([^\s@"]++)\s*+@\s*+([01])\s*+([+-])'
+    r'SG_\s++([^:"\n]++):\s*+([^\s|"]++)\s*+\|\s*+([^\s@"]++)\s*+@\s*+([0-3])\s*+([+-])'
     r'\s*+\(\s*+([^\s,"]++)\s*+,\s*+([^\s)"]++)\s*+\)\s*+\[\s*+([^\s|"]++)\s*+\|\s*+([^\s\]"]++)\s*+\]'
     r'\s*+"((?:[^"\\\n]|\\[^\n])*+)"'
-    # Who receives it is of no interest.
-    rf"(?:[ \t]*+(?:,\s*+)?(?!{_ANY})[\w.-]++)*+(?:[ \t]*+;)?"
+    # Who receives it is of no interest, nor is what else stands on the line.
+    rf'(?:[ \t]*+(?:,\s*+)?(?!{_ANY})[^\s,;"]++)*+(?:[ \t]*+;)?'
 )
+_MAY_BE_HEAD = re.compile(r"\s*+(?!//)[^#*\s]")
+"""A line that is no note of a person."""
 _MULTIPLEXED = re.compile(r"[Mm]|m(\d{1,20})M?")
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,4})?")
 _OBJECT = r"(?:BO_\s+(?P<message>\d+)|SG_\s+(?P<of>\d+)\s+(?P<signal>\S+)|(?:BU_|EV_)\s+[^\s\"]+)"
@@ -105,6 +106,8 @@ class SignalText:
     length: str
     is_little_endian: bool
     is_signed: bool
+    is_float: bool
+    """By its byte order: SavvyCAN wrote ``@2`` and ``@3`` for floats."""
     scale: str
     offset: str
     minimum: str
@@ -156,29 +159,6 @@ class DbcText:
     """How many there were of any kind."""
 
 
-def decode(data: bytes) -> str:
-    """Return the text of a file: as its mark says, else UTF-8 if it is valid, else Windows-1252."""
-    for mark, encoding in (
-        (codecs.BOM_UTF8, "utf-8"),
-        (codecs.BOM_UTF16_LE, "utf-16-le"),
-        (codecs.BOM_UTF16_BE, "utf-16-be"),
-    ):
-        if data.startswith(mark):
-            return _lines(data[len(mark) :].decode(encoding, "replace"))
-    head = data[:64]
-    for first, encoding in ((1, "utf-16-le"), (0, "utf-16-be")):
-        if any(head) and len(head) >= 4 and not any(head[first::2]):
-            return _lines(data.decode(encoding, "replace"))
-    try:
-        return _lines(data.decode("utf-8"))
-    except UnicodeDecodeError:
-        return _lines(data.decode("cp1252", "replace"))
-
-
-def _lines(text: str) -> str:
-    return text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", " ")
-
-
 def number(text: str) -> Number | None:
     """Return the number that a text is: an integer if it is written as one; None if it is no finite one."""
     if len(text) > 64 or not _NUMBER.fullmatch(text):
@@ -228,7 +208,10 @@ class _Reader:
         self._notes.add(self._line, "", f"`{snippet}` is left out: {why}")
         following = _NEXT.search(self._text, end)
         at = len(self._text) if following is None else following.end()
-        if any(line.strip() and "|" not in line for line in self._text[self._at : at].split("\n")):
+        left_out = self._text[self._at : at].split("\n")
+        if self._text[self._text.rfind("\n", 0, self._at) + 1 : self._at].strip():
+            del left_out[0]  # the end of a line that was read: no message begins there
+        if any(_MAY_BE_HEAD.match(line) and "|" not in line for line in left_out):
             # It may have been the head of a message: the signals behind it are not the last one's.
             self._message = None
         self._at = at
@@ -287,8 +270,9 @@ class _Reader:
                 selected_by=None if marker is None or marker[1] is None else int(marker[1]),
                 start=start,
                 length=length,
-                is_little_endian=order == "1",
+                is_little_endian=order != "0",
                 is_signed=sign == "-",
+                is_float=order in "23",
                 scale=scale,
                 offset=offset,
                 minimum=low,

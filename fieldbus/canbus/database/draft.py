@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from fieldbus.canbus.layout import FLOATS, MAX_MESSAGE_BYTES
 from fieldbus.scaling import Number
 
+MAX_CLASSIC_BYTES = 8
 MAX_FD_BYTES = 64
 MAX_STANDARD_ID = 0x7FF
 MAX_EXTENDED_ID = 0x1FFFFFFF
@@ -57,21 +58,22 @@ class Notes:
     """What happened on the way, bounded."""
 
     def __init__(self) -> None:
-        self._items: list[Note] = []
-        self._more = 0
+        self._items: dict[bool, list[Note]] = {False: [], True: []}
+        """Those that cost something, and those that cost nothing."""
+        self._count = 0
 
-    def add(self, line: int, path: str, text: str) -> None:
-        """Note one thing."""
-        if len(self._items) < MAX_NOTES:
-            self._items.append(Note(line, path, text))
-        else:
-            self._more += 1
+    def add(self, line: int, path: str, text: str, *, is_harmless: bool = False) -> None:
+        """Note one thing; one that costs nothing (a name) makes room for one that does."""
+        self._count += 1
+        if len(self._items[is_harmless]) < MAX_NOTES:
+            self._items[is_harmless].append(Note(line, path, text))
 
     def ordered(self) -> list[Note]:
         """Return all of them by line; the last tells how many more there were."""
-        found = sorted(self._items, key=lambda note: note.line)
-        if self._more:
-            found.append(Note(0, "", f"{self._more} more warnings are not shown"))
+        shown = [*self._items[False], *self._items[True]][:MAX_NOTES]
+        found = sorted(shown, key=lambda note: note.line)
+        if self._count > len(shown):
+            found.append(Note(0, "", f"{self._count - len(shown)} more warnings are not shown"))
         return found
 
 
@@ -160,6 +162,7 @@ def repair(messages: Iterable[DraftMessage], notes: Notes) -> list[DraftMessage]
     _rename_messages(kept, notes)
     budget = _Budget()
     for message in kept:
+        _repair_length(message, notes)
         _repair_signals(message, notes, budget)
         _rename_signals(message, notes)
         _say_overlap(message, notes)
@@ -271,6 +274,32 @@ def say_left_out(notes: Notes, line: int, message: str, signal: str, fault: str)
     notes.add(line, f"{message}.{name}", f"message {message}: signal {name} is left out: {fault}")
 
 
+def say_guessed(notes: Notes, encoding: str) -> None:
+    """Note that an encoding was guessed."""
+    text = f"its text is no UTF-8 and is read as {encoding.upper()}; `encoding` says otherwise"
+    notes.add(0, "", text)
+
+
+def _repair_length(message: DraftMessage, notes: Notes) -> None:
+    """Have a message that is too short for its signals be as long as they need, within its kind of frame."""
+    limit = MAX_CLASSIC_BYTES
+    if message.is_fd or message.length > limit:
+        limit = MAX_MESSAGE_BYTES if message.is_j1939 else MAX_FD_BYTES
+    longest, needed = None, message.length
+    for signal in message.signals:
+        if 0 <= signal.start < 8 * limit and 1 <= signal.length <= 64:
+            size = -(-signal.bits.bit_length() // 8)
+            if needed < size <= limit:
+                longest, needed = signal, size
+    if longest is not None:
+        text = (
+            f"message {message.name} is repaired: signal {_short(longest.name)} ends behind its "
+            f"{message.length} bytes: {needed} are taken"
+        )
+        notes.add(message.line, f"{message.name}.{_short(longest.name)}", text)
+        message.length = needed
+
+
 def _repair_signals(message: DraftMessage, notes: Notes, budget: _Budget) -> None:
     leave_out(message, lambda signal: _signal_fault(signal, message), notes)
     by_name: dict[str, DraftSignal] = {}
@@ -322,10 +351,11 @@ def _rename_messages(messages: list[DraftMessage], notes: Notes) -> None:
         old, name, fault = message.name, *names.choose(message, f"_{message.frame_id:X}")
         message.name = name
         if fault is not None:
-            notes.add(message.line, name, f"message {name} keeps its short name: {fault}")
+            text = f"message {name} keeps its short name: {fault}"
+            notes.add(message.line, name, text, is_harmless=True)
         if name not in (old, message.long_name):
             text = f"message {_short(message.long_name or old)} is repaired: it is called {name}"
-            notes.add(message.line, name, text)
+            notes.add(message.line, name, text, is_harmless=True)
 
 
 def _rename_signals(message: DraftMessage, notes: Notes) -> None:
@@ -335,10 +365,11 @@ def _rename_signals(message: DraftMessage, notes: Notes) -> None:
         signal.name = name
         path, prefix = f"{message.name}.{name}", f"message {message.name}: signal"
         if fault is not None:
-            notes.add(signal.line or message.line, path, f"{prefix} {name} keeps its short name: {fault}")
+            text = f"{prefix} {name} keeps its short name: {fault}"
+            notes.add(signal.line or message.line, path, text, is_harmless=True)
         if name not in (old, signal.long_name):
             text = f"{prefix} {_short(signal.long_name or old)} is repaired: it is called {name}"
-            notes.add(signal.line or message.line, path, text)
+            notes.add(signal.line or message.line, path, text, is_harmless=True)
 
 
 class _Names:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 from fieldbus.canbus.database import arxml, by_cantools, dbc_draft, dbc_text, kcd, sym
 from fieldbus.canbus.database.by_cantools import UnreadableError
-from fieldbus.canbus.database.draft import DraftMessage, DraftSignal, Notes, leave_out, repair
+from fieldbus.canbus.database.draft import DraftMessage, DraftSignal, Notes, leave_out, repair, say_guessed
+from fieldbus.canbus.database.encodings import decode
 
 __all__ = ["READERS", "UnreadableError"]
 
@@ -14,8 +15,11 @@ _CHUNK = 2000
 """Signals that cantools is given at once: it holds some hundred times their text in memory."""
 
 
-def _read_dbc(data: bytes, notes: Notes) -> list[DraftMessage]:
-    found = dbc_text.parse(dbc_text.decode(data), notes)
+def _read_dbc(data: bytes, notes: Notes, encoding: str | None = None) -> list[DraftMessage]:
+    text, guessed = decode(data, encoding)
+    if guessed is not None:
+        say_guessed(notes, guessed)
+    found = dbc_text.parse(text, notes)
     if not found.statements:
         raise UnreadableError("it has no statement of one", 1)
     messages = repair(dbc_draft.drafts(found, notes), notes)
@@ -44,7 +48,7 @@ def _read_dbc(data: bytes, notes: Notes) -> list[DraftMessage]:
     return messages
 
 
-READERS: dict[str, Callable[[bytes, Notes], list[DraftMessage]]] = {
+READERS: dict[str, Callable[[bytes, Notes, str | None], list[DraftMessage]]] = {
     "dbc": _read_dbc,
     "kcd": kcd.read,
     "sym": sym.read,

@@ -6,7 +6,14 @@ from collections.abc import Iterator, Sequence
 from xml.etree import ElementTree as ET
 
 from fieldbus.canbus.database import by_cantools, xml_text
-from fieldbus.canbus.database.draft import DraftMessage, Notes, repair, say_left_out
+from fieldbus.canbus.database.draft import (
+    MAX_EXTENDED_ID,
+    MAX_STANDARD_ID,
+    DraftMessage,
+    Notes,
+    repair,
+    say_left_out,
+)
 
 _KCD = "{http://kayak.2codeornot2code.org/1.0}"
 _MESSAGE, _SIGNAL = f"{_KCD}Message", f"{_KCD}Signal"
@@ -17,24 +24,43 @@ _Child = tuple[ET.Element, ET.Element]
 """An element and the one that it is in."""
 
 
-def read(data: bytes, notes: Notes) -> list[DraftMessage]:
+def read(data: bytes, notes: Notes, encoding: str | None = None) -> list[DraftMessage]:
     """Return the messages of a file.
+
+    Args:
+        data: the file.
+        notes: told of what was repaired or left out.
+        encoding: of its text; None for what it says or looks like.
 
     Raises:
         UnreadableError: it is none, or wrong outside of its messages.
     """
-    return _Reader(data, notes).read()
+    return _Reader(data, notes, encoding).read()
 
 
 class _Reader:
-    def __init__(self, data: bytes, notes: Notes) -> None:
-        text = xml_text.read(data)
+    def __init__(self, data: bytes, notes: Notes, encoding: str | None) -> None:
+        text = xml_text.read(data, encoding)
         self._notes = notes
         self._load = by_cantools.loader("kcd")
         self._root = text.parsed()
         self._line_of = text.lines_of(self._root, _WITH_LINES)
         self._buses = self._root.findall(f"{_KCD}Bus")
         self._messages = [(item, bus) for bus in self._buses for item in bus.findall(_MESSAGE)]
+        for item, _ in self._messages:
+            self._extend(item)
+
+    def _extend(self, message: ET.Element) -> None:
+        """Take an id that needs 29 bits for an extended one, as in a DBC file."""
+        try:
+            frame_id = int(message.get("id", ""), 0)
+        except ValueError:
+            return
+        if MAX_STANDARD_ID < frame_id <= MAX_EXTENDED_ID and message.get("format", "standard") == "standard":
+            message.set("format", "extended")
+            name = _name(message)
+            text = f"message {name} is repaired: its id 0x{frame_id:X} is taken as an extended one"
+            self._notes.add(self._line_of[id(message)], name, text)
 
     def read(self) -> list[DraftMessage]:
         by_cantools.check_head(lambda: self._parse(()))

@@ -79,12 +79,13 @@ class _RefusedError(Exception):
         self.column = column
 
 
-def load(path: Path, shown: str) -> Database:
+def load(path: Path, shown: str, encoding: str | None = None) -> Database:
     """Read a database.
 
     Args:
         path: the file; its ending says its format.
         shown: how problems name it.
+        encoding: of its text; None for what it says or looks like.
 
     Raises:
         DatabaseError: it is none, or takes too much time or memory to read.
@@ -99,7 +100,7 @@ def load(path: Path, shown: str) -> Database:
             data = file.read(MAX_FILE_BYTES + 1)
         if len(data) > MAX_FILE_BYTES:
             raise _RefusedError(f"larger than {MAX_FILE_BYTES // 1024 // 1024} MiB")
-        content = _CACHE.get(format_, data)
+        content = _CACHE.get(format_, data, encoding)
     except OSError as error:
         text = (error.strerror or str(error)).lower()
         raise DatabaseError(Problem(shown, 0, 0, "", text)) from error
@@ -114,14 +115,14 @@ class _Cache:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._kept: dict[tuple[str, bytes], _Content] = {}
+        self._kept: dict[tuple[str, str | None, bytes], _Content] = {}
 
-    def get(self, format_: str, data: bytes) -> _Content:
-        key = (format_, hashlib.sha256(data).digest())
+    def get(self, format_: str, data: bytes, encoding: str | None = None) -> _Content:
+        key = (format_, encoding, hashlib.sha256(data).digest())
         with self._lock:
             found = self._kept.pop(key, None)
         if found is None:
-            found = content(_read(format_, data), format_, len(data))
+            found = content(_read(format_, data, encoding), format_, len(data))
         with self._lock:
             self._kept[key] = found
             while len(self._kept) > 1 and (
@@ -134,12 +135,12 @@ class _Cache:
 _CACHE = _Cache()
 
 
-def _read(format_: str, data: bytes) -> Any:
+def _read(format_: str, data: bytes, encoding: str | None = None) -> Any:
     """Have a process read a file and return its answer."""
     path = "\n".join(str(Path(entry).absolute()) for entry in sys.path if "\n" not in entry)
     limits = [str(limit) for limit in (CPU_LIMIT_S, WALL_LIMIT_S, MEMORY_LIMIT_BYTES)]
     process = subprocess.Popen(  # noqa: S603 - this interpreter, our own module
-        [sys.executable, "-I", "-c", _START, path, format_, *limits],
+        [sys.executable, "-I", "-c", _START, path, format_, encoding or "", *limits],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -208,6 +209,8 @@ def content(answer: Any, format_: str, size: int) -> _Content:
             messages.append(builder.message(*item))
         except (ValueError, ArithmeticError, ConversionError) as error:
             notes.append((item[10], item[0], f"message {item[0]} is left out: {error}"))
+    if not messages:
+        notes.append((0, "", "no message was found in it"))
     return _Content(messages, notes, size)
 
 

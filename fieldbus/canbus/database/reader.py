@@ -1,6 +1,6 @@
 """Reads a database in a process of its own: bytes on standard input, JSON on standard output.
 
-``python -m fieldbus.canbus.database.reader FORMAT CPU_S WALL_S MEMORY_BYTES`` is started by
+``python -m fieldbus.canbus.database.reader FORMAT ENCODING CPU_S WALL_S MEMORY_BYTES`` is started by
 `fieldbus.canbus.database.loading`, which turns its answer into messages. The answer is an object:
 ``messages`` and ``notes`` of what was repaired or left out, or ``error`` if the file is no database.
 
@@ -35,16 +35,17 @@ EXIT_ANSWER = 72
 _PR_SET_PDEATHSIG = 1
 
 
-def read(format_: str, data: bytes) -> dict[str, Any]:
+def read(format_: str, data: bytes, encoding: str | None = None) -> dict[str, Any]:
     """Return what a file describes, as plain JSON values.
 
     Args:
         format_: ``dbc``, ``kcd``, ``sym`` or ``arxml``.
         data: the file.
+        encoding: of its text; None for what it says or looks like.
     """
     notes = Notes()
     try:
-        messages = READERS[format_](data, notes)
+        messages = READERS[format_](data, notes, encoding)
     except UnreadableError as error:
         return {"error": [error.line, error.column, str(error)]}
     return {
@@ -113,13 +114,14 @@ def limit(cpu_s: int, wall_s: int, memory_bytes: int) -> None:
 
 def main() -> None:
     """Read one file, within the limits in the arguments."""
-    format_, *limits = sys.argv[1:]
+    format_, encoding, *limits = sys.argv[1:]
     import cantools  # noqa: F401, PLC0415 - takes long on a slow machine, and is not the file's fault
 
     limit(*map(int, limits))
     gc.disable()  # one file, one answer
     try:
-        answer = json.dumps(read(format_, sys.stdin.buffer.read(MAX_FILE_BYTES + 1))).encode()
+        data = sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
+        answer = json.dumps(read(format_, data, encoding or None)).encode()
     except MemoryError:
         os._exit(EXIT_MEMORY)
     if len(answer) > MAX_ANSWER_BYTES:

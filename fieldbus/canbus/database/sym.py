@@ -9,6 +9,7 @@ Rules:
 
 * A definition that cannot be read costs itself and the signals that refer to it.
 * A range of ids that would become thousands of messages is left out unread.
+* Version 5.0 is read as 6.0, which it is but for some words. A hexadecimal number may begin with a letter.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from fieldbus.canbus.database import by_cantools, dbc_text
-from fieldbus.canbus.database.draft import DraftMessage, Notes, repair, say_left_out
+from fieldbus.canbus.database import by_cantools
+from fieldbus.canbus.database.draft import DraftMessage, Notes, repair, say_guessed, say_left_out
+from fieldbus.canbus.database.encodings import decode
 
 _MAX_ID_RANGE = 4096
 _SECTION = re.compile(r"^[ \t]*(?:\{(\w+)\}|\[([^\]\n]*)\])", re.MULTILINE)
@@ -29,6 +31,35 @@ _ENUM = re.compile(r"^[ \t]*Enum[ \t]*=[ \t]*([^\s(]*)", re.MULTILINE)
 _SIGNAL = re.compile(r"^[ \t]*(?:Sig|Var)[ \t]*=[ \t]*(\"[^\"\n]*\"|[^\s,]*)[^\n]*\n?", re.MULTILINE)
 _MUX = re.compile(r"^[ \t]*Mux[ \t]*=[ \t]*(\"[^\"\n]*\"|[^\s,]*)", re.MULTILINE)
 _PLACE = re.compile(r" at line \d+, column \d+")
+
+
+_VERSION = re.compile(r"^([ \t]*FormatVersion[ \t]*=[ \t]*)5\.0", re.MULTILINE)
+_OLD_ENUM = re.compile(r"^([ \t]*)enum[ \t]+(?=\S)", re.MULTILINE)
+_OLD_LENGTH = re.compile(r"^([ \t]*)DLC(?=[ \t]*=)", re.MULTILINE)
+_HEX_LINE = re.compile(r"^[ \t]*(?:ID|Color|Mux)[ \t]*=.*$", re.MULTILINE)
+_HEX = re.compile(r"(?<![\w\"/.])([A-Fa-f][0-9A-Fa-f]*|[0-9][0-9A-Fa-f]*)h(?!\w)")
+
+
+def _as_version_6(text: str) -> str:
+    """Return the text in the words that cantools knows, line by line the same."""
+    if _VERSION.search(text):
+        text = _VERSION.sub(r"\g<1>6.0", text)
+        text = _OLD_ENUM.sub(r"\g<1>Enum=", text)
+        text = _OLD_LENGTH.sub(r"\g<1>Len", text)
+    return _HEX_LINE.sub(lambda line: _with_digits_first(line[0]), text)
+
+
+def _with_digits_first(line: str) -> str:
+    # A name may look like a number: only what stands behind it is one.
+    head = re.match(r"[ \t]*Mux[ \t]*=[ \t]*(?:\"[^\"]*\"|\S+)", line)
+    at = 0 if head is None else head.end()
+    before, comment, after = line[at:].partition("//")
+    return line[:at] + _HEX.sub(_digit_first, before) + comment + after
+
+
+def _digit_first(match: re.Match[str]) -> str:
+    digits = match[1].upper()
+    return f"{digits}h" if digits[0].isdigit() else f"0{digits}h"
 
 
 class _Piece(NamedTuple):
@@ -46,13 +77,21 @@ class _Message(NamedTuple):
     pieces: list[_Piece]
 
 
-def read(data: bytes, notes: Notes) -> list[DraftMessage]:
+def read(data: bytes, notes: Notes, encoding: str | None = None) -> list[DraftMessage]:
     """Return the messages of a file.
+
+    Args:
+        data: the file.
+        notes: told of what was repaired or left out.
+        encoding: of its text; None for what it says or looks like.
 
     Raises:
         UnreadableError: it is none, or wrong outside of its messages and definitions.
     """
-    return _Reader(dbc_text.decode(data), notes).read()
+    text, guessed = decode(data, encoding)
+    if guessed is not None:
+        say_guessed(notes, guessed)
+    return _Reader(_as_version_6(text), notes).read()
 
 
 class _Reader:

@@ -13,8 +13,8 @@ from typing import NamedTuple
 from xml.etree import ElementTree as ET
 from xml.parsers import expat
 
-from fieldbus.canbus.database import dbc_text
 from fieldbus.canbus.database.by_cantools import UnreadableError, unreadable
+from fieldbus.canbus.database.encodings import decode, encoding_named
 
 
 class XmlText(NamedTuple):
@@ -42,8 +42,12 @@ class XmlText(NamedTuple):
         return {id(item): line for item, line in elements if item.tag.rpartition("}")[2] in tags}
 
 
-def read(data: bytes) -> XmlText:
+def read(data: bytes, encoding: str | None = None) -> XmlText:
     """Return the text of a file.
+
+    Args:
+        data: the file.
+        encoding: of its text; None for what it declares.
 
     Raises:
         UnreadableError: it is no XML, or has a document type (entities that multiply).
@@ -55,7 +59,7 @@ def read(data: bytes) -> XmlText:
     def begin(*_: object) -> None:
         lines.append(parser.CurrentLineNumber)
 
-    text = _decoded(data)
+    text = _decoded(data, encoding)
     lines = array("L")
     parser = expat.ParserCreate("utf-8")
     parser.StartDoctypeDeclHandler = refuse
@@ -68,12 +72,12 @@ def read(data: bytes) -> XmlText:
     return XmlText(text, lines)
 
 
-def _decoded(data: bytes) -> str:
-    head = dbc_text.decode(data[:400])
+def _decoded(data: bytes, named: str | None) -> str:
+    if named is not None:
+        return decode(data, named)[0].encode("utf-8", "replace").decode()
+    head, _ = decode(data[:400])
     declared = re.match(r"""\s*<\?xml[^>]*?encoding\s*=\s*["']([\w.-]+)["']""", head)
-    encoding = declared[1].lower() if declared else "utf-8"
-    if encoding in ("iso-8859-1", "latin-1", "iso-8859-15", "windows-1252", "us-ascii"):
-        text = data.decode(encoding, "replace")
-    else:
-        text = dbc_text.decode(data)
+    encoding = encoding_named(declared[1]) if declared else None
+    is_marked = encoding is None or encoding.startswith(("utf-8", "utf-16", "utf-32"))
+    text, _ = decode(data, None if is_marked else encoding)
     return text.encode("utf-8", "replace").decode()

@@ -81,7 +81,7 @@ class Reading:
         """Other gateways that were never heard: their points are not known yet."""
         self._needs_secrets = needs_secrets
         self._maps: dict[Path, _MapFile] = {}
-        self._databases: dict[Path, Sequence[Message]] = {}
+        self._databases: dict[tuple[Path, str | None], Sequence[Message]] = {}
 
     # --- sections
 
@@ -147,23 +147,24 @@ class Reading:
             self.incomplete.add(device)
         return {**found.points, **settings.points}, found.scan
 
-    def database(self, device: str, name: str) -> Sequence[Message]:
+    def database(self, device: str, name: str, encoding: str | None = None) -> Sequence[Message]:
         """Return the messages of a database, none if it cannot be read."""
         path = self.path(name, ("devices", device, "database"))
         if path is None:
             self.incomplete.add(device)
             return ()
-        if path not in self._databases:
+        key = (path, encoding)
+        if key not in self._databases:
             try:
-                found = load_database(path, self._shown(path))
+                found = load_database(path, self._shown(path), encoding)
             except DatabaseError as error:
                 self.problems.append(error.problem)
-                self._databases[path] = ()
+                self._databases[key] = ()
                 self.incomplete.add(device)
             else:
                 self.problems += found.warnings
-                self._databases[path] = found.messages
-        return self._databases[path]
+                self._databases[key] = found.messages
+        return self._databases[key]
 
     def fault(
         self,

@@ -12,11 +12,12 @@ import typer
 from fieldbus.canbus.database.encodings import encoding_named
 from fieldbus.canbus.database.loading import DatabaseError, load
 from fieldbus.canbus.logs.asc import names_of
-from fieldbus.canbus.logs.decoding import LogDecoder, most_frequent, printable
+from fieldbus.canbus.logs.decoding import LogDecoder, most_frequent
 from fieldbus.canbus.logs.lines import zone_of
 from fieldbus.canbus.logs.logged import LogError
 from fieldbus.canbus.logs.reading import FORMATS, LogReader
-from fieldbus.cli.common import JsonOption, fail, say_problems
+from fieldbus.cli.common import JsonOption, fail
+from fieldbus.text import printable
 
 _SHOWN_IDS = 5
 _MAX_CHANNELS_SHOWN = 20
@@ -67,18 +68,19 @@ def decode(
     try:
         found = load(database, str(database), known)
     except DatabaseError as error:
-        raise fail(str(error.problem)) from None
-    say_problems(found.warnings)
+        raise fail(printable(str(error.problem))) from None
+    for problem in found.warnings:
+        _say(str(problem))
     decoder = LogDecoder(found.messages, is_json=as_json, is_j1939=j1939)
     for name, other in decoder.doubles:
-        typer.echo(f"{database}: warning: {name} has the identifier of {other} and is not seen", err=True)
+        _say(f"{database}: warning: {name} has the identifier of {other} and is not seen")
     trouble: LogError | None = None
     try:
         source = cast("BinaryIO", sys.stdin.buffer) if str(log) == "-" else None
         ids = names_of((item.name, item.frame_id, item.is_extended) for item in found.messages)
         reader = LogReader(log, form=form, names=ids, zone=zone, source=source)
     except LogError as error:
-        raise fail(str(error)) from None
+        raise fail(printable(str(error))) from None
     others: dict[str, None] = {}
     try:
         _write_lines(reader, decoder, channel, others)
@@ -89,12 +91,17 @@ def decode(
         return
     _sum_up(reader, decoder)
     if not decoder.frames and others:
-        names = ", ".join(printable(name) for name in others)
-        typer.echo(f"{log}: no frame of channel {channel}; there are {names}", err=True)
+        names = ", ".join(others)
+        _say(f"{log}: no frame of channel {channel}; there are {names}")
     if trouble is not None:
-        raise fail(str(trouble))
+        raise fail(printable(str(trouble)))
     if reader.bad_lines or not decoder.decoded:
         raise typer.Exit(1)
+
+
+def _say(text: str) -> None:
+    """Write a line to stderr; names in it are those of files."""
+    typer.echo(printable(text), err=True)
 
 
 def end_quietly() -> None:
@@ -129,13 +136,13 @@ def _sum_up(reader: LogReader, decoder: LogDecoder) -> None:
         parts.append(f"{reader.others} lines that are no frames")
     if reader.bad_lines:
         parts.append(f"{reader.bad_lines} bad lines")
-    typer.echo(f"{reader.path}: {'; '.join(parts)}", err=True)
+    _say(f"{reader.path}: {'; '.join(parts)}")
     for text, count in decoder.fragments.items():
-        typer.echo(f"{reader.path}: {text} ({count} frames)", err=True)
+        _say(f"{reader.path}: {text} ({count} frames)")
     for note in reader.notes:
-        typer.echo(f"{reader.path}: {note}", err=True)
+        _say(f"{reader.path}: {note}")
     for line in reader.first_bad:
         place = f"{reader.path}:{line.number}" if line.number else str(reader.path)
-        typer.echo(f"{place}: {line.reason}", err=True)
+        _say(f"{place}: {line.reason}")
     if reader.bad_lines > len(reader.first_bad):
-        typer.echo(f"{reader.path}: … and {reader.bad_lines - len(reader.first_bad)} more", err=True)
+        _say(f"{reader.path}: … and {reader.bad_lines - len(reader.first_bad)} more")

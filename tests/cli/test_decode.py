@@ -245,6 +245,53 @@ def test_a_long_message_is_never_decoded_from_one_frame(decode):
     assert "NMEA 2000 fast packets are not supported (2 frames)" in summary
 
 
+ESCAPES = "\x1b[31m\x07\x9b2J\u202e\x00\x7f"
+
+
+@pytest.mark.parametrize("log", ["a.log", "a.asc", "a.trc", "a.csv", "a.crtd"])
+@pytest.mark.parametrize("as_json", [True, False])
+def test_nothing_in_files_commands_a_terminal(decode, tmp_path, log, as_json):
+    text = DBC.replace('"rpm"', f'"r{ESCAPES}pm"').replace('"idle"', f'"{ESCAPES}"')
+    text = text.replace("BO_ 512 Values", f"BO_ 512 Val{ESCAPES}ues") + f'CM_ "{ESCAPES}" ;\n{ESCAPES} junk\n'
+    (tmp_path / "e.dbc").write_text(text, encoding="utf-8")
+    head = {"a.asc": "base hex timestamps absolute", "a.trc": ";$FILEVERSION=1.1"}.get(log, "")
+    lines = [head, "(1.0) c 100#4019010000000000", "1.0 1 100 Rx d 8 40 19 01 0 0 0 0 0",
+             "1) 1.0 Rx 0100 8 40 19 01 00 00 00 00 00", "1.0 1R11 100 40 19 01 00 00 00 00 00",
+             f"(2.0) {ESCAPES} 100#00", f"2.0 1 {ESCAPES} Rx d 1 00", f"2) {ESCAPES} Rx 0100 1 00",
+             f"3) 3.0 Rx {ESCAPES} 1 00"]  # fmt: skip
+    if log == "a.csv":
+        lines = [
+            "Time Stamp,ID,Extended,Dir,Bus,LEN,D1",
+            f"1,100,false,Rx,{ESCAPES},1,00",
+            f"{ESCAPES},1,1,1,1,1,1",
+        ]
+    options = ["--json"] if as_json else []
+    found, summary = decode(*lines, database="e.dbc", options=options, code=1, name=log)
+    shown = "".join([*found, *summary.splitlines()])
+    assert found
+    assert all(letter.isprintable() for letter in shown), ascii(shown)
+
+
+def test_the_log_may_come_from_a_pipe(tmp_path):
+    (tmp_path / "a.dbc").write_text(DBC)
+    command = [sys.executable, "-m", "fieldbus", "decode", str(tmp_path / "a.dbc"), "-", "--json"]
+    done = subprocess.run(
+        command, input=b"(1.0) c 100#4019010000000000\n", capture_output=True, timeout=60, check=True
+    )
+    assert as_json(done.stdout.decode().splitlines())[0]["signals"]["EngineSpeed"] == 808.0
+
+
+def test_the_encoding_of_the_database_may_be_named(decode, tmp_path):
+    (tmp_path / "g.dbc").write_bytes(DBC.replace('"idle"', '"空闲"').encode("gbk"))
+    for options in ([], ["--encoding", "gbk"]):
+        lines, summary = decode("(1.0) c 100#4019010000000000", database="g.dbc", options=options)
+        assert "Mode=1 (空闲)" in lines[0]
+        assert ("is read as GBK" in summary) is not bool(options)
+    decode("(1.0) c 100#00", options=["--encoding", "base64"], code=2)
+    decode("(1.0) c 100#00", options=["--format", "xml"], code=2)
+    decode("(1.0) c 100#00", options=["--timezone", "Mars/Olympus"], code=2)
+
+
 def test_j1939_can_be_forced(decode, tmp_path):
     plain = re.sub(r"BA_.*\n", "", J1939_DBC)
     (tmp_path / "p.dbc").write_text(plain)

@@ -6,6 +6,7 @@ Rules:
   JSON, of bounded size, and is checked again when it becomes a `Message`.
 * A message or signal that cannot be used costs itself, not the file: it is repaired or left out, and said.
 * A file is refused unread when it is too large to be one.
+* Control characters and terminal escapes in names, units and comments become visible ones.
 * The same bytes are read once, as long as they are among the last that were read.
 
 Design: parsers of other people hang or take gigabytes on files of a hundred bytes, and a thread cannot
@@ -30,6 +31,7 @@ from fieldbus.canbus.database.reader import EXIT_ANSWER, EXIT_MEMORY, MAX_ANSWER
 from fieldbus.canbus.layout import Condition, Message, Signal
 from fieldbus.errors import ConversionError, Problem
 from fieldbus.scaling import Linear, Number
+from fieldbus.text import printable, printable_lines
 
 CPU_LIMIT_S = 10
 WALL_LIMIT_S = 60
@@ -200,10 +202,10 @@ def content(answer: Any, format_: str, size: int) -> _Content:
     """
     if "error" in answer:
         line, column, text = answer["error"]
-        raise _RefusedError(f"not a readable {format_.upper()} file: {text}", line, column)
+        raise _RefusedError(f"not a readable {format_.upper()} file: {printable(text)}", line, column)
     builder = _Builder()
     messages: list[Message] = []
-    notes = [(line, path, text) for line, path, text in answer["notes"]]
+    notes = [(line, printable(path), printable(text)) for line, path, text in answer["notes"]]
     for item in answer["messages"]:
         try:
             messages.append(builder.message(*item))
@@ -245,8 +247,8 @@ class _Builder:
             signals=[self._signal(*item) for item in signals],
             is_fd=is_fd,
             cycle_s=cycle_s,
-            senders=tuple(senders),
-            comment=comment,
+            senders=tuple(map(printable, senders)),
+            comment=printable_lines(comment),
             timeout_s=timeout_s,
             is_j1939=is_j1939,
             line=line,
@@ -285,11 +287,11 @@ class _Builder:
             linear=self._linear(scale, offset),
             minimum=minimum,
             maximum=maximum,
-            unit=unit or None,
-            labels=dict(labels),
+            unit=printable(unit) or None,
+            labels={raw: printable(label) for raw, label in labels},
             condition=steps,
             raw_initial=raw_initial,
-            comment=comment,
+            comment=printable_lines(comment),
             timeout_s=timeout_s,
         )
 

@@ -42,6 +42,7 @@ from fieldbus.canbus.logs.logged import LoggedFrame
 from fieldbus.model import Quality, Value
 from fieldbus.sample_json import iso_time
 from fieldbus.scaling import Number
+from fieldbus.text import printable
 
 _MAX_KNOWN_IDS = 65_536
 _MAX_CHANNELS = 64
@@ -280,13 +281,6 @@ def _value_text(signal: Signal, value: Value | None, raw: Number | None) -> str:
     if label is not None:
         return f"{text} ({printable(label)})"
     return f"{text} {printable(signal.unit)}" if signal.unit else text
-
-
-def printable(text: str) -> str:
-    """Return text from a file without what a terminal would obey."""
-    if text.isprintable():
-        return text
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 def id_text(can_id: int) -> str:

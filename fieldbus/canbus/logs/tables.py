@@ -85,7 +85,7 @@ class CsvParser:
         time_ns = decimal_ns(words[columns["time stamp"]], 1000)
         is_extended = words[columns["extended"]].lower() in ("true", "1")
         can_id = identifier(whole(words[columns["id"]], 16), is_extended=is_extended)
-        channel = words[columns["bus"]] if "bus" in columns else "0"
+        channel = str(whole(words[columns["bus"]])) if "bus" in columns else "0"
         is_received = "dir" not in columns or words[columns["dir"]].lower() != "tx"
         length = whole(words[columns["len"]])
         if length > MAX_FD_DATA:

@@ -262,6 +262,7 @@ def test_nothing_in_files_commands_a_terminal(decode, tmp_path, log, as_json):
     if log == "a.csv":
         lines = [
             "Time Stamp,ID,Extended,Dir,Bus,LEN,D1",
+            "1,100,false,Rx,0,1,00",
             f"1,100,false,Rx,{ESCAPES},1,00",
             f"{ESCAPES},1,1,1,1,1,1",
         ]

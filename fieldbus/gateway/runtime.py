@@ -32,6 +32,7 @@ from fieldbus.gateway.commands.dead_man import DeadMen
 from fieldbus.gateway.commands.desk import Desk
 from fieldbus.gateway.commands.gate import Gate
 from fieldbus.gateway.commands.routed import ROUTES_PERIOD_S
+from fieldbus.gateway.commands.worn import WornPoints
 from fieldbus.gateway.exchange.exchange import Exchange
 from fieldbus.gateway.exchange.sinks import Taker
 from fieldbus.gateway.health import Health
@@ -99,6 +100,7 @@ class Gateway:
         self._reload_timer: asyncio.TimerHandle | None = None
         self._reload_tasks: set[asyncio.Task[None]] = set()
         self.dead_men = DeadMen(self)
+        self._worn_points = WornPoints(self, self._is_connected, self._is_online)
         self._health = Health(plant.name, __version__, self.clock.wall_ns())
         self.audit: Audit | None = None
         if keeps:
@@ -189,6 +191,12 @@ class Gateway:
         """What of the points that routes write is a machine's: attempts are recorded."""
         self._careful = self._machines.union(self._guards)
         """What is not simply given what fits."""
+        self._worn = frozenset(
+            point
+            for point, guard in self._guards.items()
+            if guard.daily_budget is not None and point in self._machines and self.audit is not None
+        )
+        """Of these, what is written with an intent."""
 
     @staticmethod
     def _needed(plant: Plant) -> list[Point]:
@@ -477,6 +485,23 @@ class Gateway:
         if target in self.delivered:
             self.delivered[target] = Sample(None, Quality.BAD, Reason.NOT_CONNECTED, self.clock.wall_ns())
 
+    def missed(self, target: Point) -> None:
+        """Learn that a target has not the value that a route gave it."""
+        self._missed(target)
+
+    def offer(self, delivery: Delivery) -> None:
+        """Decide on a sample that had to wait."""
+        point = delivery.target.point
+        if self._is_working() and point is not None and self.plant.points.get(point.address) is point:
+            self._deliver({delivery.target.link: [delivery]})
+
+    def _is_connected(self, point: Point) -> bool:
+        return self.plant.link_status[self.plant.link_of[point.device]].is_true("connected")
+
+    def _is_online(self, point: Point) -> bool:
+        status = self.plant.device_status.get(point.device)
+        return status is None or status.is_true("online")
+
     def _catch_up(self, targets: Sequence[Point]) -> None:
         """Give a link that is up for the first time what came just before it was."""
         now_s = self.clock.monotonic_s()
@@ -525,13 +550,20 @@ class Gateway:
         """Return what a point gets that must perhaps not be given a value, or was refused one before."""
         refusal = point.refusal(value)
         is_forever = refusal is not None
+        is_worn = point in self._worn
+        now_s = self.clock.monotonic_s()
+        if refusal is None and is_worn and self._worn_points.holds(delivery, point, now_s):
+            return ()
         if refusal is None and point in self._guards:
-            refusal = self.desk.admit(point, delivery.source, value, self.clock.monotonic_s())
-        if point in self._machines:
+            refusal = self.desk.admit(point, delivery.source, value, now_s)
+        if point in self._machines and not (is_worn and refusal is None):
             self.desk.routed(point, delivery.source, value, refusal)
         if refusal is None:
             if self._refused.pop(point, None) is not None:
                 _LOG.info("%s: values fit again", point.address)
+            if is_worn:
+                self._worn_points.begin(delivery, point, now_s)
+                return ()
             return (delivery,)
         if point not in self._refused:
             _LOG.warning("%s: value of %s refused, %s", point.address, delivery.source.address, refusal)

@@ -36,7 +36,7 @@ from fieldbus.gateway.commands.command import LONGEST_EXPIRY_S, Answer, Command,
 from fieldbus.gateway.commands.gate import Gate, Guard, outcome_of
 from fieldbus.gateway.commands.recall import CLOCK, restore
 from fieldbus.gateway.commands.routed import RouteLog
-from fieldbus.link import Instruction, WriteOutcome
+from fieldbus.link import Delivery, Instruction, WriteOutcome
 from fieldbus.model import Point, Sample, Value
 
 MOST_AT_ONCE = 256
@@ -289,6 +289,33 @@ class Desk:
         except RefusedError as error:
             return str(error)
         return None
+
+    def write_routed(
+        self,
+        delivery: Delivery,
+        point: Point,
+        now_s: float,
+        ended: Callable[[Delivery, Point, Answer], None],
+    ) -> None:
+        """Write what a route has for a point, as an attempt of its own; it was allowed at a moment (`admit`).
+
+        Args:
+            delivery: the sample.
+            point: its target.
+            now_s: when the gate counted it.
+            ended: called with how it ended, unless the gateway stops meanwhile.
+        """
+        value = delivery.sample.value
+        if value is None:
+            return
+        command = Command("route", delivery.source.address, "route", point.address, value)
+        attempt = Attempt(command, self._clock.wall_ns(), value, self._sample_of(point))
+
+        async def follow() -> None:
+            work = self._attempts.once(attempt, point, now_s, now_s + LONGEST_EXPIRY_S)
+            ended(delivery, point, await self._follow(attempt, work))
+
+        self._start(follow(), f"route to {point.address}")
 
     def routed(self, point: Point, source: Point, value: Value | None, refusal: str | None) -> None:
         """Learn that a route has written a point of a machine, or was not allowed to."""

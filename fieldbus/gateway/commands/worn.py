@@ -1,0 +1,95 @@
+"""What routes write to points whose memory wears (`non_volatile`): one write at a time, each with its intent.
+
+Rules:
+
+* Such a write is an attempt as a command is: its intent is on the disk before the request is sent, so that no
+  end of the process can renew the budget, and how it ended has a record of its own.
+* While one is under way the newest sample is kept, and decided when that has ended.
+* While the link is not connected nothing is tried, and nothing is used up. After a write that failed the next
+  one waits until the device is online, or for `PAUSE_S`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from fieldbus.clock import Clock
+from fieldbus.gateway.commands.command import Answer
+from fieldbus.gateway.commands.desk import Desk
+from fieldbus.link import Delivery, WriteOutcome
+from fieldbus.model import Point, Reason
+
+_DONE = (WriteOutcome.WRITTEN, WriteOutcome.VERIFIED)
+_AGAIN = (Reason.TIMEOUT, Reason.NOT_CONNECTED, Reason.BAD_RESPONSE)
+"""Why a write failed, where the next sample may be taken."""
+PAUSE_S = 60.0
+_LOG = logging.getLogger("fieldbus")
+
+
+class Around(Protocol):
+    """What is needed of the gateway; the desk is another one after a reload."""
+
+    desk: Desk
+    clock: Clock
+
+    def offer(self, delivery: Delivery) -> None:
+        """Decide on a sample that had to wait."""
+
+    def missed(self, target: Point) -> None:
+        """Learn that a target has not the value that a route gave it."""
+
+
+class WornPoints:
+    """The writes of routes that are under way to such points."""
+
+    def __init__(
+        self, around: Around, is_connected: Callable[[Point], bool], is_online: Callable[[Point], bool]
+    ) -> None:
+        """Take the gateway, and what tells whether the link and the device of a point are there."""
+        self._around = around
+        self._is_connected = is_connected
+        self._is_online = is_online
+        self._failed_s: dict[Point, float] = {}
+        """When the last write of a point failed, if it did."""
+        self._under_way: set[Point] = set()
+        self._held: dict[Point, Delivery] = {}
+        self._troubles: dict[Point, str] = {}
+
+    def holds(self, delivery: Delivery, point: Point, now_s: float) -> bool:
+        """Return whether a sample cannot be decided now; it is kept, or was missed."""
+        if point in self._under_way:
+            self._held[point] = delivery
+            return True
+        failed_s = self._failed_s.get(point)
+        may_be_there = failed_s is None or self._is_online(point) or now_s - failed_s >= PAUSE_S
+        if self._is_connected(point) and may_be_there:
+            return False
+        self._around.missed(point)
+        return True
+
+    def begin(self, delivery: Delivery, point: Point, now_s: float) -> None:
+        """Write a sample that was allowed and counted at a moment."""
+        self._under_way.add(point)
+        self._around.desk.write_routed(delivery, point, now_s, self._ended)
+
+    def _ended(self, delivery: Delivery, point: Point, answer: Answer) -> None:
+        self._under_way.discard(point)
+        self._failed_s.pop(point, None)
+        if answer.outcome in _DONE:
+            if self._troubles.pop(point, None) is not None:
+                _LOG.info("%s: writing works again", point.address)
+        else:
+            trouble = f"{answer.outcome}: {answer.reason}"
+            if self._troubles.get(point) != trouble:
+                self._troubles[point] = trouble
+                _LOG.warning("%s: write of %s %s", point.address, answer.value, trouble)
+            if answer.outcome is WriteOutcome.FAILED:
+                self._failed_s[point] = self._around.clock.monotonic_s()
+            is_unsent = answer.outcome in (WriteOutcome.REFUSED, WriteOutcome.EXPIRED)
+            if is_unsent or (answer.outcome is WriteOutcome.FAILED and answer.reason in _AGAIN):
+                self._around.missed(point)
+        held = self._held.pop(point, None)
+        if held is not None:
+            self._around.offer(held)

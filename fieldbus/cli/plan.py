@@ -15,6 +15,8 @@ from fieldbus.gateway.load import predict
 from fieldbus.gateway.plant import Plant
 from fieldbus.gateway.system import DEVICE
 from fieldbus.modbus.link import ModbusClientLink
+from fieldbus.modbus.planner import Block
+from fieldbus.modbus.register_types import Table as ModbusTable
 from fieldbus.modbus.server import ModbusServerLink
 
 
@@ -39,7 +41,7 @@ def plan(config: ConfigArgument, as_json: JsonOption = False) -> None:
         names = item["points"]
         shown = ", ".join(names[:6]) + (f", … {len(names)} in all" if len(names) > 6 else "")
         table.add_row(
-            item["link"], item["device"], _text(item["unit_id"]), item["table"], _text(item["address"]),
+            item["link"], item["device"], _text(item["unit_id"]), _table_text(item), _text(item["address"]),
             _text(item["count"]), f"{item['period_s'] * 1000:.6g} ms", shown,
         )  # fmt: skip
     console = out()
@@ -49,6 +51,14 @@ def plan(config: ConfigArgument, as_json: JsonOption = False) -> None:
     if status := _status_map(plant):
         console.print()
         console.print(_status_table(status))
+
+
+def _place(block: Block) -> dict[str, Any]:
+    """Return where a request begins; of a file, which one too, and of a queue its own address."""
+    high, low = divmod(block.address, 0x10000)
+    if block.table is ModbusTable.FILE:
+        return {"file": high, "address": low}
+    return {"address": high if block.table is ModbusTable.FIFO else low}
 
 
 def _status_map(plant: Plant) -> list[dict[str, Any]]:
@@ -81,6 +91,10 @@ def _status_table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
+def _table_text(row: dict[str, Any]) -> str:
+    return f"{row['table']} {row['file']}" if "file" in row else str(row["table"])
+
+
 def _text(value: object) -> str:
     return "–" if value is None else str(value)
 
@@ -95,7 +109,7 @@ def _requests(plant: Plant) -> list[dict[str, Any]]:
                     "device": unit.device,
                     "unit_id": unit.unit_id,
                     "table": str(block.table),
-                    "address": block.address,
+                    **_place(block),
                     "count": block.count,
                     "period_s": block.period_s,
                     "points": [item.point.name for item in block.points],

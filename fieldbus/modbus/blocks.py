@@ -63,23 +63,26 @@ class BlockReader:
             if member.parts:
                 self._convert.append(None)
                 continue
-            is_direct = block.table.is_bits or member.factor is not None
+            beside = member.factor or member.presence
+            is_direct = block.table.is_bits or beside is not None
             self._convert.append(None if is_direct else member.decoder())
             place = fields.setdefault(_field(block, member), len(fields))
             if place == len(readers):
                 readers.append([])
-            if member.factor is None:
+            if beside is None:
                 readers[place].append(index)
         self._readers = readers
         self._scaled: list[tuple[int, int, int, Callable[[object, object], Decoded]]] = []
-        """Of each point with a factor: its index, its field, the factor's field, and the converter."""
+        """Of each point beside whose field another counts: its index, its field, that one, the converter."""
         for index, member in enumerate(block.points):
-            if member.factor is not None:
+            beside = member.factor or member.presence
+            if beside is not None:
                 own = fields[_field(block, member)]
-                place = fields.setdefault(_field(block, member.factor), len(fields))
+                place = fields.setdefault(_field(block, beside), len(fields))
                 if place == len(readers):
                     readers.append([])
-                self._scaled.append((index, own, place, member.scaled_decoder()))
+                convert = member.present_decoder() if member.factor is None else member.scaled_decoder()
+                self._scaled.append((index, own, place, convert))
         self._joined: list[tuple[int, Callable[[Sequence[object]], Any], Callable[[Any], Decoded]]] = []
         """Of each point of several parts: its index, what takes their fields, and the converter."""
         for index, member in enumerate(block.points):

@@ -15,12 +15,12 @@ Design: a generator that yields requests and is sent responses, as everything th
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Collection, Generator, Iterator, Sequence
 
 from fieldbus.errors import BadResponseError, DeviceExceptionError
 from fieldbus.modbus import pdu
 from fieldbus.modbus.framing import Ask
+from fieldbus.modbus.other_functions import MAX_FILE_READ
 from fieldbus.modbus.planner import MAX_BITS, MAX_REGISTERS
 from fieldbus.modbus.registers import Table
 from fieldbus.modbus.traffic import Shape
@@ -29,12 +29,11 @@ from fieldbus.modbus.units import UnitState
 ROUNDS = 4
 _TRIES = 3
 """How often the whole is asked for before its parts are asked for again."""
-_TABLES = {1: Table.COIL, 2: Table.DISCRETE, 3: Table.HOLDING, 4: Table.INPUT}
 
 
 def is_read(ask: Ask) -> bool:
     """Return whether a request reads, so that it can be confirmed."""
-    return ask.pdu[0] in _TABLES
+    return ask.pdu[0] in pdu.READING
 
 
 def confirmed(
@@ -84,10 +83,12 @@ def confirmed(
 
 def _ways(ask: Ask, shapes: Collection[Shape]) -> Iterator[Sequence[Ask]]:
     """Yield other ways to read the same, those first whose responses look like nobody else's."""
-    code, address, count = _fields(ask)
-    table = _TABLES[code]
+    table, address, count = pdu.read_place(ask.pdu)
+    if table.is_whole:
+        return  # there is one way to read it
     step = 8 if table.is_bits else 1
-    most = MAX_BITS if table.is_bits else MAX_REGISTERS
+    most = MAX_BITS if table.is_bits else MAX_FILE_READ if table is Table.FILE else MAX_REGISTERS
+    end = (address | 0xFFFF) + 1
     cuts = sorted(range(step, count, step), key=lambda cut: abs(2 * cut - count))
     found: list[Sequence[Ask]] = [
         (_ask(ask, address, cut), _ask(ask, address + cut, count - cut)) for cut in cuts[:16]
@@ -95,21 +96,15 @@ def _ways(ask: Ask, shapes: Collection[Shape]) -> Iterator[Sequence[Ask]]:
     if not found:
         for more in range(1, 4):
             wider = (count + step - 1) // step * step + more * step
-            if wider <= most and address + wider <= 0x10000:
+            if wider <= most and address + wider <= end:
                 found.append((_ask(ask, address, wider),))
-            if wider <= most and address + count >= wider:
+            if wider <= most and (address & 0xFFFF) + count >= wider:
                 found.append((_ask(ask, address + count - wider, wider),))
     yield from sorted(found, key=lambda way: sum(_shape(part) in shapes for part in way))
 
 
 def _ask(ask: Ask, address: int, count: int) -> Ask:
-    return Ask(ask.unit_id, pdu.read_request(_TABLES[ask.pdu[0]], address, count))
-
-
-def _fields(ask: Ask) -> tuple[int, int, int]:
-    """Return function code, address and count of a read."""
-    code, address, count = struct.unpack(">BHH", ask.pdu)
-    return code, address, count
+    return Ask(ask.unit_id, pdu.read_request(pdu.read_place(ask.pdu)[0], address, count))
 
 
 def _shape(ask: Ask) -> Shape:
@@ -118,11 +113,11 @@ def _shape(ask: Ask) -> Shape:
 
 def _agree(ask: Ask, data: bytes, other: Ask, found: bytes) -> bool:
     """Return whether two responses have the same where both requests ask."""
-    code, address, count = _fields(ask)
-    _, other_address, other_count = _fields(other)
+    table, address, count = pdu.read_place(ask.pdu)
+    _, other_address, other_count = pdu.read_place(other.pdu)
     begin = max(address, other_address)
     end = min(address + count, other_address + other_count)
-    if code <= pdu.READ_DISCRETE_INPUTS:
+    if table.is_bits:
         mask = (1 << (end - begin)) - 1
         ours = int.from_bytes(data, "little") >> (begin - address)
         theirs = int.from_bytes(found, "little") >> (begin - other_address)

@@ -34,7 +34,7 @@ from fieldbus.modbus.agenda import NEVER
 from fieldbus.modbus.echo import LineEcho
 from fieldbus.modbus.framing import Ask
 from fieldbus.modbus.lane import Host, Lane
-from fieldbus.modbus.pdu import READ_INPUT_REGISTERS
+from fieldbus.modbus.pdu import READING
 from fieldbus.modbus.places import TcpPlace
 from fieldbus.modbus.quirks import LineQuirks
 from fieldbus.modbus.traffic import LineTraffic
@@ -247,7 +247,7 @@ class Connections:
             poll.is_sent_again = True
             self._host.schedule(poll)
         elif steps is not None and state is not None and ask is not None:
-            is_read = ask.pdu[0] <= READ_INPUT_REGISTERS
+            is_read = ask.pdu[0] in READING
             if is_read and steps not in self._sent_again:
                 self._sent_again.add(steps)
                 self._host.resume(steps, state, ask)

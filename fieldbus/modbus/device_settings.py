@@ -49,7 +49,9 @@ class MappedDeviceSettings(DeviceSettings):
         return checked_timezone(timezone)
 
     def offset_of(self, table: Table) -> int:
-        """Return what is added to the addresses of a table."""
+        """Return what is added to the addresses of a table; files and queues stay where they are."""
+        if not table.is_numbered:
+            return 0
         return self.base if isinstance(self.base, int) else int(getattr(self.base, table.value))
 
     def own_points(self, points: Mapping[str, PointSettings], fault: Fault) -> Mapping[str, PointSettings]:

@@ -32,7 +32,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from fieldbus.modbus import pdu
+from fieldbus.modbus import other_functions, pdu
 from fieldbus.modbus.checksum import crc16, lrc
 from fieldbus.modbus.echo import LineEcho
 
@@ -50,12 +50,21 @@ class Ask:
     head: bytes = field(init=False)
     """What the PDU of a good answer begins with."""
     size: int = field(init=False)
-    """How long the PDU of a good answer is."""
+    """How long the PDU of a good answer is, or is at most."""
+    has_own_length: bool = field(init=False)
+    """Whether a good answer says itself how long it is."""
 
     def __post_init__(self) -> None:
         head, size = pdu.answer_shape(self.pdu)
         object.__setattr__(self, "head", head)
         object.__setattr__(self, "size", size)
+        object.__setattr__(self, "has_own_length", other_functions.has_own_length(self.pdu[0]))
+
+    def is_answer(self, answer: bytes) -> bool:
+        """Return whether a PDU is a good answer."""
+        if self.has_own_length:
+            return other_functions.is_whole(answer) and answer.startswith(self.head)
+        return len(answer) == self.size and answer.startswith(self.head)
 
     @property
     def is_mirrored(self) -> bool:
@@ -351,7 +360,10 @@ class RtuFramer(_LineFramer):
                 known = min(len(head), size - place - 1)
                 if buffer[place + 1 : place + 1 + known] != head[:known]:
                     continue
-                end = place + ask.size + 3
+                length: int | None = ask.size
+                if ask.has_own_length:
+                    length = other_functions.own_length(buffer[place + 1 : place + 4])
+                end = size + 1 if length is None else place + length + 3
             elif code == function_code | 0x80:
                 end = place + 5
             else:
@@ -400,6 +412,6 @@ class AsciiFramer(_LineFramer):
         if body[0] != ask.unit_id and not self._takes_any_unit:
             return None
         answer = body[1:-1]
-        is_good = answer.startswith(ask.head) and len(answer) == ask.size
+        is_good = ask.is_answer(answer)
         is_exception = len(answer) == 2 and answer[0] == ask.pdu[0] | 0x80
         return answer if is_good or is_exception else None

@@ -564,7 +564,10 @@ class ModbusClientLink:
             return
         if poll is not None and state.suspects and answer[0] & 0x80:
             state.suspect(ask, now_s)  # it may be the answer to an earlier one, and this one's may still come
-        if poll is not None and len(answer) == ask.size and answer.startswith(ask.head):
+        if poll is not None and (
+            (len(answer) == ask.size and answer.startswith(ask.head))
+            or (ask.has_own_length and ask.is_answer(answer))
+        ):
             state.response_time_s = spent_s
             lane.reopen_after_s = 0.0
             state.note(spent_s, ask)
@@ -598,7 +601,8 @@ class ModbusClientLink:
         else:
             poll.misses = 0
         if not poll.is_gone:
-            self._emit(poll.reader.read(answer[2:], self.clock.wall_ns(), now_s))
+            data = answer[2:] if poll.is_plain else pdu.check_read_reply(poll.ask.pdu, answer)
+            self._emit(poll.reader.read(data, self.clock.wall_ns(), now_s))
             if poll.is_fresh or poll.is_retry:
                 self._exploration.was_read(poll)
 
@@ -796,7 +800,7 @@ class ModbusClientLink:
 
 def _fault_of(ask: Ask, answer: bytes) -> RequestError | None:
     """Return why an answer is none, or a refusal; None if it is what was asked for."""
-    if answer.startswith(ask.head) and len(answer) == ask.size:
+    if ask.is_answer(answer):
         return None
     if not answer and not ask.unit_id:
         return None  # what is said to all is not answered

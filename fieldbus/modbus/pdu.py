@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from fieldbus.errors import BadResponseError, DeviceExceptionError
+from fieldbus.modbus import other_functions
 from fieldbus.modbus.registers import Table
 
 MAX_PDU = 253
@@ -67,6 +68,8 @@ ENCAPSULATED_INTERFACE = 43
 READ_DEVICE_IDENTIFICATION = 14
 """The only encapsulated interface (MEI type) that a server of ours has."""
 
+READING = frozenset((1, 2, 3, 4, 17, 20, 24))
+"""Functions of requests that only read."""
 WRITING = frozenset((5, 6, 15, 16, 22, 23))
 """Functions that change something in the server."""
 
@@ -248,10 +251,20 @@ def exception_response(function_code: int, exception_code: int) -> bytes:
 
 def read_request(table: Table, address: int, count: int) -> bytes:
     """Return the PDU that reads `count` bits or registers."""
+    if not table.is_numbered:
+        return other_functions.read_request(table, address, count)
     limit = 2000 if table.is_bits else 125
     if not (1 <= count <= limit and address >= 0 and address + count <= 0x10000):
         raise ValueError(f"cannot read {count} from {table} {address}")
     return _READ.pack(table.read_function, address, count)
+
+
+def read_place(request: bytes) -> tuple[Table, int, int]:
+    """Return table, address and count of the PDU of a read."""
+    if request[0] not in _READ_TABLES:
+        return other_functions.read_place(request)
+    function_code, address, count = _READ.unpack(request)
+    return _READ_TABLES[function_code], address, count
 
 
 def write_coils_request(address: int, states: list[bool], *, multiple: bool = False) -> bytes:
@@ -301,7 +314,10 @@ def answer_shape(request: bytes) -> tuple[bytes, int]:
         return request[:5], 5
     if function_code == MASK_WRITE_REGISTER:
         return request, 7
-    raise ValueError(f"function {function_code} is none that we ask for")
+    shape = other_functions.answer_shape(request)
+    if shape is None:
+        raise ValueError(f"function {function_code} is none that we ask for")
+    return shape
 
 
 def check_read_reply(request: bytes, reply: bytes) -> bytes:
@@ -311,6 +327,9 @@ def check_read_reply(request: bytes, reply: bytes) -> bytes:
         DeviceExceptionError: the device refused.
         BadResponseError: the reply does not belong to the request.
     """
+    if request[0] not in _READ_TABLES:
+        check_function(request[0], reply)
+        return other_functions.data_of(request, reply)
     function_code, _, count = _READ.unpack(request)
     check_function(function_code, reply)
     expected = count * 2 if function_code >= READ_HOLDING_REGISTERS else (count + 7) // 8

@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from fieldbus.modbus.other_functions import MAX_FILE_READ, SIZE_OF_WHOLE
 from fieldbus.modbus.registers import RegisterPoint, Table
 
 MAX_REGISTERS = 125
@@ -78,7 +79,9 @@ class Block:
     @property
     def name(self) -> str:
         """For logs: ``holding 0..11``."""
-        return f"{self.table} {self.address}..{self.address + self.count - 1}"
+        if self.table.is_whole:
+            return self.table.place_name(self.address)
+        return f"{self.table.place_name(self.address)}..{(self.address + self.count - 1) & 0xFFFF}"
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -125,8 +128,12 @@ def plan_together(
 ) -> list[Block]:
     """Return the cheapest blocks that read points of one table, all at one period."""
     table = members[0].table
+    if table.is_whole:
+        return [_whole_block(unit_id, period_s, group) for group in _by_queue(members)]
     size = limits.max_bits if table.is_bits else limits.max_registers
     gap = limits.max_gap
+    if table is Table.FILE:  # what lies between records that somebody wants may be no record
+        size, gap = min(size, MAX_FILE_READ), 0
     if gap is not None and table.is_bits:
         gap *= 16
     address_s = cost.byte_s / 8 if table.is_bits else cost.byte_s * 2
@@ -136,6 +143,20 @@ def plan_together(
         group.sort(key=lambda member: (member.address, member.end))
         blocks.append(Block(unit_id, table, start, end - start, period_s, tuple(group)))
     return blocks
+
+
+def _by_queue(members: Sequence[RegisterPoint]) -> list[list[RegisterPoint]]:
+    """Return the points of each table that is read as a whole."""
+    found: dict[int, list[RegisterPoint]] = {}
+    for member in members:
+        found.setdefault(member.address >> 16, []).append(member)
+    return [group for _, group in sorted(found.items())]
+
+
+def _whole_block(unit_id: int, period_s: float, group: list[RegisterPoint]) -> Block:
+    group.sort(key=lambda member: (member.address, member.end))
+    table, start = group[0].table, group[0].address & ~0xFFFF
+    return Block(unit_id, table, start, SIZE_OF_WHOLE[table], period_s, tuple(group))
 
 
 def _atoms(members: Sequence[RegisterPoint], size: int) -> list[_Atom]:

@@ -21,6 +21,7 @@ from fieldbus.modbus.converters import Epoch
 from fieldbus.modbus.formats.composite import is_exact, weights
 from fieldbus.modbus.formats.numbers import engineering_range
 from fieldbus.modbus.formats.text import Chars, Pad
+from fieldbus.modbus.other_functions import MAX_QUEUE, MAX_SERVER_ID, SIZE_OF_WHOLE
 from fieldbus.modbus.part_settings import PartSettings, with_table
 from fieldbus.modbus.planner import MAX_REGISTERS
 from fieldbus.modbus.register_settings import RegisterSettings
@@ -119,8 +120,11 @@ class PointSettings(GuardSettings, RegisterSettings):
         self._check_time(kind)
         if self.min is not None and self.max is not None and self.min > self.max:
             raise problem(f"min {self.min} is above max {self.max}")
-        if self.span[1] > 0x10000:
-            raise problem(f"{table} {address} and what follows goes beyond address 65535")
+        self._check_other(table)
+        first, end = self.span
+        if (end - 1) >> 16 > first >> 16:
+            what = "record" if table is Table.FILE else "address"
+            raise problem(f"{table.place_name(address)} and what follows goes beyond {what} 65535")
         return self
 
     def _check_parts(self) -> None:
@@ -176,6 +180,23 @@ class PointSettings(GuardSettings, RegisterSettings):
         if not self.is_clock or self.timezone is not None:
             return self
         return self.model_copy(update={"timezone": timezone})
+
+    def _check_other(self, table: Table) -> None:
+        """Refuse what makes no sense of files, queues and server ids."""
+        if table.is_whole and self.access != "read":
+            raise problem(f"the table `{table}` cannot be written")
+        if table.is_numbered:
+            return
+        if self.on_bad != "exception" or self.initial is not None:
+            raise problem(f"the table `{table}` cannot be served, and has no `on_bad` and no `initial`")
+        if table is Table.SERVER_ID and self.span[1] > SIZE_OF_WHOLE[table]:
+            raise problem(f"a server id has at most {MAX_SERVER_ID} registers")
+        if table is not Table.FIFO:
+            return
+        if self.size > 1 or self.register_type is RegisterType.STRING or self.parts or self.scale_from:
+            raise problem("an entry of a queue is one register, and is not scaled by another point")
+        if self.span[1] & 0xFFFF > SIZE_OF_WHOLE[table]:
+            raise problem(f"a queue has at most {MAX_QUEUE} entries: `count` is 2 to {MAX_QUEUE}")
 
     def _check_one_bit(self, table: Table, kind: RegisterType) -> None:
         if self.format is not None:
@@ -336,6 +357,7 @@ class PointSettings(GuardSettings, RegisterSettings):
             zone=self.zone,
             epoch=None if self.timestamp is None else Epoch(self.timestamp),
             factor=factor,
+            presence=_counter(device, name, table, address) if table.is_whole else None,
             parts=tuple(part.build(point) for part in self.parts or ()),
             scan_s=self.scan,
             verify=self.verify,
@@ -345,6 +367,11 @@ class PointSettings(GuardSettings, RegisterSettings):
             origin=origin,
         )
         return replace(made, address=address + index * made.count) if index else made
+
+
+def _counter(device: str, name: str, table: Table, address: int) -> RegisterPoint:
+    """Return the register that says how much there is of a table that is read as a whole."""
+    return RegisterPoint(Point(device, name, Kind.INT), table, address & ~0xFFFF, RegisterType.UINT16)
 
 
 class MapSettings(Settings):

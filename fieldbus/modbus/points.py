@@ -3,6 +3,7 @@
 Rules:
 
 * `count` makes one point of each element, ``NAME.0`` to ``NAME.N-1``; all else is said of each.
+* A queue (`table: fifo`) is an array of its entries, with ``NAME.queued`` beside it: how many there are.
 * `flags` make a point of each named bit beside that of the whole word, with the word's access. They
   and their word may share registers, since they are one thing.
 * On a device that we serve, who writes decides. A word that masters write is a point as well as its
@@ -23,9 +24,10 @@ from fieldbus.errors import ConversionError, closest
 from fieldbus.modbus.converters import power_of_ten
 from fieldbus.modbus.formats.composite import is_exact
 from fieldbus.modbus.image import nan_bytes
+from fieldbus.modbus.other_functions import MAX_QUEUE
 from fieldbus.modbus.planner import MAX_REGISTERS
 from fieldbus.modbus.point_settings import PointSettings
-from fieldbus.modbus.register_types import Table
+from fieldbus.modbus.register_types import RegisterType, Table
 from fieldbus.modbus.registers import OnBad, RegisterPoint
 from fieldbus.model import Access, Kind, Point
 from fieldbus.scaling import Linear
@@ -80,8 +82,11 @@ def _family(
     factor: RegisterPoint | None = None,
 ) -> Iterator[RegisterPoint]:
     """Yield what one entry of the configuration makes."""
-    for index in range(settings.count or 1):
-        own = name if settings.count is None else f"{name}.{index}"
+    if settings.table == "fifo":
+        yield _queued(device, f"{name}.queued", settings, origin=name)
+    count = settings.count or (MAX_QUEUE if settings.table == "fifo" else None)
+    for index in range(count or 1):
+        own = name if count is None else f"{name}.{index}"
         origin = name if own != name else ""
         word = settings.build(device, own, is_served=is_served, index=index, origin=origin, factor=factor)
         is_set_by_flags = bool(settings.flags) and is_served and not word.is_open_to_masters
@@ -89,6 +94,15 @@ def _family(
             yield word
         for bit, flag in sorted((settings.flags or {}).items()):
             yield _flag(word, bit, f"{own}.{flag}", name, is_served=is_served)
+
+
+def _queued(device: str, name: str, settings: PointSettings, origin: str) -> RegisterPoint:
+    """Return the point that says how many entries a queue has."""
+    table, address = settings.place()
+    point = Point(device, name, Kind.INT, lowest=0, highest=MAX_QUEUE, description=settings.description)
+    return RegisterPoint(
+        point, table, address & ~0xFFFF, RegisterType.UINT16, scan_s=settings.scan, origin=origin
+    )
 
 
 def _flag(word: RegisterPoint, bit: int, name: str, origin: str, *, is_served: bool) -> RegisterPoint:
@@ -197,6 +211,9 @@ def _own_faults(points: Sequence[RegisterPoint], *, is_served: bool) -> Iterator
             yield name, f"the table `{point.table}` cannot be written{who}"
         if not is_served:
             continue
+        if not point.table.is_numbered:
+            yield name, f"the table `{point.table}` cannot be served: coil, discrete, input or holding"
+            continue
         try:
             if point.parts and not is_exact(point.parts):
                 yield name, "a served value of `parts` is made of whole numbers: none of them is a float"
@@ -252,6 +269,9 @@ def _overlaps(points: Sequence[RegisterPoint], *, is_served: bool) -> Iterator[t
             pair = (_declared(point), _declared(reach))
             if matters and pair[0] != pair[1] and (not is_bit_field or shares_bits) and pair not in told:
                 told.add(pair)
-                yield pair[0], f"{point.table} {point.address} belongs to {reach.point.name} already"
+                yield (
+                    pair[0],
+                    f"{point.table.place_name(point.address)} belongs to {reach.point.name} already",
+                )
         if reach is None or reach.table is not point.table or point.end > reach.end:
             reach = point

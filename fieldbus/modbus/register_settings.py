@@ -47,9 +47,20 @@ _RAW_VALUES = WithJsonSchema(
 class RegisterSettings(Settings):
     """Where a value lies, and how its registers are read."""
 
-    table: Literal["coil", "discrete", "input", "holding"] | None = None
+    table: Literal["coil", "discrete", "input", "holding", "file", "fifo", "server_id"] | None = Field(
+        None,
+        description="Beside the four tables: file records (FC 20 and 21), a FIFO queue (FC 24), the "
+        "server id (FC 17).",
+    )
     address: Annotated[int, Field(ge=0, le=65535)] | None = Field(
         None, description="0-based, as on the wire."
+    )
+    file: Annotated[int, Field(ge=1, le=65535)] | None = Field(
+        None,
+        description="Of the table `file`: which one. Its registers have a `record`, no address.",
+    )
+    record: Annotated[int, Field(ge=0, le=65535)] | None = Field(
+        None, description="Of the table `file`: the number of the first record, 0-based, as on the wire."
     )
     reference: int | str | None = Field(
         None, description="1-based with the table's digit, as in manuals: 40101 or 400101."
@@ -172,11 +183,31 @@ class RegisterSettings(Settings):
         if self.reference is not None:
             if self.table is not None or self.address is not None:
                 raise problem("`reference` stands instead of `table` and `address`")
+            if self.file is not None or self.record is not None:
+                raise problem(
+                    "`reference` names one of the four tables; `file` and `record` need `table: file`"
+                )
             return _place_of_reference(self.reference)
+        if self.table == "file":
+            return self._record_place()
+        if self.file is not None or self.record is not None:
+            raise problem("`file` and `record` are for `table: file`")
+        if self.table == "server_id":
+            return Table.SERVER_ID, Table.SERVER_ID.linear(1 + (self.address or 0))
+        if self.table == "fifo" and self.address is not None:
+            return Table.FIFO, Table.FIFO.linear(1, self.address)
         if self.table is None or self.address is None:
             missing = "table" if self.table is None else "address"
             raise problem(f"`{missing}` is missing (or give `reference` instead of table and address)")
         return Table(self.table), self.address
+
+    def _record_place(self) -> tuple[Table, int]:
+        if self.address is not None:
+            raise problem("a register of a file has `file` and `record`, and no `address`")
+        if self.file is None or self.record is None:
+            missing = "file" if self.file is None else "record"
+            raise problem(f"`{missing}` is missing: `table: file` needs `file` and `record`")
+        return Table.FILE, Table.FILE.linear(self.record, self.file)
 
     def moved(self, offset_of: Callable[[Table], int]) -> Self:
         """Return the same at another address, which may be none."""

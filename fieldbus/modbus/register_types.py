@@ -27,17 +27,43 @@ from enum import StrEnum
 
 
 class Table(StrEnum):
-    """The four tables of the Modbus data model."""
+    """The four tables of the Modbus data model, and what is read by functions of its own."""
 
     COIL = "coil"
     DISCRETE = "discrete"
     INPUT = "input"
     HOLDING = "holding"
+    FILE = "file"
+    FIFO = "fifo"
+    SERVER_ID = "server_id"
 
     @property
     def is_bits(self) -> bool:
         """Whether an address of the table is one bit (else one register)."""
         return self in (Table.COIL, Table.DISCRETE)
+
+    @property
+    def is_numbered(self) -> bool:
+        """Whether it is one of the four whose addresses are 16 bits."""
+        return self in _READ_FUNCTION
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is only read as a whole, how much there is of it first."""
+        return self in (Table.FIFO, Table.SERVER_ID)
+
+    def linear(self, address: int, number: int = 0) -> int:
+        """Return the address of a record in file `number`, or of a place in the queue of that address."""
+        return number << 16 | address
+
+    def place_name(self, address: int) -> str:
+        """Return an address for people: ``holding 12``, ``file 4 record 1``."""
+        high, low = divmod(address, 0x10000)
+        if self is Table.FILE:
+            return f"file {high} record {low}"
+        if self is Table.FIFO:
+            return f"fifo {high}"
+        return "server_id" if self is Table.SERVER_ID else f"{self} {address}"
 
     @property
     def read_function(self) -> int:

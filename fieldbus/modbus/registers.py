@@ -85,6 +85,8 @@ class RegisterPoint:
     """Of an integer that is a time: what it counts."""
     factor: RegisterPoint | None = None
     """The point that holds the power of ten of the value, in the same table and the same request."""
+    presence: RegisterPoint | None = None
+    """Of a queue or a server id, which are read as a whole: the register that says how many there are."""
     parts: tuple[Part, ...] = ()
     """Of a value of several registers: those. `address` is then the lowest of theirs, and `end` behind the
     highest: the point is read as one."""
@@ -140,6 +142,22 @@ class RegisterPoint:
             exponent: the present power of ten of a point that has a `factor`.
         """
         return point_codec.decoder(self, self._linear(exponent))
+
+    def present_decoder(self) -> Callable[[object, object], Decoded]:
+        """Return the converter of what `struct_code` unpacks of this point and of its `presence`.
+
+        A number is there as a whole or not at all; a text may end where its registers do.
+        """
+        convert = self.decoder()
+        last = self.address if self.type is RegisterType.STRING else self.end - 1
+        needed = last & 0xFFFF
+
+        def decode(raw: object, raw_count: object) -> Decoded:
+            if raw_count < needed:  # type: ignore[operator] # it is a plain register
+                return NOT_AVAILABLE
+            return (raw, None) if convert is None else convert(raw)  # type: ignore[return-value]
+
+        return decode
 
     def scaled_decoder(self) -> Callable[[object, object], Decoded]:
         """Return the converter of what `struct_code` unpacks of this point and of its factor."""

@@ -132,7 +132,7 @@ class LineTraffic:
         response = frame[1:]
         for item in self._given_up:
             ask = item[0]
-            is_good = response.startswith(ask.head) and len(response) == ask.size
+            is_good = ask.is_answer(response)
             is_exception = len(response) == 2 and response[0] == ask.pdu[0] | 0x80
             is_of_unit = frame[0] == ask.unit_id or self._takes_any_unit
             if is_of_unit and (is_good or is_exception):

@@ -113,7 +113,8 @@ def judge(
         if is_at_fault(state, poll, failure):
             # A refusal may be the answer to an earlier request.
             is_clear = not failure.is_answer or not state.suspects
-            can_explore = not poll.is_retry and now_s >= poll.explore_at_s and is_clear
+            is_divisible = not poll.is_retry and not poll.block.table.is_whole
+            can_explore = is_divisible and now_s >= poll.explore_at_s and is_clear
             return Verdict.EXPLORE if can_explore else Verdict.NEXT_TIME
     if failure.is_answer:
         return Verdict.NEXT_TIME

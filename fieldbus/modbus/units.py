@@ -12,6 +12,7 @@ from fieldbus.modbus.agenda import Turns
 from fieldbus.modbus.blocks import BlockReader
 from fieldbus.modbus.framing import Ask
 from fieldbus.modbus.learned import Explorer, Knowledge, fingerprint
+from fieldbus.modbus.other_functions import MAX_FILE_READ
 from fieldbus.modbus.places import Framing, Place, SerialPlace
 from fieldbus.modbus.planner import MAX_BITS, MAX_REGISTERS, Block, Cost, Limits, plan, plan_together
 from fieldbus.modbus.quirks import UnitQuirks
@@ -71,7 +72,8 @@ class Poll:
 
     __slots__ = (
         "ask", "block", "due_s", "explorations", "explore_at_s", "failed_before_s", "failed_s", "failures",
-        "group", "is_first", "is_fresh", "is_gone", "is_retry", "is_sent_again", "misses", "period_s",
+        "group", "is_first", "is_fresh", "is_gone", "is_plain", "is_retry", "is_sent_again", "misses",
+        "period_s",
         "reader", "reason", "state", "tries", "turns",
     )  # fmt: skip
 
@@ -82,6 +84,8 @@ class Poll:
         self.group = Group(f"{state.unit.device} {block.name}", (item.point for item in block.points))
         self.reader = BlockReader(block, self.group)
         self.ask = Ask(block.unit_id, pdu.read_request(block.table, block.address, block.count))
+        self.is_plain = block.table.is_numbered
+        """Whether the data of its response begins behind the byte count."""
         self.period_s = block.period_s
         self.due_s = due_s
         if is_retry:
@@ -351,10 +355,10 @@ class UnitState:
             (item.table, item.address, item.count) for item in self.unit.points
         ]:
             # Shorter than the block if possible; one more than it if it is a single register.
-            most = MAX_BITS if table.is_bits else MAX_REGISTERS
-            for count in (*range(1, min(size, 64) + 1), size + 1):
-                address = min(start, 0x10000 - count)
-                if count > most:
+            most = MAX_BITS if table.is_bits else MAX_FILE_READ if table is Table.FILE else MAX_REGISTERS
+            for count in (size,) if table.is_whole else (*range(1, min(size, 64) + 1), size + 1):
+                address = min(start, (start | 0xFFFF) + 1 - count)
+                if count > most and not table.is_whole:
                     continue
                 ask = Ask(self.unit.unit_id, pdu.read_request(table, address, count))
                 if ask.shape not in self.suspects:

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 
 from fieldbus.errors import ConversionError, DeviceExceptionError, RequestError
 from fieldbus.link import WriteOutcome, WriteResult
-from fieldbus.modbus import pdu
+from fieldbus.modbus import other_functions, pdu
 from fieldbus.modbus.quirks import UnitQuirks
 from fieldbus.modbus.registers import RegisterPoint, Table
 from fieldbus.model import Value
@@ -120,6 +120,8 @@ def _joins(write: Write, run: Run) -> bool:
         is_same_place = (place.address, place.end) == (first.address, first.end)
         return run.bits and place.low_bit is not None and is_same_place
     most = pdu.MAX_WRITE_BITS if place.table.is_bits else 2 * pdu.MAX_WRITE_REGISTERS
+    if place.table is Table.FILE:
+        most = 2 * other_functions.MAX_FILE_WRITE
     size = place.count if place.table.is_bits else 2 * place.count
     is_beside = last.end == place.address or place.end == first.address
     return is_beside and sum(map(len, run.data)) + size <= most
@@ -226,6 +228,10 @@ def requests(table: Table, address: int, data: bytes, quirks: UnitQuirks) -> lis
     Raises:
         ConversionError: it is more than one request can write.
     """
+    if table is Table.FILE:
+        if len(data) > 2 * other_functions.MAX_FILE_WRITE:
+            raise ConversionError(f"one request writes at most {other_functions.MAX_FILE_WRITE} records")
+        return [other_functions.write_request(address, data)]
     if table is Table.COIL:
         states = [bool(state) for state in data]
         if quirks.single_writes:
@@ -252,7 +258,7 @@ def _read(table: Table, address: int, count: int) -> Generator[bytes, bytes, byt
 
 
 def _takes_mask(place: RegisterPoint, quirks: UnitQuirks) -> bool:
-    return place.count == 1 and quirks.mask_write
+    return place.count == 1 and quirks.mask_write and place.table is Table.HOLDING
 
 
 def _write_bits(run: Run, quirks: UnitQuirks) -> Steps:

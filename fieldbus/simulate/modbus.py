@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from fieldbus.clock import SYSTEM, Clock
 from fieldbus.link import Delivery, Target
+from fieldbus.modbus import pdu
 from fieldbus.modbus.converters import Epoch, time_text
 from fieldbus.modbus.formats.calendar import clock_text
 from fieldbus.modbus.formats.text import character_size
 from fieldbus.modbus.registers import RegisterPoint, Table
 from fieldbus.modbus.server import ModbusServerLink, ServedUnit
+from fieldbus.modbus.server_access import Right
 from fieldbus.modbus.table_image import BlockRules
 from fieldbus.modbus.units import Unit
 from fieldbus.model import Batch, Point, Quality, Sample, Value
+from fieldbus.simulate.modbus_records import Records
 from fieldbus.simulate.motion import resting_value, value_at
 
 STEP_S = 0.2
@@ -33,8 +37,16 @@ class SimulatedPlc:
         self._moving: list[Point] = []
         self._resting: list[Point] = []
         served = []
+        records: dict[int, Records] = {}
+        self._records_of: dict[Point, Records] = {}
         for unit in units:
-            points = as_served(unit.points)
+            own = records[unit.unit_id] = Records(unit.points)
+            self._records_of |= {place.point: own for place in unit.points if place.table is Table.FILE}
+            points = as_served([place for place in unit.points if place.table.is_numbered])
+            for place in unit.points:
+                if place.table is Table.FILE and place.low_bit is None and not place.parts:
+                    self._place[place.point] = place
+                    (self._resting if place.point.access.can_write else self._moving).append(place.point)
             for place in points:
                 self._place[place.point] = place
                 if place.word is None:
@@ -42,8 +54,8 @@ class SimulatedPlc:
             # Gaps read as 0 because a gateway reads over them, as it may with most PLCs.
             served.append(ServedUnit(unit.device, unit.unit_id, points, BlockRules(fills_gaps=True)))
         self._factors = {place.factor.point for place in self._place.values() if place.factor is not None}
-        self._link = ModbusServerLink(
-            f"simulated {name}", host, port, served, idle_timeout_s=3600.0, clock=clock
+        self._link = _SimulatedServer(
+            f"simulated {name}", host, port, served, records=records, idle_timeout_s=3600.0, clock=clock
         )
 
     @property
@@ -112,12 +124,31 @@ class SimulatedPlc:
 
     def _put(self, values: list[tuple[Point, Value]]) -> None:
         now_ns = self._clock.wall_ns()
+        for point, value in values:
+            if (own := self._records_of.get(point)) is not None:
+                place = self._place[point]
+                exponent = None if place.factor is None else _factor(place.factor)
+                own.put(place.address, place.encode(value, exponent))
         self._link.send(
             [
                 Delivery(Target("", point), point, Sample(value, Quality.GOOD, None, now_ns))
                 for point, value in values
+                if point not in self._records_of
             ]
         )
+
+
+class _SimulatedServer(ModbusServerLink):
+    """A server that has files, queues and a server id beside its registers."""
+
+    def __init__(self, *arguments: Any, records: Mapping[int, Records], **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self._records = records
+
+    def answer(self, request: pdu.Frame, right: Right, *, is_line: bool) -> bytes | None:
+        own = self._records.get(request.unit_id)
+        response = None if own is None else own.answer(request.pdu)
+        return super().answer(request, right, is_line=is_line) if response is None else response
 
 
 def as_served(points: Sequence[RegisterPoint]) -> list[RegisterPoint]:

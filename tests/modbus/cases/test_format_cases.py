@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import struct
 
 import pytest
 from conftest import free_port
 from support.desk import problems, read, tcp, values, write, write_config
 from support.table_device import TableDevice
+from typer.testing import CliRunner
 
+from fieldbus.cli.main import app
 from fieldbus.gateway.config.loader import load
+from fieldbus.gateway.simulation import Simulation
 
 HALVES = struct.pack(">d", 230.5)
 TRANSDUCER = bytes.fromhex("fdfe1dc0 0200007b") + HALVES[4:] + HALVES[:4] + bytes.fromhex("85dc") + struct.pack(
@@ -264,3 +268,98 @@ def test_a_part_that_makes_no_sense_is_told_where_it_stands(tmp_path):
     [told] = problems(write_config(tmp_path, wrong, tcp(1)))
     assert (told.line, told.path) == (10, "devices.plant.points.heat.parts[1].typ")
     assert "did you mean 'type'" in str(told)
+
+
+# --- functions beside the four tables
+
+
+RECORDS = """  meter:
+    link: net
+    points:
+      profile: {table: file, file: 4, record: 1, count: 8}
+"""
+OTHERS = """  meter:
+    link: net
+    points:
+      limit: {table: file, file: 7, record: 3, type: float32, access: readwrite, verify: true}
+      queue: {table: fifo, address: 1246, count: 3}
+      name:  {table: server_id, type: string, length: 3}
+      speed: {table: holding, address: 0}
+"""
+
+
+def records_only(_unit_id, request):
+    if request[0] != 20:
+        return bytes((request[0] | 0x80, 1))
+    if request == bytes.fromhex("14 07 06 0004 0001 0008"):
+        return bytes((20, 18, 17, 6)) + struct.pack(">8H", *range(100, 108))
+    return b"\x94\x02"
+
+
+async def test_a_load_profile_is_read_from_file_records(tmp_path):
+    async with TableDevice(answer=records_only) as device:
+        path = write_config(tmp_path, RECORDS, tcp(device.port))
+        assert await values(path) == {f"meter.profile.{index}": 100 + index for index in range(8)}
+        assert device.requests == [bytes.fromhex("14 07 06 0004 0001 0008")]
+
+
+async def test_file_queue_and_server_id_are_points_like_others(tmp_path):
+    def answer(_unit_id, request):
+        if request[0] == 21 and request.startswith(bytes.fromhex("15 0b 06 0007 0003 0002")):
+            device.put(0x70000 + 3, request[9:])
+            return request
+        if request == bytes.fromhex("14 07 06 0007 0003 0002"):
+            return bytes((20, 6, 5, 6)) + device.get((0x70003, 0x70004))
+        return {24: bytes.fromhex("18 0006 0002 0005 0006"), 17: bytes.fromhex("11 05 4d 31 37 00 ff")}.get(
+            request[0]
+        )
+
+    async with TableDevice({0: 9}, answer) as device:
+        device.put(0x70003, struct.pack(">f", 1.5))
+        path = write_config(tmp_path, OTHERS, tcp(device.port))
+        found = {name: sample.value for name, sample in (await read(path)).items()}
+        assert found == {
+            "meter.limit": 1.5, "meter.queue.queued": 2, "meter.queue.0": 5, "meter.queue.1": 6, "meter.queue.2": None,
+            "meter.name": "M17", "meter.speed": 9,
+        }  # fmt: skip
+        assert (await write(path, "meter.limit", 2.5)).outcome == "verified"
+        assert device.writes == [bytes.fromhex("15 0b 06 0007 0003 0002 4020 0000")]
+
+
+def test_the_plan_names_file_and_queue(tmp_path):
+    path = write_config(tmp_path, OTHERS, tcp(1))
+    shown = CliRunner().invoke(app, ["plan", str(path), "--json"])
+    rows = [
+        {key: row.get(key) for key in ("table", "file", "address", "count")}
+        for row in json.loads(shown.stdout)["requests"]
+    ]
+    assert sorted(rows, key=str) == [
+        {"table": "fifo", "file": None, "address": 1246, "count": 32},
+        {"table": "file", "file": 7, "address": 3, "count": 2},
+        {"table": "holding", "file": None, "address": 0, "count": 1},
+        {"table": "server_id", "file": None, "address": 0, "count": 126},
+    ]
+    assert "file 7" in CliRunner().invoke(app, ["plan", str(path)]).stdout
+
+
+async def test_a_refused_queue_costs_only_itself(tmp_path):
+    async with TableDevice({0: 9}) as device:
+        path = write_config(tmp_path, OTHERS, tcp(device.port))
+        found = {name: (sample.value, sample.reason) for name, sample in (await read(path)).items()}
+    assert found.pop("meter.speed") == (9, None)
+    assert {reason for _, reason in found.values()} == {"device exception 01"}
+
+
+# --- on a desk without devices
+
+
+@pytest.mark.parametrize("devices", [METER, NAMES, CLOCKS, PARTS, RECORDS, OTHERS])
+async def test_a_configuration_with_formats_can_be_simulated(tmp_path, devices):
+    path = write_config(tmp_path, devices, tcp(free_port()))
+    simulation = Simulation(load(path), is_alone=True)
+    await simulation.open()
+    running = asyncio.create_task(simulation.run())
+    found = await read(path)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert {name for name, sample in found.items() if sample.quality != "good"} == set()

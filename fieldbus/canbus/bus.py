@@ -30,6 +30,8 @@ BITRATE_SWITCH = 2
 """… with the faster bit rate for its data."""
 OWN = 8
 """Flag of a frame: somebody on this machine sent it."""
+FOREIGN_TIME = 16
+"""Flag of a frame: its time is by the clock of an adapter or another machine. It says nothing of its age."""
 
 
 class Frame(NamedTuple):

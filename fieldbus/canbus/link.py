@@ -24,7 +24,16 @@ import os
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
 from fieldbus.canbus import health, polling
-from fieldbus.canbus.bus import ERROR, EXTENDED, EXTENDED_MASK, OWN, REMOTE, STANDARD_MASK, Bus
+from fieldbus.canbus.bus import (
+    ERROR,
+    EXTENDED,
+    EXTENDED_MASK,
+    FOREIGN_TIME,
+    OWN,
+    REMOTE,
+    STANDARD_MASK,
+    Bus,
+)
 from fieldbus.canbus.buses import open_bus
 from fieldbus.canbus.j1939 import identifiers as j1939
 from fieldbus.canbus.j1939 import node as j1939_node
@@ -383,7 +392,7 @@ class CanLink:
             self._node.lost_frames()
             self._node.is_unsure = True
         now_s = self._clock.monotonic_s()
-        # Ages count from when the interface had the frame, not from when we came to look.
+        # Ages count from when the kernel had the frame, not from when we came to look.
         ahead_s = now_s - self._clock.wall_ns() * 1e-9
         earliest_s = now_s - _LONGEST_DELAY_S
         handlers, own_ids = self._handlers, self._own_ids
@@ -399,7 +408,8 @@ class CanLink:
                 self._counters["tx_frames"] += 1
                 continue
             at_s = time_ns * 1e-9 + ahead_s
-            handler(data, time_ns, at_s if earliest_s < at_s < now_s else now_s)
+            is_known = earliest_s < at_s < now_s and not flags & FOREIGN_TIME
+            handler(data, time_ns, at_s if is_known else now_s)
         if has_gap:
             self._dropped_seen = bus.dropped
             if self._node is not None:

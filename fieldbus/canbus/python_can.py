@@ -30,6 +30,7 @@ from fieldbus.canbus.bus import (
     EXTENDED,
     EXTENDED_MASK,
     FD,
+    FOREIGN_TIME,
     REMOTE,
     BusStatus,
     Cyclic,
@@ -243,6 +244,7 @@ class PythonCanBus:
             stamp_ns = int(message.timestamp * 1e9)
             is_sound = abs(now_ns - stamp_ns) < _LONGEST_STAMP_ERROR_NS
             flags = (FD if message.is_fd else 0) | (BITRATE_SWITCH if message.bitrate_switch else 0)
+            flags |= FOREIGN_TIME
             found.append(Frame(can_id, data, stamp_ns if is_sound else now_ns, flags))
         return found
 

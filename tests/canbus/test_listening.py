@@ -6,7 +6,7 @@ from conftest import eventually
 from fake_bus import FakeBus, Running
 
 from fieldbus.canbus import listening
-from fieldbus.canbus.bus import EXTENDED, OWN, REMOTE, Frame
+from fieldbus.canbus.bus import EXTENDED, FOREIGN_TIME, OWN, REMOTE, Frame
 from fieldbus.canbus.layout import Message, Signal
 from fieldbus.canbus.messages import CanMessage
 from fieldbus.canbus.protection import Checksum, Counter, Protection
@@ -260,3 +260,22 @@ async def test_a_flood_neither_holds_up_the_clock_nor_makes_anybody_silent(monke
         assert running.latest("Quiet.A") == (1, None)
         is_over = True
         await eventually(lambda: running.latest("Quiet.A") == (None, "stale"))
+
+
+async def test_a_clock_that_is_not_ours_makes_no_frame_older(monkeypatch):
+    """An adapter, or a machine from which frames come, may be 3 s behind; that is no silence."""
+    async with Running(monkeypatch, [status(deadline_s=0.5)]) as running:
+        for turn in range(20):
+            behind_ns = SYSTEM.wall_ns() - 3 * 10**9
+            running.bus.come(0x100, bytes([turn, 0]), flags=FOREIGN_TIME, time_ns=behind_ns)
+            await asyncio.sleep(0.05)
+        assert all(not batch.flaws for batch in running.batches)
+        assert running.batches[-1].time_ns <= SYSTEM.wall_ns() - 3 * 10**9
+        assert SYSTEM.monotonic_s() - running.batches[-1].at_s < 0.5
+
+
+async def test_a_frame_that_waited_in_the_kernel_is_as_old_as_the_kernel_says(monkeypatch):
+    async with Running(monkeypatch, [status(deadline_s=5)]) as running:
+        running.bus.come(0x100, b"\1\1", time_ns=SYSTEM.wall_ns() - 2 * 10**9)
+        await eventually(lambda: running.batches)
+        assert 1.9 < SYSTEM.monotonic_s() - running.batches[-1].at_s < 3

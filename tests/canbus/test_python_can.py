@@ -10,6 +10,7 @@ import pytest
 from conftest import eventually
 
 from fieldbus.canbus import python_can
+from fieldbus.canbus.bus import FOREIGN_TIME
 from fieldbus.canbus.python_can import PythonCanBus
 from fieldbus.errors import LinkDownError
 
@@ -143,3 +144,12 @@ async def test_a_bus_that_is_opened_too_late_is_closed_again(monkeypatch):
     gate.set()
     await eventually(lambda: closed == made and made)
     can.BusABC.shutdown(made[0])
+
+
+async def test_the_time_of_a_frame_is_kept_and_said_not_to_be_ours():
+    bus = PythonCanBus(Driver())
+    stamp_s = time.time() - 3
+    [frame] = bus._frames([can.Message(arbitration_id=5, data=b"\1", timestamp=stamp_s)], time.time_ns())
+    assert abs(frame.time_ns - stamp_s * 1e9) < 1e6
+    assert frame.flags & FOREIGN_TIME
+    await bus.close()

@@ -142,7 +142,9 @@ class Arrivals:
         if is_retained:
             sample = held(sample)
         elif sample.is_held:
-            if self._last.get(group) != sample:  # else it is the copy of what came at once
+            if self._last.get(group) == sample:
+                self._late.pop(group, None)  # the copy of what came at once: it is newer than those before
+            else:
                 self._late[group] = sample, now_s + SETTLE_S
             return None
         self._late.pop(group, None)

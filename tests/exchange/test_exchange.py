@@ -6,14 +6,15 @@ import logging
 import pytest
 from conftest import eventually
 
+from fieldbus.clock import SYSTEM
 from fieldbus.durable.spool import Spool
 from fieldbus.gateway.exchange.exchange import Exchange, _SpoolKeeper
 from fieldbus.gateway.exchange.sinks import PeerSink
 from fieldbus.link import Delivery, Target
-from fieldbus.model import NO_FLAWS, Batch, Group, Kind, Point, Quality, Sample
+from fieldbus.model import NO_FLAWS, Batch, Group, HeldBatch, Kind, Point, Quality, Sample
 from fieldbus.mqtt import peering
 from fieldbus.mqtt.peering import Want
-from fieldbus.mqtt.records import Item, Place, encode_acknowledgement, encode_chunk, encode_row
+from fieldbus.mqtt.records import Item, Place, decode_live, encode_acknowledgement, encode_chunk, encode_row
 from fieldbus.routing.policy import Edge, Policy, When
 from fieldbus.routing.router import Router
 
@@ -302,3 +303,83 @@ async def test_what_is_left_for_a_broker_goes_out_though_its_routes_are_no_more(
     await bench.close()
     bench.open()
     await eventually(lambda: [topic for topic, _ in bench.link.published if topic == "t"])
+
+
+# --- two ways, and what is asked for
+
+FAR = Point("line", "press.count", Kind.INT, origin="tx/press.count", hops=1)
+HOUR_NS = 3600 * 10**9
+
+
+def arrive(bench, value, first, *, time_ns=NOW_NS, is_historical=False):
+    row = encode_row([Item(("press.count", "tx/press.count", 0), Sample(value, Quality.GOOD, None, time_ns))])
+    bench.exchange.arrived(
+        "broker", "tx", encode_chunk(Place("tx", "boot", "s", first, 1, 0, 0, is_historical), row)
+    )
+
+
+async def test_a_point_that_is_wanted_live_too_comes_live_alone(bench):
+    bench.open(points=(OWN, FAR), peers=[("tx", "line")])
+    arrive(bench, 1, 1)
+    assert [sample.value for _, sample in bench.link.emitted] == [1]
+    bench.exchange.watched()
+    arrive(bench, 2, 2)
+    assert [sample.value for _, sample in bench.link.emitted] == [1]
+
+
+async def test_a_chunk_from_the_future_is_dated_by_its_arrival(bench):
+    now_ns = SYSTEM.wall_ns()
+    bench.open(points=(OWN, FAR), peers=[("tx", "line")])
+    arrive(bench, 1, 1, time_ns=now_ns + HOUR_NS)
+    arrive(bench, 2, 2, time_ns=now_ns - HOUR_NS)
+    first, second = (sample for _, sample in bench.link.emitted)
+    assert first[:3] == (1, Quality.UNCERTAIN, "clock")
+    assert abs(first.time_ns - now_ns) < 10 * 10**9
+    assert second == Sample(2, Quality.GOOD, None, now_ns - HOUR_NS)
+
+
+@pytest.mark.parametrize(
+    ("policy", "has_fallback", "is_each"),
+    [({}, False, False), ({"when": When.SAMPLE}, False, True), ({"max_age_s": 2.0}, False, True),
+     ({}, True, True)],
+)  # fmt: skip
+async def test_each_sample_is_asked_for_where_silence_counts(bench, policy, has_fallback, is_each):
+    valve = Point("oven", "valve", Kind.INT)
+    edge = Edge(FAR, Target("net", valve), Policy(**policy))
+    bench.open(points=(OWN, FAR), peers=[("tx", "line")])
+    fallbacks = [valve] if has_fallback else []
+    bench.around.router = Router(
+        bench.exchange.set_plant({"broker": bench.link}, [edge], (), {}, fallbacks), [Group("far", (FAR,))]
+    )
+    bench.exchange.ask_again()
+    bench.exchange.look_round()
+    bench.exchange.rewire()
+    wants = json.loads(bench.link.heard("tx", "want", "me")[-1])
+    assert wants["live"] == {
+        "sample": ["press.count"] if is_each else [], "change": [] if is_each else ["press.count"]
+    }  # fmt: skip
+
+
+async def test_the_newest_that_is_not_new_is_sent_as_held(bench):
+    bench.open()
+    now_s = SYSTEM.monotonic_s()
+    for at_s, kind, is_held in ((now_s, Batch, False), (now_s - 60, Batch, True), (now_s, HeldBatch, True)):
+        bench.link.published.clear()
+        bench.around.router.dispatch(kind(bench.around.group, NOW_NS, at_s, (7,), NO_FLAWS, (0,)), now_s)
+        bench.want(Want())
+        bench.want(Want({"press.count": False}))
+        await eventually(lambda: bench.link.heard("me", "live", "rx"))
+        _, [item] = decode_live(bench.link.heard("me", "live", "rx")[-1])
+        assert (item.sample.value, item.sample.is_held) == (7, is_held)
+
+
+async def test_what_is_held_here_is_held_at_the_next_gateway(bench):
+    bench.open()
+    bench.want(Want({"press.count": True}))
+    bench.link.published.clear()
+    batch = HeldBatch(bench.around.group, NOW_NS, 0.0, (8,), NO_FLAWS, (0,))
+    for name, deliveries in bench.around.router.dispatch(batch, 0.0).items():
+        bench.exchange.takers[name].send(deliveries)
+    await eventually(lambda: bench.link.heard("me", "live", "rx"))
+    _, [item] = decode_live(bench.link.heard("me", "live", "rx")[-1])
+    assert item.sample.is_held

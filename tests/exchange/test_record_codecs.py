@@ -9,15 +9,17 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fieldbus.model import Access, Kind, Point, Quality, Sample
+from fieldbus.model import Access, HeldSample, Kind, Point, Quality, Sample
 from fieldbus.mqtt import peering
 from fieldbus.mqtt.peering import PeeringError, Want
 from fieldbus.mqtt.records import (
     Item,
     Place,
     RecordError,
+    Stamp,
     decode_acknowledgement,
     decode_chunk,
+    decode_live,
     decode_peer_row,
     decode_row,
     encode_acknowledgement,
@@ -61,6 +63,64 @@ def test_a_row_comes_back_as_it_was(some):
     found = decode_row(encode_row(some))
     assert len(found) == len(some)
     assert all(same(one, other) for one, other in zip(found, some, strict=True))
+
+
+@given(items, st.lists(st.booleans(), min_size=20, max_size=20))
+def test_what_was_held_is_held_on_the_other_side(some, are_held):
+    some = [
+        item._replace(sample=HeldSample(*item.sample)) if is_held else item
+        for item, is_held in zip(some, are_held, strict=False)
+    ]
+    found = decode_row(encode_row(some))
+    assert [type(item.sample) for item in found] == [type(item.sample) for item in some]
+    assert all(same(one, other) for one, other in zip(found, some, strict=True))
+
+
+stamps = st.builds(Stamp, st.text(string.ascii_letters, min_size=1), st.integers(1, 1 << 60), times)
+
+
+@given(items, stamps)
+def test_a_live_message_comes_back_with_its_place(some, stamp):
+    assert decode_live(encode_row(some, stamp)) == (stamp, some)
+    assert decode_live(encode_row(some)) == (None, some)
+
+
+def decode_as_version_0_1_does(data):
+    """What a gateway of version 0.1 makes of a live message: it knows neither places nor held samples."""
+    found = json.loads(data)
+    heads = [tuple(head) for head in found["heads"]]
+    rows = []
+    for row in found["samples"]:
+        quality, reason, label = "good", None, None
+        if len(row) > 3:
+            quality, reason = row[3], row[4]
+            label = row[5] if len(row) > 5 else None
+        rows.append((heads[row[0]], row[1], row[2], quality, reason, label))
+    return rows
+
+
+@given(items, stamps)
+def test_a_gateway_of_version_0_1_understands_what_we_send(some, stamp):
+    held = [item._replace(sample=HeldSample(*item.sample)) for item in some]
+    for sent in (some, held):
+        assert decode_as_version_0_1_does(encode_row(sent, stamp)) == [
+            (item.head, item.sample.value, item.sample.time_ns, str(item.sample.quality), item.sample.reason,
+             item.label)
+            for item in some
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "place",
+    [{"boot": "a"}, {"boot": "a", "number": 1}, {"boot": "", "number": 1, "time_ns": 1},
+     {"boot": 5, "number": 1, "time_ns": 1}, {"boot": "a" * 200, "number": 1, "time_ns": 1},
+     {"boot": "a", "number": 0, "time_ns": 1}, {"boot": "a", "number": True, "time_ns": 1},
+     {"boot": "a", "number": 1.5, "time_ns": 1}, {"boot": "a", "number": 1, "time_ns": -1},
+     {"boot": "a", "number": 1, "time_ns": "now"}, {"boot": None, "number": 1, "time_ns": 1}],
+)  # fmt: skip
+def test_a_place_that_makes_no_sense_is_refused(place):
+    with pytest.raises(RecordError):
+        decode_live(json.dumps({**place, "heads": [], "samples": []}).encode())
 
 
 @given(items, st.integers(0, 1 << 40), st.integers(0, 99), st.integers(0, 99), st.booleans())

@@ -6,12 +6,13 @@ import json
 import pytest
 from conftest import eventually
 
+from fieldbus.clock import Clock
 from fieldbus.durable.spool import Row, Spool
 from fieldbus.gateway.exchange import sinks
 from fieldbus.gateway.exchange.sinks import LiveSink, PeerSink, TopicSink
 from fieldbus.link import Delivery, Target
-from fieldbus.model import Kind, Point, Quality, Sample
-from fieldbus.mqtt.records import decode_chunk, decode_row, encode_row
+from fieldbus.model import HeldSample, Kind, Point, Quality, Sample
+from fieldbus.mqtt.records import decode_chunk, decode_live, decode_row, encode_row
 
 POINT = Point("press", "count", Kind.INT, unit="pcs", labels={3: "three"})
 FAR = Point("line", "press.count", Kind.INT, origin="tx/press.count", hops=2)
@@ -158,6 +159,50 @@ async def test_live_samples_of_one_turn_travel_together(spool):
     [(topic, payload)] = link.published
     assert topic == "fieldbus/me/live/rx"
     assert [item.sample.value for item in decode_row(payload)] == [1, 2]
+
+
+async def test_live_messages_have_numbers_in_their_order_and_when_they_were_sent():
+    link = FakeLink()
+    clock = Clock(wall_ns=lambda: NOW_NS)
+    sink, other = LiveSink(link, "me", "rx", clock=clock), LiveSink(link, "me", "rx", clock=clock)
+    for taker in (sink, sink, other):
+        taker.send([delivery(1)])
+        await asyncio.sleep(0)
+    sink.beat(1e9, 1.0)
+    stamps = [decode_live(payload)[0] for _, payload in link.published]
+    assert [stamp.number for stamp in stamps] == [1, 2, 1, 3]
+    assert stamps[0].boot == stamps[1].boot != stamps[2].boot
+    assert {stamp.time_ns for stamp in stamps} == {NOW_NS}
+
+
+async def test_what_had_to_wait_for_the_broker_is_no_sign_of_life():
+    now_s = [0.0]
+    link = FakeLink()
+    sink = LiveSink(link, "me", "rx", clock=Clock(lambda: now_s[0]))
+    for n in range(sinks._LIVE_UNDER_WAY):
+        sink.send([delivery(n)])
+        await asyncio.sleep(0)
+    sink.send([delivery(1000)])
+    now_s[0] = 0.9
+    sink.send([delivery(-1, point=FAR)])
+    now_s[0] = 1.5
+    link.dones[0](True)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    found = [(item.sample.value, item.sample.is_held) for item in decode_row(link.published[-1][1])]
+    assert found == [(1000, True), (-1, False)]
+
+
+async def test_a_sample_that_came_to_us_held_is_historical_on_a_topic(spool):
+    link, sink = topic_sink(spool)
+    held = delivery(3)._replace(sample=HeldSample(3, Quality.GOOD, None, NOW_NS))
+    gathered = [delivery(n, gathers=True, label=str(n), topic="all") for n in (1, 2)]
+    both = [item._replace(sample=HeldSample(*item.sample)) for item in gathered]
+    sink.carry(row_of(sink, [held, delivery(4)]), lambda _: None, is_historical=False)
+    sink.carry(row_of(sink, [both[0], gathered[1]]), lambda _: None, is_historical=False)
+    sink.carry(row_of(sink, both), lambda _: None, is_historical=False)
+    found = [json.loads(payload).get("historical") for _, payload in link.published]
+    assert found == [True, None, None, True]
 
 
 async def test_if_the_broker_does_not_keep_up_the_newest_of_each_point_goes_and_the_rest_is_counted():

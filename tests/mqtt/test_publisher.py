@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from conftest import eventually
 
+from fieldbus.clock import Clock
 from fieldbus.errors import LinkDownError
 from fieldbus.mqtt.packets import CONNECT, Splitter
 from fieldbus.mqtt.publisher import Publisher
@@ -226,3 +227,42 @@ async def test_what_the_broker_will_never_take_is_over_and_what_it_does_not_take
         assert subject.counters["tx_refused"] == 1
         subject.close()
         assert done == [is_over]
+
+
+async def test_samples_that_waited_say_that_they_are_historical():
+    now_s = [0.0]
+    async with FakeBroker(answer=lambda first, rest: b"\x40\x02" + rest[3:5]) as fake:
+        subject = publisher(fake, clock=Clock(lambda: now_s[0]))
+        subject.put("t", b'{"value":1}')
+        now_s[0] = 0.5
+        subject.put("t", b'{"value":2,"historical":true}')
+        subject.put("t", b'{"value":3}')
+        now_s[0] = 1.2
+        subject.put("t", b'{"value":4}')
+        subject.put_sure("s", b'{"value":5}', None)
+        await subject.connect()
+        await eventually(lambda: len(fake.packets) == 5)
+        found = {rest[rest.index(b"{") :] for _, rest in fake.packets}
+        assert found == {
+            b'{"value":1,"historical":true}', b'{"value":2,"historical":true}', b'{"value":3}',
+            b'{"value":4}', b'{"value":5}',
+        }  # fmt: skip
+        subject.close()
+
+
+async def test_a_sample_that_is_sent_again_after_an_outage_is_historical():
+    now_s = [0.0]
+    async with FakeBroker() as fake:
+        subject = publisher(fake, clock=Clock(lambda: now_s[0]))
+        subject.put("t", b'{"value":1}')
+        await subject.connect()
+        await eventually(lambda: len(fake.packets) == 1)
+        subject.close()
+        now_s[0] = 5.0
+        await subject.connect()
+
+        def published():
+            return [rest.endswith(b'"historical":true}') for first, rest in fake.packets if first >> 4 == 3]
+
+        await eventually(lambda: published() == [False, True])
+        subject.close()

@@ -22,9 +22,10 @@ from typing import Protocol
 from fieldbus.clock import SYSTEM, Clock
 from fieldbus.durable.spool import Stream
 from fieldbus.durable.spool_file import Row
-from fieldbus.gateway.exchange.pump import Pump
+from fieldbus.gateway.exchange.pump import HISTORICAL_S, Pump
 from fieldbus.link import Delivery, Link, PeerLink
 from fieldbus.model import Kind, Point, Sample
+from fieldbus.mqtt.arrivals import held
 from fieldbus.mqtt.peering import origin_of, topic
 from fieldbus.mqtt.records import Head, Item, Place, RecordError, Stamp, decode_row, encode_chunk, encode_row
 from fieldbus.sample_json import gathered_inside, gathered_message, historical, sample_bytes
@@ -122,10 +123,11 @@ def topic_messages(items: Sequence[Item], *, is_historical: bool) -> list[tuple[
         labels = {value: label} if label is not None and isinstance(value, int | float) else {}
         point = Point(device, "", Kind.FLOAT, unit=unit, labels=labels)
         payload = sample_bytes(point, sample)
-        found.append((where, historical(payload) if is_historical else payload))
+        found.append((where, historical(payload) if is_historical or sample.is_held else payload))
     for (where, _, time_ns), samples in gathered.items():
         payload = gathered_message(time_ns, *gathered_inside(samples))
-        found.append((where, historical(payload) if is_historical else payload))
+        is_held = is_historical or all(sample.is_held for _, sample in samples)
+        found.append((where, historical(payload) if is_held else payload))
     return found
 
 
@@ -187,8 +189,8 @@ class LiveSink:
         self._me = me
         self._peer = peer
         self._items: list[Item] = []
-        self._newest: dict[str, Item] = {}
-        """What waits while too much is under way."""
+        self._newest: dict[str, tuple[Item, float]] = {}
+        """What waits while too much is under way, and since when."""
         self._under_way = 0
         self._sent_s = -math.inf
         self._boot = secrets.token_hex(8)
@@ -199,9 +201,10 @@ class LiveSink:
         """Send samples at the end of this turn of the event loop."""
         items = [peer_item(self._me, delivery) for delivery in deliveries]
         if self._under_way >= _LIVE_UNDER_WAY or self._newest:
+            now_s = self._clock.monotonic_s()
             for item in items:
                 self.conflated += item.head[0] in self._newest
-                self._newest[item.head[0]] = item
+                self._newest[item.head[0]] = item, now_s
         else:
             self._items += items
         if not self._is_scheduled:
@@ -229,7 +232,9 @@ class LiveSink:
             return
         items, self._items = self._items, []
         if self._under_way < _LIVE_UNDER_WAY and self._newest:
-            items += self._newest.values()
+            oldest_s = self._clock.monotonic_s() - HISTORICAL_S
+            for item, since_s in self._newest.values():
+                items.append(item if since_s >= oldest_s else item._replace(sample=held(item.sample)))
             self._newest.clear()
         for first in range(0, len(items), _LIVE_SAMPLES):
             self._publish(items[first : first + _LIVE_SAMPLES], self._clock.monotonic_s())

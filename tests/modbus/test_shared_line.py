@@ -215,7 +215,7 @@ def memory(ask: Ask) -> bytes:
     return bytes((code, (count + 7) // 8)) + bits.to_bytes((count + 7) // 8, "little")
 
 
-@pytest.mark.parametrize("table", list(Table))
+@pytest.mark.parametrize("table", [item for item in Table if item.is_numbered])
 @pytest.mark.parametrize("count", [1, 2, 3, 8, 9, 16, 17, 64, 125])
 @pytest.mark.parametrize("address", [0, 40, 0x10000 - 125])
 def test_a_device_that_answers_is_confirmed_in_two_or_three_requests(
@@ -544,3 +544,22 @@ async def test_a_write_is_done_on_a_shared_line(caplog: pytest.LogCaptureFixture
             [result] = await link.write({own: 5})
             assert result.outcome is WriteOutcome.WRITTEN
             assert len(bus.writes) == 1
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 121])
+@pytest.mark.parametrize("record", [0, 7, 0x10000 - 121])
+def test_records_of_a_file_are_confirmed_as_registers_are(count: int, record: int) -> None:
+    def records(part: Ask) -> bytes:
+        _, address, size = pdu.read_place(part.pdu)
+        return part.head + b"".join((address + index & 0xFFFF).to_bytes(2, "big") for index in range(size))
+
+    ask = request(Table.FILE.linear(record, 4), count, table=Table.FILE)
+    answer, asked = drive(ask, records)
+    assert answer == records(ask)
+    assert asked in (2, 3)
+
+
+@pytest.mark.parametrize("table", [Table.FIFO, Table.SERVER_ID])
+def test_what_is_only_read_as_a_whole_is_never_confirmed(table: Table) -> None:
+    answer, asked = drive(request(0, 1, table=table), lambda _: b"\x11\x02\x2a\xff")
+    assert (answer, asked) == ("BadResponseError", 0)

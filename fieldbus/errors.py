@@ -9,6 +9,7 @@
      │   ├ RequestTimeoutError    several in a row demote the device, not the link
      │   ├ DeviceExceptionError   the device said no: never a reconnect
      │   ├ BadResponseError       the stream cannot be trusted: reopen before the next request
+     │   │   └ NotSentError       the request did not leave: a write has certainly not been done
      │   └ ConnectionLostError    the connection ended under it: it may have been carried out
      ├ ConversionError            one value cannot be expressed; the scan goes on
      └ RefusedError               a guard said no to a write, and why
@@ -104,6 +105,10 @@ class BadResponseError(RequestError):
 
 class ConnectionLostError(RequestError):
     """The connection ended under the request: nobody knows whether the device has carried it out."""
+
+
+class NotSentError(BadResponseError):
+    """A request was not sent, since what came before it leaves no room for its answer."""
 
 
 class ConversionError(FieldbusError):

@@ -259,6 +259,20 @@ class LazyLink(Protocol):
 
 
 @runtime_checkable
+class CautiousLink(Protocol):
+    """What a link has as well if it does not repeat what a device may have been given already."""
+
+    @property
+    def has_doubts(self) -> bool:
+        """Whether there is any value that may have been written."""
+        ...
+
+    def holds_back(self, point: Point, value: Value) -> bool:
+        """Return whether a route's value is not written now, since it may have been already."""
+        ...
+
+
+@runtime_checkable
 class PulsedLink(Protocol):
     """What a link has as well if it can tell whether its own work goes on."""
 

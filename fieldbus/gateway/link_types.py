@@ -22,6 +22,7 @@ from fieldbus.clock import SYSTEM, Clock
 from fieldbus.link import Link
 from fieldbus.modbus.point_settings import PointSettings
 from fieldbus.modbus.points import build_points, point_faults
+from fieldbus.modbus.quirks import UnitQuirks
 from fieldbus.modbus.registers import RegisterPoint
 from fieldbus.modbus.server_settings import ServedDeviceSettings, ServerLinkSettings, build_server
 from fieldbus.modbus.settings import (
@@ -34,6 +35,7 @@ from fieldbus.modbus.settings import (
     UdpLinkSettings,
     build_client,
 )
+from fieldbus.modbus.write_checks import write_faults
 from fieldbus.model import Point
 from fieldbus.mqtt.link import MqttLink
 from fieldbus.mqtt.payload import TopicPoint
@@ -198,6 +200,9 @@ def _described(
         around.fault(device, (), "the device has no points", "give it `points` or a `map`")
     for name, message in point_faults(built, is_served=is_served):
         around.fault(device, ("points", name), message)
+    quirks = settings.quirks.build() if isinstance(settings, PolledDeviceSettings) else UnitQuirks()
+    for name, message, advice in write_faults(built, quirks, is_served=is_served):
+        around.fault(device, ("points", name), message, advice)
     for name, item in points.items():
         if item.has_doubtful_sign:
             text = f"bits {item.bits} of an {item.register_type} are read without a sign"

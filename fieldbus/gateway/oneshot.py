@@ -212,12 +212,14 @@ def _record(audit: Audit, result: WriteResult, old: Sample | None, intent: int |
 async def _write_link(link: Link, values: Mapping[Point, Value], timeout_s: float) -> list[WriteResult]:
     own = {place.address: place for place in link_points(link)}
     names = {own[point.address]: point for point in values}
+    outcome = WriteOutcome.FAILED
     try:
         async with asyncio.timeout(timeout_s):
             await link.connect()
         running = asyncio.create_task(link.run(lambda _: None, lambda _: None))
         try:
             await asyncio.sleep(0)
+            outcome = WriteOutcome.UNKNOWN  # what was given to the link may have left
             async with asyncio.timeout(timeout_s):
                 results = await link.write({own[point.address]: value for point, value in values.items()})
         finally:
@@ -227,9 +229,7 @@ async def _write_link(link: Link, values: Mapping[Point, Value], timeout_s: floa
         reason = f"{Reason.NOT_CONNECTED}: {error}"
         return [WriteResult(point, value, WriteOutcome.FAILED, reason) for point, value in values.items()]
     except TimeoutError:
-        return [
-            WriteResult(point, value, WriteOutcome.FAILED, Reason.TIMEOUT) for point, value in values.items()
-        ]
+        return [WriteResult(point, value, outcome, Reason.TIMEOUT) for point, value in values.items()]
     finally:
         await link.close()
     return [result._replace(point=names[result.point]) for result in results]
@@ -333,8 +333,7 @@ def _as_masters_see(link: ModbusServerLink) -> Place:
 
 def _unit_for(unit: Unit, wanted: set[Point], *, is_write: bool) -> Unit:
     points = [item for item in unit.points if item.point in wanted]
-    if is_write:  # nothing is polled meanwhile: the plan of write-only points is empty
-        points = [replace(item, point=replace(item.point, access=Access.WRITE)) for item in points]
-    else:
-        points = [replace(item, scan_s=None) for item in points]
-    return replace(unit, points=points)
+    if not is_write:
+        return replace(unit, points=[replace(item, scan_s=None) for item in points])
+    # Its other points may be written with them, or after them. Nothing is polled meanwhile.
+    return replace(unit, points=unit.points if points else [], is_polled=False)

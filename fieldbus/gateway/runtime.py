@@ -40,6 +40,7 @@ from fieldbus.gateway.plant import Plant
 from fieldbus.gateway.session import Session
 from fieldbus.gateway.system import Status
 from fieldbus.link import (
+    CautiousLink,
     Delivery,
     GatheringLink,
     GaugedLink,
@@ -135,6 +136,7 @@ class Gateway:
         """Have the routing table and the gate of a plant."""
         self.plant = plant
         self._links: dict[str, Link] = dict(plant.links)
+        self._cautious = {name: link for name, link in self._links.items() if isinstance(link, CautiousLink)}
         self._takers: dict[str, Taker]
         self._gatherers = {
             name: link for name, link in self._links.items() if isinstance(link, GatheringLink)
@@ -468,11 +470,25 @@ class Gateway:
 
     def _deliver(self, deliveries: Deliveries) -> None:
         for name, items in deliveries.items():
+            cautious = self._cautious.get(name)
+            if cautious is not None and cautious.has_doubts:
+                items = self._not_held_back(cautious, items)  # noqa: PLW2901
             allowed = self._guarded(items)
             if allowed:
                 for delivery in self._takers[name].send(allowed):
                     if delivery.target.point is not None:
                         self._missed(delivery.target.point)
+
+    def _not_held_back(self, link: CautiousLink, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        """Return what may be written now; what may have been written already is offered again later."""
+        kept = []
+        for delivery in deliveries:
+            point, value = delivery.target.point, delivery.sample.value
+            if point is None or value is None or not link.holds_back(point, value):
+                kept.append(delivery)
+            else:
+                self.router.missed(point)
+        return kept
 
     def _regroup(self, event: Regrouped) -> None:
         """Learn that a link acquires its points in other groups from now on."""

@@ -251,12 +251,14 @@ class Session:
         self._tell(self._status)
 
     def _wrote(self, result: WriteResult) -> None:
-        if result.outcome in (WriteOutcome.WRITTEN, WriteOutcome.VERIFIED):
+        is_done = result.outcome in (WriteOutcome.WRITTEN, WriteOutcome.VERIFIED)
+        if is_done and result.reason is None:
             if self._write_troubles.pop(result.point, None) is not None:
                 _LOG.info("%s: writing works again", result.point.address)
             return
-        if result.reason in _NOT_NOW:
-            self._missed(result.point)  # a device that says no is not asked again with the same value
+        if result.outcome is WriteOutcome.UNKNOWN or (result.reason in _NOT_NOW and not is_done):
+            # The link holds back what may have been written; a device that says no is not asked again.
+            self._missed(result.point)
         trouble = f"{result.outcome}: {result.reason}"
         if self._write_troubles.get(result.point) != trouble:
             self._write_troubles[result.point] = trouble

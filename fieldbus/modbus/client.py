@@ -28,10 +28,12 @@ from fieldbus.clock import Clock
 from fieldbus.errors import (
     BadResponseError,
     LinkDownError,
+    NotSentError,
     PeerIsBackError,
     RequestError,
     RequestTimeoutError,
 )
+from fieldbus.modbus import pdu
 from fieldbus.modbus.framing import Ask, Framer
 from fieldbus.modbus.traffic import LineTraffic
 
@@ -290,7 +292,7 @@ class Line(asyncio.Protocol, asyncio.DatagramProtocol):
             return
         now_s = self._clock.monotonic_s()
         if now_s >= self._deadline_s:
-            self._fail(BadResponseError("the line is never silent"))
+            self._fail(NotSentError("the line is never silent"))
             return
         rest_s = max(self._quiet_at_s, self.settled_at_s) - now_s
         if rest_s > 0:
@@ -375,12 +377,17 @@ class Line(asyncio.Protocol, asyncio.DatagramProtocol):
 
     def _fail(self, error: RequestError) -> None:
         self._give_up()
-        self._ask = None
+        ask, self._ask = self._ask, None
+        if ask is not None and self.framer.odd:  # a whole frame says more than that nothing else came
+            try:
+                pdu.check_write_reply(ask.pdu, self.framer.odd)
+            except BadResponseError as wrong:
+                error = wrong
         self._owner.failed(error)
 
     def _spoilt(self) -> None:
         if self._ask is not None:
-            self._fail(BadResponseError(self.framer.fault or "bytes that belong to no answer"))
+            self._fail(NotSentError(self.framer.fault or "bytes that belong to no answer"))
 
 
 def connection_reason(error: BaseException) -> str:

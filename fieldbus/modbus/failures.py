@@ -93,6 +93,8 @@ class Failures:
         if lane.steps is not None and lane.steps is state.exploring:
             return min(timeout_s, state.trial_patience_s or timeout_s)
         poll = lane.poll
+        if poll is None and lane.ask is not None and lane.ask.is_write:
+            return state.unit.write_timeout_s or timeout_s
         if poll is None or self._host.is_on_demand:
             return timeout_s  # a write is given its time
         if poll.period_s < RETRY_S if poll.is_retry else poll.is_fresh and state.is_explored:

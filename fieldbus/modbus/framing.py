@@ -39,6 +39,7 @@ from fieldbus.modbus.echo import LineEcho
 _LATE_REPLIES = 64
 """How many requests ago an answer may belong to, to count as late and not as wrong."""
 _MOST = 1024
+_WRITES = pdu.WRITING | {other_functions.WRITE_FILE_RECORD}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,8 +68,13 @@ class Ask:
         return len(answer) == self.size and answer.startswith(self.head)
 
     @property
+    def is_write(self) -> bool:
+        """Whether it changes something in the device."""
+        return self.pdu[0] in _WRITES
+
+    @property
     def is_mirrored(self) -> bool:
-        """Whether a good answer is the same as the request: FC 5, 6 and 22."""
+        """Whether a good answer is the same as the request: FC 5, 6, 21 and 22."""
         return self.size == len(self.pdu) and self.pdu.startswith(self.head)
 
     @property
@@ -105,6 +111,11 @@ class Framer(Protocol):
     @property
     def others(self) -> bytes:
         """What came since the last request and is no part of its response."""
+        ...
+
+    @property
+    def odd(self) -> bytes:
+        """The PDU of the last whole frame that is no good answer to the write under way; empty if none."""
         ...
 
     def wrap(self, ask: Ask) -> bytes:
@@ -159,6 +170,11 @@ class MbapFramer:
     @property
     def others(self) -> bytes:
         """Nothing: what belongs to no request is a fault."""
+        return b""
+
+    @property
+    def odd(self) -> bytes:
+        """Nothing: on a stream a wrong answer is given to who asked."""
         return b""
 
     def wrap(self, ask: Ask) -> bytes:
@@ -251,6 +267,7 @@ class _LineFramer:
         """Whether the response looks as its request does."""
         self._is_after_echo = False
         self._holds_back = False
+        self.odd = b""
         self._passed = b""
         """What came since the request was sent and is no part of its response."""
         self._buffer = b""
@@ -281,6 +298,7 @@ class _LineFramer:
         self._buffer = self._passed = b""
         self._is_after_echo = self._holds_back = False
         self._is_mirrored = self._find(ask, frame)[0] is not None
+        self.odd = b""
         return frame
 
     def feed(self, data: bytes) -> bytes | None:
@@ -359,6 +377,9 @@ class RtuFramer(_LineFramer):
             elif code == function_code:
                 known = min(len(head), size - place - 1)
                 if buffer[place + 1 : place + 1 + known] != head[:known]:
+                    stop = place + ask.size + 3
+                    if ask.is_write and stop <= size and not crc16(buffer[place:stop]):
+                        self.odd = buffer[place + 1 : stop - 2]
                     continue
                 length: int | None = ask.size
                 if ask.has_own_length:
@@ -414,4 +435,6 @@ class AsciiFramer(_LineFramer):
         answer = body[1:-1]
         is_good = ask.is_answer(answer)
         is_exception = len(answer) == 2 and answer[0] == ask.pdu[0] | 0x80
+        if not is_good and ask.is_write and answer[0] == ask.pdu[0] and len(answer) == ask.size:
+            self.odd = answer
         return answer if is_good or is_exception else None

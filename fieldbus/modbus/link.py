@@ -25,6 +25,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from fieldbus.clock import SYSTEM, Clock
@@ -44,7 +45,7 @@ from fieldbus.link import (
     WriteOutcome,
     WriteResult,
 )
-from fieldbus.modbus import pdu, writing
+from fieldbus.modbus import pdu
 from fieldbus.modbus.agenda import GRAIN_S, NEVER, Agenda, Rank
 from fieldbus.modbus.client import Line
 from fieldbus.modbus.confirmation import confirmed
@@ -142,14 +143,8 @@ class ModbusClientLink:
         self._failures = Failures(self, self._exploration, self._counters)
         self._emit_to: Emit = _nowhere
         self._fresh_reads = FreshReads(self, self._intercept)
-        self._writes = WriteQueue(
-            lambda point: self._place_of[point][1],
-            self.tell,
-            self._counters,
-            self.clock,
-            None if place.framing is Framing.MBAP else self._echo,
-            self._traffic,
-        )
+        echo = None if place.framing is Framing.MBAP else self._echo
+        self._writes = WriteQueue(self, echo, self._traffic)
 
     @property
     def memory(self) -> Path | None:
@@ -247,7 +242,7 @@ class ModbusClientLink:
         self._failures.forget_session()
         if isinstance(self.place, DialInPlace):
             dial_in_port(self.place).release(self.place.registration)
-        self._writes.fail_waiting(Reason.NOT_CONNECTED)
+        self._writes.close()
         for state in self._states:
             state.forget_session()
             state.save()
@@ -282,10 +277,12 @@ class ModbusClientLink:
             point, value = delivery.target.point, delivery.sample.value
             if point is None or value is None:
                 continue
-            place, state = self._place_of[point]
-            if self._can_write and state.turns.rank is not Rank.DEMOTED:
+            if self._writes.holds_back(point, value):
+                refused.append(delivery)
+                continue
+            if self._can_write and self._place_of[point][1].turns.rank is not Rank.DEMOTED:
                 self._dropped.pop(point, None)
-                self._writes.put(writing.Write(place, value, is_routed=True))
+                self._writes.put(point, value)
                 self.poke()
                 continue
             refused.append(delivery)
@@ -293,6 +290,26 @@ class ModbusClientLink:
                 self._dropped[point] = value
                 self._counters["writes_dropped"] += 1
         return refused
+
+    def holds_back(self, point: Point, value: Value) -> bool:
+        """Return whether a route's value is not taken now, because the device may have it already."""
+        return self._writes.holds_back(point, value)
+
+    @property
+    def has_doubts(self) -> bool:
+        """Whether any value is held back."""
+        return self._writes.has_doubts
+
+    def state_of(self, point: Point) -> tuple[RegisterPoint, UnitState]:
+        """Return a point's place and its unit."""
+        return self._place_of[point]
+
+    def wrote(self, result: WriteResult, *, is_routed: bool) -> None:
+        """Count how a write ended, and tell it if a route gave it."""
+        is_done = result.outcome in (WriteOutcome.WRITTEN, WriteOutcome.VERIFIED)
+        self._counters["writes" if is_done else "writes_failed"] += 1
+        if is_routed:
+            self.tell(result)
 
     @property
     def _can_write(self) -> bool:
@@ -306,12 +323,12 @@ class ModbusClientLink:
         for point, value in values.items():
             answer: asyncio.Future[WriteResult] = loop.create_future()
             answers.append(answer)
-            place, state = self._place_of[point]
+            state = self._place_of[point][1]
             if not self._can_write or state.turns.rank is Rank.DEMOTED:
                 reason = Reason.TIMEOUT if self._can_write else Reason.NOT_CONNECTED
                 answer.set_result(WriteResult(point, value, WriteOutcome.FAILED, reason))
                 continue
-            self._writes.put(writing.Write(place, value, [answer], until_s=until_s))
+            self._writes.put(point, value, partial(_settle, answer), until_s=until_s)
             self.poke()
         return list(await asyncio.gather(*answers))
 
@@ -336,7 +353,7 @@ class ModbusClientLink:
         for lane in lanes:
             ends_s = lane.asked_s
             if lane.state is not None:  # it is answered, or not, within its time
-                ends_s += lane.state.unit.timeout_s
+                ends_s += max(lane.state.unit.timeout_s, lane.state.unit.write_timeout_s or 0.0)
                 due_s = min(due_s, ends_s)
             moved_s = max(moved_s, ends_s)
         if self._writes or self._background:
@@ -542,6 +559,8 @@ class ModbusClientLink:
         self._counters["requests"] += 1
         lane.asked_s = now_s if line.is_stream else max(now_s, line.settled_at_s)
         timeout_s = self._failures.timeout_s(lane, state, line, now_s)
+        if lane.steps is not None:
+            self._writes.sent(ask)
         line.ask(ask, timeout_s)
 
     def take_answer(self, lane: Lane, answer: bytes) -> None:
@@ -798,6 +817,11 @@ class ModbusClientLink:
         self._relearning = asyncio.get_running_loop().call_later(RELEARN_S, self._forget_limits)
 
 
+def _settle(answer: asyncio.Future[WriteResult], result: WriteResult) -> None:
+    if not answer.done():
+        answer.set_result(result)
+
+
 def _fault_of(ask: Ask, answer: bytes) -> RequestError | None:
     """Return why an answer is none, or a refusal; None if it is what was asked for."""
     if ask.is_answer(answer):
@@ -805,6 +829,8 @@ def _fault_of(ask: Ask, answer: bytes) -> RequestError | None:
     if not answer and not ask.unit_id:
         return None  # what is said to all is not answered
     try:
+        if ask.is_write:
+            pdu.check_write_reply(ask.pdu, answer)
         pdu.check_function(ask.pdu[0], answer)
     except RequestError as error:
         return error

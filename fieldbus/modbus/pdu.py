@@ -351,7 +351,24 @@ def check_write_reply(request: bytes, reply: bytes) -> None:
     check_function(request[0], reply)
     echo, _ = answer_shape(request)
     if reply != echo:
-        raise BadResponseError(f"the reply {reply[:8].hex(' ')} does not echo {echo.hex(' ')}")
+        raise BadResponseError(_difference(echo, reply))
+
+
+def _difference(echo: bytes, reply: bytes) -> str:
+    """Return what is wrong in the reply to a write."""
+    if len(reply) != len(echo):
+        return f"{len(reply)} bytes in the response, {len(echo)} were expected"
+    names = ["address", "value"] if echo[0] in WRITING else []
+    if echo[0] in (WRITE_MULTIPLE_COILS, WRITE_MULTIPLE_REGISTERS):
+        names[1] = "quantity"
+    elif echo[0] == MASK_WRITE_REGISTER:
+        names[1:] = ["AND mask", "OR mask"]
+    for place, name in enumerate(names):
+        at = slice(1 + 2 * place, 3 + 2 * place)
+        said, sent = int.from_bytes(reply[at], "big"), int.from_bytes(echo[at], "big")
+        if said != sent:
+            return f"{name} {said} in the response, {sent} was written"
+    return f"the response {reply.hex(' ')} does not repeat {echo.hex(' ')}"
 
 
 def check_function(function_code: int, reply: bytes) -> None:
@@ -369,4 +386,4 @@ def check_function(function_code: int, reply: bytes) -> None:
         code = reply[1]
         raise DeviceExceptionError(function_code, code, EXCEPTION_NAMES.get(code, "unknown"))
     if reply[0] != function_code:
-        raise BadResponseError(f"asked with function {function_code}, answered with {reply[0]}")
+        raise BadResponseError(f"function {reply[0]} in the response, {function_code} was sent")

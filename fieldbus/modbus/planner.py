@@ -57,6 +57,8 @@ class Limits:
     max_gap: int | None = None
     """Unused registers between two points that are read over, 16 times as many bits; None for what is
     cheapest."""
+    first_address: int | None = None
+    """Where every read begins, if the device wants that."""
 
     def __post_init__(self) -> None:
         if not (1 <= self.max_registers <= MAX_REGISTERS and 1 <= self.max_bits <= MAX_BITS):

@@ -27,6 +27,7 @@ from fieldbus.modbus.planner import MAX_REGISTERS
 from fieldbus.modbus.register_settings import RegisterSettings
 from fieldbus.modbus.register_types import RegisterType, Table
 from fieldbus.modbus.registers import OnBad, RegisterPoint
+from fieldbus.modbus.write_settings import WriteSettings
 from fieldbus.model import Access, Kind, Point
 from fieldbus.scaling import Linear
 from fieldbus.settings import (
@@ -49,7 +50,7 @@ _LARGEST_SCALE = 1e100
 _TIME_TYPES = {RegisterType(sign + bits) for sign in ("int", "uint") for bits in ("32", "48", "64")}
 
 
-class PointSettings(GuardSettings, RegisterSettings):
+class PointSettings(GuardSettings, WriteSettings, RegisterSettings):
     """A point of a Modbus device: where it lies and how it is read."""
 
     count: Annotated[int, Field(ge=2, le=2000)] | None = Field(
@@ -77,7 +78,6 @@ class PointSettings(GuardSettings, RegisterSettings):
     max: Number | None = None
     enum: Mapping[int, str] | None = None
     access: AccessName = "read"
-    verify: bool = Field(default=False, description="Read back what was written, and compare.")
     scan: Duration | None = None
     on_bad: Literal["exception", "hold", "nan"] | Substitute = Field(
         "exception", description="Of a served point: what masters see when its source is bad."
@@ -125,13 +125,17 @@ class PointSettings(GuardSettings, RegisterSettings):
         if (end - 1) >> 16 > first >> 16:
             what = "record" if table is Table.FILE else "address"
             raise problem(f"{table.place_name(address)} and what follows goes beyond {what} 65535")
+        self.check_writing(table, is_bit_field=self.bit_range()[0] is not None, registers=self.size)
+        if self.scale_from is not None and (self.read_from is not None or self.group is not None):
+            raise problem("a point with `scale_from` has neither `read_from` nor `group`")
         return self
 
     def _check_parts(self) -> None:
         if self.parts is None:
             return
         for key in ("address", "reference", "type", "length", "encoding", "bit", "bits", "signed", "format",
-                    "timezone", "flags", "count", "timestamp", "scale_from"):  # fmt: skip
+                    "timezone", "flags", "count", "timestamp", "scale_from",
+                    "read_from", "group", "then"):  # fmt: skip
             if getattr(self, key) is not None:
                 raise problem(
                     f"`parts` say what the registers are: `{key}` belongs to a part, or is not for them"
@@ -172,7 +176,9 @@ class PointSettings(GuardSettings, RegisterSettings):
     def moved(self, offset_of: Callable[[Table], int]) -> Self:
         """Return the same point at other addresses, which may be none."""
         if self.parts is None:
-            return super().moved(offset_of)
+            moved = super().moved(offset_of)
+            reading = self.moved_reading(self.place()[0], offset_of)
+            return moved.model_copy(update=reading) if reading else moved
         return self.model_copy(update={"parts": [part.moved(offset_of) for part in self.parts]})
 
     def in_zone(self, timezone: str) -> PointSettings:
@@ -360,13 +366,16 @@ class PointSettings(GuardSettings, RegisterSettings):
             presence=_counter(device, name, table, address) if table.is_whole else None,
             parts=tuple(part.build(point) for part in self.parts or ()),
             scan_s=self.scan,
-            verify=self.verify,
+            rules=self.write_rules(table),
             on_bad=action,
             initial=self.initial,
             is_open_to_masters=masters_write,
             origin=origin,
         )
-        return replace(made, address=address + index * made.count) if index else made
+        if not index:
+            return made
+        offset = index * made.count
+        return replace(made, address=address + offset, rules=self.write_rules(table, offset))
 
 
 def _counter(device: str, name: str, table: Table, address: int) -> RegisterPoint:

@@ -16,7 +16,7 @@ import datetime
 import math
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fieldbus.errors import ConversionError
@@ -33,6 +33,7 @@ from fieldbus.modbus.formats.composite import Part, joined_decoder
 from fieldbus.modbus.formats.numbers import raw_range
 from fieldbus.modbus.formats.text import Chars, Pad
 from fieldbus.modbus.register_types import Format, Order, RegisterType, Table, wire_arrangement
+from fieldbus.modbus.write_rules import PLAIN, WriteRules
 from fieldbus.model import Point, Value
 from fieldbus.scaling import Linear
 
@@ -94,8 +95,8 @@ class RegisterPoint:
     """Of a flag: the point of which it is a bit."""
     scan_s: float | None = None
     """Overrides the device's."""
-    verify: bool = False
-    """Whether a write is read back."""
+    rules: WriteRules = PLAIN
+    """How it is written."""
     on_bad: OnBad = field(default_factory=OnBad)
     initial: Value | None = None
     """Of a served point that masters write, or that is a factor: its value until the first write."""
@@ -108,6 +109,8 @@ class RegisterPoint:
     """How many addresses it takes: bits or registers."""
     end: int = field(init=False)
     """The first address behind it."""
+    shown: RegisterPoint | None = field(init=False)
+    """The same point where the device shows its value, if that is another place."""
 
     def __post_init__(self) -> None:
         count = max(1, math.ceil(self.type.bits / 16))
@@ -119,6 +122,11 @@ class RegisterPoint:
             count = self.length
         object.__setattr__(self, "count", count)
         object.__setattr__(self, "end", self.address + count)
+        shown = None
+        if self.rules.read_from is not None:
+            table, address = self.rules.read_from
+            shown = replace(self, table=table, address=address, rules=PLAIN)
+        object.__setattr__(self, "shown", shown)
 
     @property
     def pieces(self) -> Sequence[RegisterPoint]:

@@ -311,6 +311,10 @@ class PolledDeviceSettings(MappedDeviceSettings):
     unit_id: Annotated[int, Field(ge=0, le=255)] = 1
     scan: Duration = Field(1.0, description="How often each point is read, unless it says otherwise.")
     timeout: Duration | None = Field(None, description="Overrides the link's.")
+    write_timeout: Duration | None = Field(
+        None,
+        description="For the response to a write, if the device needs longer for it; by default `timeout`.",
+    )
     max_registers: Annotated[int, Field(ge=1, le=125)] = 125
     max_bits: Annotated[int, Field(ge=1, le=2000)] = 2000
     max_gap: Annotated[int, Field(ge=0, le=124)] | None = Field(
@@ -348,6 +352,7 @@ def build_client(
             timeout_s=item.timeout or settings.timeout,
             limits=Limits(item.max_registers, item.max_bits, item.max_gap),
             quirks=item.quirks.build(),
+            write_timeout_s=item.write_timeout,
         )
         for device, item in devices.items()
     ]

@@ -58,11 +58,17 @@ class Unit:
     timeout_s: float
     limits: Limits = field(default_factory=Limits)
     quirks: UnitQuirks = field(default_factory=UnitQuirks)
+    write_timeout_s: float | None = None
+    """For the response to a write; `timeout_s` if None."""
+    is_polled: bool = True
+    """Whether its points are read by themselves; not for the writes of a program that ends after them."""
 
     @property
     def readable(self) -> list[RegisterPoint]:
         """The points that are polled; what is needed to know others is among them."""
-        found = dict.fromkeys(point for point in self.points if point.point.access.can_read)
+        if not self.is_polled:
+            return []
+        found = dict.fromkeys(point.shown or point for point in self.points if point.point.access.can_read)
         found |= dict.fromkeys(point.factor for point in found if point.factor is not None)
         return list(found)
 
@@ -351,9 +357,9 @@ class UnitState:
                 for shift in (int(self._knocks * _GOLDEN % 1 * size),)
             ]
         # Of a unit that is only written to, what is written is the best guess at what can be read.
-        for table, start, size in places or [
-            (item.table, item.address, item.count) for item in self.unit.points
-        ]:
+        points = [item for item in self.unit.points if item.point.access.can_read] or self.unit.points
+        shown = [item.shown or item for item in points]
+        for table, start, size in places or [(item.table, item.address, item.count) for item in shown]:
             # Shorter than the block if possible; one more than it if it is a single register.
             most = MAX_BITS if table.is_bits else MAX_FILE_READ if table is Table.FILE else MAX_REGISTERS
             for count in (size,) if table.is_whole else (*range(1, min(size, 64) + 1), size + 1):

@@ -2,24 +2,31 @@
 
 Rules:
 
-* Writes are sent in the order in which they were given. Of several that wait for one point the last wins.
+* Writes are sent in the order in which they were given; neighbours that follow each other go together, and so
+  do the members of a group. Of several that wait for one point the last wins, at its own place in the order.
 * A write whose time is over is not sent; a write that cannot be sent now fails now. None is kept.
 * Each write is answered exactly once.
+* A value that may have been written (`unknown outcome`) is in doubt. A route's next sample with the same
+  value is held back for a pause that grows, and then the device is asked whether it has the value. Only if it
+  has not, or if that cannot be read at all, the value is sent again. Another value goes out at once.
 * As long as it is not known whether the line echoes, something is read of the unit before a write whose
   response looks like its request.
 
 Design: the queue yields requests, as an exploration does, and the link drives it: the queue knows nothing of
-connections. What the requests of a value are, `writing` knows.
+connections. What the requests of a value are, `write_steps` knows.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
 
 from fieldbus.clock import Clock
-from fieldbus.errors import DeviceExceptionError, RequestError, RequestTimeoutError
+from fieldbus.errors import ConnectionLostError, DeviceExceptionError, NotSentError, RequestError
 from fieldbus.link import NEVER, WriteOutcome, WriteResult
 from fieldbus.modbus import writing
 from fieldbus.modbus.agenda import Rank
@@ -28,44 +35,68 @@ from fieldbus.modbus.echo import LineEcho
 from fieldbus.modbus.exploration import reason_of, resynchronise
 from fieldbus.modbus.framing import Ask
 from fieldbus.modbus.places import Framing
+from fieldbus.modbus.registers import RegisterPoint
 from fieldbus.modbus.traffic import LineTraffic
 from fieldbus.modbus.units import Steps, UnitState
-from fieldbus.model import Point, Reason
+from fieldbus.modbus.write_steps import perform, read_back
+from fieldbus.modbus.write_trouble import OutOfStepError
+from fieldbus.model import Point, Reason, Value
 
+FIRST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 60.0
+"""How long a value in doubt is held back, at first and at last."""
 _DONE = (WriteOutcome.WRITTEN, WriteOutcome.VERIFIED)
+_REPLACED = "replaced by a newer value before it was"
+
+
+class Host(Protocol):
+    """What the queue needs of the link."""
+
+    clock: Clock
+
+    def state_of(self, point: Point) -> tuple[RegisterPoint, UnitState]:
+        """Return a point's place and its unit."""
+
+    def drive_aside(self, steps: Steps) -> None:
+        """Begin something whose steps let polls go between them."""
+
+    def wrote(self, result: WriteResult, *, is_routed: bool) -> None:
+        """Take the end of a write, and whether a route gave it."""
+
+
+@dataclass(slots=True)
+class _Doubt:
+    """A value that a device may have been given."""
+
+    value: Value
+    until_s: float
+    """Not again before this moment (monotonic)."""
+    pause_s: float
 
 
 class WriteQueue:
     """The waiting writes of one link."""
 
-    def __init__(
-        self,
-        state_of: Callable[[Point], UnitState],
-        tell: Callable[[WriteResult], None],
-        counters: MutableMapping[str, int],
-        clock: Clock,
-        echo: LineEcho | None = None,
-        traffic: LineTraffic | None = None,
-    ) -> None:
+    def __init__(self, host: Host, echo: LineEcho | None = None, traffic: LineTraffic | None = None) -> None:
         """Take what the queue works with.
 
         Args:
-            state_of: returns the unit of a point.
-            tell: takes the end of each write that a route gave.
-            counters: the link's, for ``writes`` and ``writes_failed``.
-            clock: the gateway's.
+            host: the link.
             echo: what is known of the line's echo; None where there is none.
             traffic: what is known of others on the line.
         """
-        self._state_of = state_of
-        self._tell = tell
-        self._counters = counters
-        self._clock = clock
+        self._host = host
+        self._clock = host.clock
         self._echo = echo
         self._traffic = LineTraffic(Framing.MBAP) if traffic is None else traffic
         self._waiting: dict[Point, writing.Write] = {}
+        self._doubts: dict[Point, _Doubt] = {}
+        self._unverified: dict[Point, tuple[writing.Write, asyncio.TimerHandle]] = {}
+        """Accepted, and read back later."""
         self.under_way: Steps | None = None
         """What is being written; only one at a time."""
+        self._unsent: set[Ask] = set()
+        """Requests that the link was given and has not sent yet."""
 
     def __bool__(self) -> bool:
         """Return whether a write waits."""
@@ -76,24 +107,73 @@ class WriteQueue:
         """Whether a write waits and none is under way."""
         return bool(self._waiting) and self.under_way is None
 
-    def put(self, write: writing.Write) -> None:
-        """Take a write; it replaces one to the same point that waits."""
-        point = write.point.point
+    def holds_back(self, point: Point, value: Value) -> bool:
+        """Return whether a route's value is not sent now, because it may have been already."""
+        doubt = self._doubts.get(point)
+        if doubt is None or doubt.value != value:
+            return False
+        return self._clock.monotonic_s() < doubt.until_s
+
+    @property
+    def has_doubts(self) -> bool:
+        """Whether any value is in doubt."""
+        return bool(self._doubts)
+
+    def put(
+        self,
+        point: Point,
+        value: Value,
+        answer: writing.Answer | None = None,
+        *,
+        until_s: float = NEVER,
+    ) -> None:
+        """Take a value; it replaces one to the same point that waits.
+
+        Args:
+            point: where to.
+            value: what.
+            answer: takes how it ended; None if a route gives the value.
+            until_s: after this moment (monotonic) it is not sent any more.
+        """
+        place, state = self._host.state_of(point)
+        write = _write_of(place, value, {item.point.name: item for item in state.unit.points})
+        write.until_s, write.is_routed = until_s, answer is None
+        if answer is not None:
+            write.answers.append(answer)
+        doubt = self._doubts.get(point)
+        write.is_doubted = write.is_routed and doubt is not None and doubt.value == value
         earlier = self._waiting.pop(point, None)
         if earlier is not None:
             if earlier.until_s < NEVER and earlier.value != write.value:
                 # A command's answer must not be that of another value.
-                reason = "replaced by a newer value before it was sent"
-                _answer(earlier, WriteResult(point, earlier.value, WriteOutcome.FAILED, reason))
+                result = WriteResult(point, earlier.value, WriteOutcome.FAILED, f"{_REPLACED} sent")
+                _answer(earlier, result)
             else:
                 write.answers.extend(earlier.answers)
             write.is_routed = write.is_routed or earlier.is_routed
         self._waiting[point] = write
+        if point in self._unverified:
+            unread, timer = self._unverified.pop(point)
+            timer.cancel()
+            self._finish(unread, WriteOutcome.WRITTEN, f"{_REPLACED} read back")
+
+    def sent(self, ask: Ask) -> None:
+        """Learn that a request may have left."""
+        self._unsent.discard(ask)
 
     def fail_waiting(self, reason: str) -> None:
         """Fail what waits."""
         for write in self._take():
             self._finish(write, WriteOutcome.FAILED, reason)
+
+    def close(self) -> None:
+        """Answer everything: the connection is gone."""
+        self.fail_waiting(Reason.NOT_CONNECTED)
+        for write, timer in self._unverified.values():
+            timer.cancel()
+            text = f"written, but reading back failed: {Reason.NOT_CONNECTED}"
+            self._finish(write, WriteOutcome.FAILED, text)
+        self._unverified.clear()
 
     def begin(self) -> Steps:
         """Return the steps that write what waits; they end before others begin."""
@@ -105,49 +185,67 @@ class WriteQueue:
         self._waiting.clear()
         return waiting
 
+    # --- the steps
+
     def _steps(self) -> Steps:
         waiting = self._take()
         try:
             for state, writes in self._by_unit(waiting):
-                runs = deque(writing.gather(self._in_time(writes), self._finish))
+                groups = writing.groups_of(state.unit.points)
+                runs = deque(writing.gather(self._in_time(writes), self._finish, groups))
                 while runs:
                     run = runs.popleft()
                     left = self._in_time(run.given)
                     if len(left) < len(run.given):  # those before it took long
-                        runs.extendleft(reversed(list(writing.gather(left, self._finish))))
+                        runs.extendleft(reversed(writing.gather(left, self._finish, groups)))
                         continue
                     if state.turns.rank is Rank.DEMOTED:  # by the request before: others wait long enough
                         for write in run.writes:
                             self._finish(write, WriteOutcome.FAILED, Reason.TIMEOUT)
                         continue
-                    yield from self._perform(state, run)
+                    yield from self._converse(state, self._performance(state, run))
         finally:
             self.under_way = None
             for write in waiting:
-                self._finish(write, WriteOutcome.FAILED, Reason.NOT_CONNECTED)
+                if all(write is not unread for unread, _ in self._unverified.values()):
+                    self._finish(write, WriteOutcome.FAILED, Reason.NOT_CONNECTED)
+
+    def _performance(self, state: UnitState, run: writing.Run) -> writing.Steps:
+        return perform(
+            run,
+            state.unit.quirks,
+            self._finish,
+            reason_of,
+            defer=lambda write: self._defer(state, write),
+            first_address=state.unit.limits.first_address,
+        )
 
     def _in_time(self, writes: Sequence[writing.Write]) -> list[writing.Write]:
-        """Return the writes whose time is not over, and answer the others."""
+        """Return the writes whose time is not over, and answer the others, with the rest of their group."""
         now_s = self._clock.monotonic_s()
+        late = {write.point.rules.group: write for write in writes if write.until_s <= now_s}
         for write in writes:
+            group = write.point.rules.group
             if write.until_s <= now_s:
                 self._finish(write, WriteOutcome.EXPIRED, "its turn came too late")
+            elif group and group in late:
+                text = writing.with_group(group, late[group].name, "came too late")
+                self._finish(write, WriteOutcome.EXPIRED, text)
         return [write for write in writes if not write.is_finished]
 
     def _by_unit(self, writes: Iterable[writing.Write]) -> list[tuple[UnitState, list[writing.Write]]]:
         """Return writes in their order, those to one unit that follow each other together."""
         found: list[tuple[UnitState, list[writing.Write]]] = []
         for write in writes:
-            state = self._state_of(write.point.point)
+            state = self._host.state_of(write.point.point)[1]
             if found and found[-1][0] is state:
                 found[-1][1].append(write)
             else:
                 found.append((state, [write]))
         return found
 
-    def _perform(self, state: UnitState, run: writing.Run) -> Steps:
+    def _converse(self, state: UnitState, steps: writing.Steps) -> Steps:
         """Send the requests of a run to its unit."""
-        steps = writing.perform(run, state.unit.quirks, self._finish, reason_of)
         resend: Callable[[], bytes] = lambda: next(steps)  # noqa: E731
         while True:
             try:
@@ -155,40 +253,102 @@ class WriteQueue:
             except StopIteration:
                 return
             ask = Ask(state.unit.unit_id, request)
-            if state.is_out_of_step(ask, self._clock.monotonic_s()):
-                yield from resynchronise(state, self._clock)
-                if ask.shape in state.suspects or state.turns.rank is Rank.DEMOTED:
-                    resend = _thrower(steps, RequestTimeoutError(state.unit.timeout_s))
-                    continue
-            if ask.is_mirrored and self._echo is not None and self._echo.is_heard is None:
-                yield from _read_something(state)
+            if not (yield from self._is_told_apart(state, ask)):
+                resend = _thrower(steps, OutOfStepError(state.unit.timeout_s))
+                continue
+            self._unsent.add(ask)
             try:
                 answer = yield state, ask
                 if is_read(ask) and self._traffic.is_shared(self._clock.monotonic_s()):
                     answer = yield from confirmed(state, ask, self._traffic.shapes)
             except RequestError as error:
+                if self._was_kept(ask) and not isinstance(error, DeviceExceptionError):
+                    error = NotSentError(str(error))
                 if state.suspects and isinstance(error, DeviceExceptionError):
-                    state.suspect(ask, self._clock.monotonic_s())  # it may be the answer to an earlier one
+                    # It may be the answer to an earlier one.
+                    state.suspect(ask, self._clock.monotonic_s())
                 resend = _thrower(steps, error)
+            except GeneratorExit:
+                if not self._was_kept(ask):
+                    with suppress(StopIteration):
+                        steps.throw(ConnectionLostError(""))
+                raise
             else:
+                self._was_kept(ask)
                 resend = _sender(steps, answer)
+
+    def _was_kept(self, ask: Ask) -> bool:
+        """Return whether a request has ended without having been sent."""
+        is_unsent = ask in self._unsent
+        self._unsent.discard(ask)
+        return is_unsent
+
+    def _is_told_apart(self, state: UnitState, ask: Ask) -> Generator[tuple[UnitState, Ask], bytes, bool]:
+        """See to it that no late response and no echo can be taken for the response to a request."""
+        if state.is_out_of_step(ask, self._clock.monotonic_s()):
+            yield from resynchronise(state, self._clock)
+            if ask.shape in state.suspects or state.turns.rank is Rank.DEMOTED:
+                return False
+        if ask.is_mirrored and ask.unit_id and self._echo is not None and self._echo.is_heard is None:
+            yield from _read_something(state)
+            return not state.is_out_of_step(ask, self._clock.monotonic_s())
+        return True
+
+    # --- read back later
+
+    def _defer(self, state: UnitState, write: writing.Write) -> None:
+        """Read a write back when the device has had its time."""
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(write.point.rules.verify_after_s, self._read_back, state, write)
+        self._unverified[write.point.point] = write, timer
+
+    def _read_back(self, state: UnitState, write: writing.Write) -> None:
+        self._host.drive_aside(self._reading_back(state, write))
+
+    def _reading_back(self, state: UnitState, write: writing.Write) -> Steps:
+        quirks, first = state.unit.quirks, state.unit.limits.first_address
+        steps = read_back(write, quirks, self._finish, reason_of, first_address=first)
+        try:
+            yield from self._converse(state, steps)
+        finally:
+            found = self._unverified.get(write.point.point)
+            if found is not None and found[0] is write:
+                del self._unverified[write.point.point]
+            text = f"written, but reading back failed: {Reason.NOT_CONNECTED}"
+            self._finish(write, WriteOutcome.FAILED, text)
+
+    # --- the end
 
     def _finish(self, write: writing.Write, outcome: WriteOutcome, reason: str | None) -> None:
         """Answer a write, the first time that this is called for it."""
         if write.is_finished:
             return
         write.is_finished = True
-        is_done = outcome in _DONE
-        self._counters["writes" if is_done else "writes_failed"] += 1
         value = write.value
-        if is_done and not write.point.table.is_bits and write.point.factor is None:
+        self._note_doubt(write, outcome)
+        if outcome in _DONE and not write.point.table.is_bits and write.point.factor is None:
             # What the registers hold now: the nearest step of the scale.
             decoded = write.point.decode(write.point.encode(value))[0]
             value = value if decoded is None else decoded
         result = WriteResult(write.point.point, value, outcome, reason)
-        if write.is_routed:
-            self._tell(result)
+        self._host.wrote(result, is_routed=write.is_routed)
         _answer(write, result)
+
+    def _note_doubt(self, write: writing.Write, outcome: WriteOutcome) -> None:
+        point = write.point.point
+        if outcome in _DONE:
+            self._doubts.pop(point, None)
+        elif outcome is WriteOutcome.UNKNOWN:
+            doubt = self._doubts.get(point)
+            is_again = doubt is not None and doubt.value == write.value
+            pause_s = min(2 * doubt.pause_s, LONGEST_PAUSE_S) if is_again and doubt else FIRST_PAUSE_S
+            self._doubts[point] = _Doubt(write.value, self._clock.monotonic_s() + pause_s, pause_s)
+
+
+def _write_of(place: RegisterPoint, value: Value, points: dict[str, RegisterPoint]) -> writing.Write:
+    """Return a value on its way, with what is written after it."""
+    steps = [_write_of(points[name], step, points) for name, step in place.rules.then if name in points]
+    return writing.Write(place, value, then=steps)
 
 
 def _read_something(state: UnitState) -> Steps:
@@ -201,8 +361,7 @@ def _read_something(state: UnitState) -> Steps:
 
 def _answer(write: writing.Write, result: WriteResult) -> None:
     for answer in write.answers:
-        if not answer.done():
-            answer.set_result(result)
+        answer(result)
 
 
 def _thrower(steps: writing.Steps, error: RequestError) -> Callable[[], bytes]:

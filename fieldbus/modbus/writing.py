@@ -1,42 +1,32 @@
-"""Values to write requests, and what becomes of them.
+"""Values to write: what goes together into one request, and which requests that are.
 
 Rules:
 
-* In the order in which they were given. Neighbours that follow each other share one request; if the device
-  refuses that, each is written by itself, so that one bad value does not cost the others. What may have been
-  done is not repeated: after a silence, or an answer that is none, the rest has failed.
-* FC 5 and 6 for one coil or register, FC 15 and 16 for more, or what the device's quirks leave.
-* Single bits of a register by FC 22 if the device has it; else the register is read, the bits are changed,
-  and it is written back and read again. Bits of one register that wait together are written together.
-* A value with a factor (`scale_from`) is written with the factor that the device has now.
-* What cannot be expressed is refused before anything is sent. `verify` reads back: what is found there must
-  be what was written.
+* In the order in which they were given. Neighbours that follow each other share one request.
+* Members of one `group` always share one request, at the turn of the first of them. If one is refused, all
+  are.
+* FC 5 and 6 for one coil or register, FC 15 and 16 for more, or what the point's `function` says, or what the
+  device's quirks leave.
+* What cannot be expressed is refused before anything is sent.
 
-Design: a generator that yields requests and is sent their answers, or has the error thrown into it, so that
-several steps read like one; it knows nothing of connections and clocks.
+How requests are sent and what their responses mean: `write_steps.py`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fieldbus.errors import ConversionError, DeviceExceptionError, RequestError
+from fieldbus.errors import ConversionError
 from fieldbus.link import WriteOutcome, WriteResult
 from fieldbus.modbus import other_functions, pdu
 from fieldbus.modbus.quirks import UnitQuirks
 from fieldbus.modbus.registers import RegisterPoint, Table
+from fieldbus.modbus.write_rules import MASK, SINGLE
 from fieldbus.model import Value
 
-_NO_REFUSAL = (
-    pdu.ACKNOWLEDGE,
-    pdu.GATEWAY_PATH_UNAVAILABLE,
-    pdu.GATEWAY_TARGET_FAILED_TO_RESPOND,
-)
-"""Exceptions after which nothing is tried otherwise: it may be done already, or nobody is there."""
-
+Answer = Callable[[WriteResult], None]
 Steps = Generator[bytes, bytes, None]
 """Yields request PDUs and is sent the answers' PDUs."""
 
@@ -47,12 +37,22 @@ class Write:
 
     point: RegisterPoint
     value: Value
-    answers: list[asyncio.Future[WriteResult]] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
+    """Who waits for the end of it."""
     is_finished: bool = False
     is_routed: bool = False
     """Whether a route gave it, or one that waited before it."""
     until_s: float = math.inf
     """After this moment (monotonic) it is not sent any more."""
+    then: Sequence[Write] = ()
+    """What is written after this was accepted."""
+    is_doubted: bool = False
+    """Whether the device may have this value already: then that is read first."""
+
+    @property
+    def name(self) -> str:
+        """The point's name in its device."""
+        return self.point.point.name
 
 
 @dataclass(slots=True)
@@ -67,6 +67,8 @@ class Run:
     """The same writes in the order in which they were given."""
     bits: bool = False
     """Whether only some bits of one place are written."""
+    members: Sequence[RegisterPoint] = ()
+    """Of a group: all its points, in order of address. All their registers are in the request."""
 
     @property
     def first(self) -> RegisterPoint:
@@ -75,40 +77,86 @@ class Run:
 
 
 Finish = Callable[[Write, WriteOutcome, str | None], None]
-Why = Callable[[RequestError], str]
+Groups = Mapping[str, Sequence[RegisterPoint]]
+"""The points of each group of a device, in order of address."""
 
 
-def gather(writes: Sequence[Write], finish: Finish) -> list[Run]:
+def groups_of(points: Sequence[RegisterPoint]) -> Groups:
+    """Return the groups of a device's points."""
+    found: dict[str, list[RegisterPoint]] = {}
+    for point in points:
+        if point.rules.group and point.word is None:
+            found.setdefault(point.rules.group, []).append(point)
+    return {name: sorted(members, key=_by_address) for name, members in found.items()}
+
+
+def _by_address(point: RegisterPoint) -> tuple[int, int, int]:
+    return point.address, point.end, point.low_bit or 0
+
+
+def gather(writes: Sequence[Write], finish: Finish, groups: Groups | None = None) -> list[Run]:
     """Encode what waits for one unit and put together what goes together; refuse what cannot be expressed.
 
     A value with a factor is encoded later, when the factor is known.
+
+    Args:
+        writes: in the order in which they were given.
+        finish: is told what is refused.
+        groups: of the unit.
     """
+    pieces, refusals = _encoded(writes)
     runs: list[Run] = []
+    of_group: dict[str, Run] = {}
+    spoilt = {write.point.rules.group: write for write in reversed(writes) if write in refusals}
+    for write in writes:
+        group = write.point.rules.group
+        culprit = spoilt.get(group) if group else None
+        if write in refusals:
+            finish(write, WriteOutcome.REFUSED, refusals[write])
+        elif culprit is not None:
+            finish(write, WriteOutcome.REFUSED, with_group(group, culprit.name, "was refused"))
+        elif group in of_group:
+            of_group[group].writes.append(write)
+            of_group[group].data.append(pieces[write])
+            of_group[group].given.append(write)
+        elif group and groups:
+            run = Run([write], [pieces[write]], [write], members=groups[group])
+            of_group[group] = run
+            runs.append(run)
+        elif runs and _joins(write, runs[-1]):
+            last = runs[-1]
+            at = 0 if write.point.end == last.first.address else len(last.writes)
+            last.writes.insert(at, write)
+            last.data.insert(at, pieces[write])
+            last.given.append(write)
+        else:
+            runs.append(Run([write], [pieces[write]], [write], write.point.low_bit is not None))
+    return runs
+
+
+def with_group(group: str, name: str, what: str) -> str:
+    """Return why a member of a group was not written."""
+    return f"not written: {name} of the same group ({group}) {what}"
+
+
+def _encoded(writes: Sequence[Write]) -> tuple[dict[Write, bytes], dict[Write, str]]:
+    """Return the bytes of what can be written, and why the rest is refused."""
+    pieces: dict[Write, bytes] = {}
+    refusals: dict[Write, str] = {}
     for write in writes:
         place = write.point
         refusal = place.point.refusal(write.value)
         if refusal is not None:
-            finish(write, WriteOutcome.REFUSED, refusal)
+            refusals[write] = refusal
             continue
         try:
             if place.table.is_bits:
-                piece = bytes((place.encode_bit(write.value),))
-            elif place.factor is not None:
-                piece = b""
+                pieces[write] = bytes((place.encode_bit(write.value),))
             else:
-                piece = place.encode(write.value)
+                pieces[write] = b"" if place.factor is not None else place.encode(write.value)
         except ConversionError as error:
-            finish(write, WriteOutcome.REFUSED, str(error))
-            continue
-        if runs and _joins(write, runs[-1]):
-            last = runs[-1]
-            at = 0 if place.end == last.first.address else len(last.writes)
-            last.writes.insert(at, write)
-            last.data.insert(at, piece)
-            last.given.append(write)
-        else:
-            runs.append(Run([write], [piece], [write], place.low_bit is not None))
-    return runs
+            refusals[write] = str(error)
+    return pieces, refusals
 
 
 def _joins(write: Write, run: Run) -> bool:
@@ -116,9 +164,14 @@ def _joins(write: Write, run: Run) -> bool:
     place, first, last = write.point, run.first, run.writes[-1].point
     if place.table is not first.table or place.factor is not None or first.factor is not None:
         return False
+    function = first.rules.function
+    is_apart = write.is_doubted or run.writes[0].is_doubted or bool(run.members)
+    if is_apart or place.rules.function != function or function in SINGLE:
+        return False
     if run.bits or place.low_bit is not None:
         is_same_place = (place.address, place.end) == (first.address, first.end)
-        return run.bits and place.low_bit is not None and is_same_place
+        is_same_shown = place.rules.read_from == first.rules.read_from
+        return run.bits and place.low_bit is not None and is_same_place and is_same_shown
     most = pdu.MAX_WRITE_BITS if place.table.is_bits else 2 * pdu.MAX_WRITE_REGISTERS
     if place.table is Table.FILE:
         most = 2 * other_functions.MAX_FILE_WRITE
@@ -127,186 +180,52 @@ def _joins(write: Write, run: Run) -> bool:
     return is_beside and sum(map(len, run.data)) + size <= most
 
 
-def perform(run: Run, quirks: UnitQuirks, finish: Finish, why: Why) -> Steps:
-    """Write a run and answer each of its writes."""
-    is_alone = len(run.writes) == 1 or run.bits
-    if quirks.single_writes and not is_alone:
-        # Together they would be as many requests, and some done twice if one is refused.
-        yield from _perform_singly(run, quirks, finish, why)
-        return
-    error = yield from _try(run, quirks)
-    if error is None:
-        yield from _read_back(run, quirks, finish, why)
-    elif is_alone or not _is_refusal(error):
-        _give_up(run.writes, error, finish, why)
-    else:
-        yield from _perform_singly(run, quirks, finish, why)
-
-
-def _perform_singly(run: Run, quirks: UnitQuirks, finish: Finish, why: Why) -> Steps:
-    """Write each by itself; after one that has no answer the others are not tried."""
-    pieces = dict(zip(run.writes, run.data, strict=True))
-    for index, write in enumerate(run.given):
-        alone = Run([write], [pieces[write]], [write])
-        error = yield from _try(alone, quirks)
-        if error is None:
-            yield from _read_back(alone, quirks, finish, why)
-        elif _is_refusal(error):
-            _give_up([write], error, finish, why)
-        else:
-            _give_up(run.given[index:], error, finish, why)
-            return
-
-
-def _try(run: Run, quirks: UnitQuirks) -> Generator[bytes, bytes, RequestError | ConversionError | None]:
-    """Send what writes a run; return why it was not written."""
-    try:
-        if run.bits:
-            yield from _write_bits(run, quirks)
-        elif run.first.factor is not None:
-            yield from _write_scaled(run.writes[0], quirks)
-        else:
-            yield from _write_data(run, quirks)
-    except (RequestError, ConversionError) as error:
-        return error
-    return None
-
-
-def _is_refusal(error: RequestError | ConversionError) -> bool:
-    """Return whether a device said no to what was asked, and may say yes to another request."""
-    if isinstance(error, DeviceExceptionError):
-        return error.exception_code not in _NO_REFUSAL
-    return isinstance(error, ConversionError)
-
-
-def _give_up(
-    writes: Iterable[Write], error: RequestError | ConversionError, finish: Finish, why: Why
-) -> None:
-    for write in writes:
-        if isinstance(error, ConversionError):
-            finish(write, WriteOutcome.REFUSED, str(error))
-        else:
-            finish(write, WriteOutcome.FAILED, why(error))
-
-
-def _read_back(run: Run, quirks: UnitQuirks, finish: Finish, why: Why) -> Steps:
-    """Answer writes that the device took, and read back before that where it is wanted."""
-    is_merged = run.bits and not _takes_mask(run.first, quirks)
-    data = b""
-    error: RequestError | None = None
-    for write in run.writes:
-        place = write.point
-        if not (place.verify or is_merged):
-            finish(write, WriteOutcome.WRITTEN, None)
-            continue
-        if error is None or (isinstance(error, DeviceExceptionError) and not run.bits):
-            try:
-                if not (run.bits and data):  # bits are all of one place
-                    data = yield from _read(place.table, place.address, place.count)
-                is_there = yield from _is_there(write, data)
-            except RequestError as failure:
-                error = failure
-            else:
-                error = None
-        if error is not None:
-            finish(write, WriteOutcome.FAILED, f"written, but reading back failed: {why(error)}")
-        elif is_there:
-            finish(write, WriteOutcome.VERIFIED, None)
-        else:
-            finish(write, WriteOutcome.FAILED, "read back, the device has another value")
-
-
-def _write_data(run: Run, quirks: UnitQuirks) -> Steps:
-    data = b"".join(run.data)
-    for request in requests(run.first.table, run.first.address, data, quirks):
-        yield from _ask(request)
-
-
-def requests(table: Table, address: int, data: bytes, quirks: UnitQuirks) -> list[bytes]:
+def requests(place: RegisterPoint, address: int, data: bytes, quirks: UnitQuirks) -> list[bytes]:
     """Return the requests that write registers as on the wire, or coils as one byte each.
+
+    Args:
+        place: the point, for its table and its function.
+        address: of the first register or coil.
+        data: what is written.
+        quirks: the device's.
 
     Raises:
         ConversionError: it is more than one request can write.
     """
-    if table is Table.FILE:
+    if place.table is Table.FILE:
         if len(data) > 2 * other_functions.MAX_FILE_WRITE:
             raise ConversionError(f"one request writes at most {other_functions.MAX_FILE_WRITE} records")
         return [other_functions.write_request(address, data)]
-    if table is Table.COIL:
+    is_single, is_multiple = is_written_singly(place, quirks), is_written_by_many(place, quirks)
+    if place.table is Table.COIL:
         states = [bool(state) for state in data]
-        if quirks.single_writes:
+        if is_single:
             return [pdu.write_coils_request(address + n, [state]) for n, state in enumerate(states)]
-        return [pdu.write_coils_request(address, states, multiple=quirks.multiple_writes)]
-    if quirks.single_writes:
+        return [pdu.write_coils_request(address, states, multiple=is_multiple)]
+    if is_single:
         words = [data[n : n + 2] for n in range(0, len(data), 2)]
         return [pdu.write_registers_request(address + n, word) for n, word in enumerate(words)]
     if len(data) > 2 * pdu.MAX_WRITE_REGISTERS:
         raise ConversionError(f"one request writes at most {pdu.MAX_WRITE_REGISTERS} registers")
-    return [pdu.write_registers_request(address, data, multiple=quirks.multiple_writes)]
+    return [pdu.write_registers_request(address, data, multiple=is_multiple)]
 
 
-def _ask(request: bytes) -> Steps:
-    answer = yield request
-    if answer:  # what is said to all has none
-        pdu.check_write_reply(request, answer)
+def is_written_singly(place: RegisterPoint, quirks: UnitQuirks) -> bool:
+    """Return whether each register or coil needs a request of its own."""
+    function = place.rules.function
+    return (
+        function in SINGLE if function is not None else quirks.single_writes and place.table is not Table.FILE
+    )
 
 
-def _read(table: Table, address: int, count: int) -> Generator[bytes, bytes, bytes]:
-    request = pdu.read_request(table, address, count)
-    answer = yield request
-    return pdu.check_read_reply(request, answer)
+def is_written_by_many(place: RegisterPoint, quirks: UnitQuirks) -> bool:
+    """Return whether one register or coil is written by FC 15 or 16 too."""
+    function = place.rules.function
+    return function in (15, 16) if function is not None else quirks.multiple_writes
 
 
-def _takes_mask(place: RegisterPoint, quirks: UnitQuirks) -> bool:
-    return place.count == 1 and quirks.mask_write and place.table is Table.HOLDING
-
-
-def _write_bits(run: Run, quirks: UnitQuirks) -> Steps:
-    place = run.first
-    size = place.count * 2
-    mask = value = 0
-    for write, data in zip(run.writes, run.data, strict=True):
-        own = write.point.bit_mask
-        mask |= own
-        value = value & ~own | int.from_bytes(data, "big") & own
-    if _takes_mask(place, quirks):
-        yield from _ask(pdu.mask_write_request(place.address, ~mask & 0xFFFF, value))
-        return
-    before = yield from _read(place.table, place.address, place.count)
-    after = (int.from_bytes(before, "big") & ~mask | value).to_bytes(size, "big")
-    for request in requests(place.table, place.address, after, quirks):
-        yield from _ask(request)
-
-
-def _write_scaled(write: Write, quirks: UnitQuirks) -> Steps:
-    place = write.point
-    factor = place.factor
-    if factor is None:
-        raise ConversionError("there is no factor")
-    data = yield from _read(factor.table, factor.address, factor.count)
-    exponent, flaw = factor.decode(data)
-    if flaw is not None or not isinstance(exponent, int):
-        raise ConversionError(f"{factor.point.address} has no value now: the power of ten is not known")
-    registers = place.encode(write.value, exponent)
-    for request in requests(place.table, place.address, registers, quirks):
-        yield from _ask(request)
-    nearest, _ = place.decode(registers, exponent)
-    write.value = write.value if nearest is None else nearest
-
-
-def _is_there(write: Write, data: bytes) -> Generator[bytes, bytes, bool]:
-    """Return whether what was read from a point's place is what was written."""
-    place = write.point
-    if place.table.is_bits:
-        return bool(data[0] & 1) == place.encode_bit(write.value)
-    exponent: int | None = None
-    if place.factor is not None:
-        factor = yield from _read(place.factor.table, place.factor.address, place.factor.count)
-        found = place.factor.decode(factor)[0]
-        exponent = found if isinstance(found, int) else None
-    try:
-        wanted = place.encode(write.value, exponent)
-    except ConversionError:
-        return False  # the factor is another by now
-    mask = place.bit_mask
-    return int.from_bytes(data, "big") & mask == int.from_bytes(wanted, "big") & mask
+def takes_mask(place: RegisterPoint, quirks: UnitQuirks) -> bool:
+    """Return whether bits of a place are written by FC 22."""
+    function = place.rules.function
+    is_asked = function == MASK or (function is None and quirks.mask_write)
+    return is_asked and place.count == 1 and place.table is Table.HOLDING

@@ -83,7 +83,7 @@ def test_all_that_is_said_of_an_array_is_said_of_each_element():
     for item in made.values():
         own = item.point
         assert (own.unit, own.minimum, own.access, own.kind) == ("°C", -5, Access.READWRITE, Kind.FLOAT)
-        assert (item.invalid, item.verify, item.linear.scale) == ({0x8000}, True, 0.1)
+        assert (item.invalid, item.rules.verify, item.linear.scale) == ({0x8000}, True, 0.1)
     assert len({item.point for item in made.values()}) == 2
 
 
@@ -121,7 +121,7 @@ def test_flags_are_points_beside_their_word():
     assert list(made) == ["status", "status.pump_on", "status.alarm"]
     alarm = made["status.alarm"]
     assert alarm.decode(b"\0\x08") == (True, None)
-    assert (alarm.point.kind, alarm.point.access, alarm.word, alarm.verify) == (
+    assert (alarm.point.kind, alarm.point.access, alarm.word, alarm.rules.verify) == (
         Kind.BOOL, Access.READWRITE, made["status"], True,
     )  # fmt: skip
     assert alarm.encode(value=True) == b"\0\x08"

@@ -137,6 +137,15 @@ class FrameEncoder:
                 raw[index] = bits
         return self._plan(raw).names
 
+    def selection(self, branch: Condition = ()) -> tuple[int, ...]:
+        """Return the bits of all selectors in the frame of a branch: one selection is one frame."""
+        raw = self._raw
+        if branch:
+            raw = raw.copy()
+            for index, bits in self._forced(branch):
+                raw[index] = bits
+        return tuple([raw[index] for index in self._selectors])
+
     def selects(self, name: str, values: Iterable[int]) -> bool:
         """Return whether a selector has one of the raw values now."""
         index = self._index.get(name)

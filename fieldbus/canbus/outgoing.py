@@ -74,6 +74,8 @@ class Outgoing:
         self._written: Sequence[Condition] = [item for item in conditions if item or len(conditions) == 1]
         """The branches that routes write; the common signals are in those."""
         self._is_simple = not self._selectors
+        self._ready: Sequence[Condition] | None = None
+        """The answer of `ready`, until something changes that it depends on; of a multiplexed message."""
         self.encoder = FrameEncoder(message.message)
         self.missing: set[Signal] = set()
         """Signals that need a value and have none: not written yet, or their source is bad."""
@@ -102,6 +104,7 @@ class Outgoing:
         self.encoder = FrameEncoder(self.message.message)
         self.given.clear()
         self.touched.clear()
+        self._ready = None
         self.is_waiting = self.is_unsent = False
         self.cyclic = None
         self.repeated = []
@@ -119,19 +122,21 @@ class Outgoing:
             ConversionError: it does not fit.
         """
         is_changed = self.encoder.set(signal.name, value)
-        is_first = signal not in self.given
-        was_missing = signal in self.missing
-        self.missing.discard(signal)
-        self.safe.discard(signal)
-        self.given.add(signal)
+        is_new = signal not in self.given or signal in self.missing or signal in self.safe
+        if is_new:
+            self.missing.discard(signal)
+            self.safe.discard(signal)
+            self.given.add(signal)
         if not self._is_simple:
             self.touched.add(signal)
+            if is_new or signal.name in self._selectors:
+                self._ready = None
         # What is not repeated goes out as often as the route says, changed or not.
-        is_due = self.message.cycle_s is None or self.is_unsent
-        return is_changed or was_missing or is_first or is_due
+        return is_changed or is_new or self.message.cycle_s is None or self.is_unsent
 
     def take_away(self, signal: Signal) -> bool:
         """Give a signal its safe value; without one it is missing. Return whether its bits changed."""
+        self._ready = None
         if signal not in self.message.safe:
             self.missing.add(signal)
             return False
@@ -158,6 +163,7 @@ class Outgoing:
     def restore(self, state: Any) -> None:
         """Undo what was given since `state`."""
         encoder, self.missing, self.given, self.safe, self.touched = state
+        self._ready = None
         self.encoder.restore(encoder)
 
     # --- frames
@@ -178,11 +184,14 @@ class Outgoing:
         """Return the branches of which a frame may be sent now."""
         if self._is_simple:
             return () if self.missing or not self.has_value else ((),)
-        found: dict[bytes, Condition] = {}
-        for branch, origins in self._candidates().items():
-            if self._is_begun(branch, origins) and not self.missing_in(branch):
-                found.setdefault(self.encoder.frame(branch), branch)  # branches that overlap may be one frame
-        return list(found.values())
+        if self._ready is None:
+            found: dict[tuple[int, ...], Condition] = {}
+            for branch, origins in self._candidates().items():
+                if self._is_begun(branch, origins) and not self.missing_in(branch):
+                    # Branches that overlap may be one frame.
+                    found.setdefault(self.encoder.selection(branch), branch)
+            self._ready = list(found.values())
+        return self._ready
 
     def changed(self) -> Sequence[Condition]:
         """Return the branches of `ready` that have a signal that changed since the message was sent.

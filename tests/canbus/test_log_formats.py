@@ -7,13 +7,15 @@ import struct
 import zlib
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fieldbus.canbus.bus import BITRATE_SWITCH, ERROR, EXTENDED, FD, REMOTE
 from fieldbus.canbus.kernel.error_frames import decode_error_frame
 from fieldbus.canbus.logs.detection import detect
 from fieldbus.canbus.logs.lines import LineError, NotThisFormatError, decimal_ns
 from fieldbus.canbus.logs.logged import ERROR_STATE, LogError, LoggedFrame
-from fieldbus.canbus.logs.reading import FORMATS, LogReader
+from fieldbus.canbus.logs.reading import _PARSERS, FORMATS, LogReader
 from fieldbus.canbus.logs.trc import TrcParser
 from fieldbus.canbus.logs.writing import LogWriter
 
@@ -339,6 +341,37 @@ def test_what_has_no_format_names_the_option(tmp_path):
 def test_what_is_no_time_is_refused(text):
     with pytest.raises(LineError):
         decimal_ns(text, S)
+
+
+HEADS = {
+    "candump": "",
+    "view": "",
+    "asc": "base hex timestamps relative",
+    "trc": ";$FILEVERSION=2.1\n;$COLUMNS=N,O,T,B,I,d,L,D",
+    "csv": GVRET.splitlines()[0],
+    "crtd": "",
+}
+PIECES = st.sampled_from(
+    ["1", "0", "1.0", "-1.0", "(1.0)", "123", "18FEF100", "18FEF100x", "FFFFFFFF", "Rx", "Tx", "d", "r", "8", "12",
+     "DT", "FB", "ER", "RR", "CANFD", "ErrorFrame", "RTR", "[8]", "[12]", "00 11", "1R11", "T29", "true", "Error",
+     "#", ",", ";", "1)", "remote request", "can0", "123#00", "0x123", "AA==", "date Mon Apr 6 09:00:00 2020"]
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("form", HEADS)
+@given(st.lists(st.one_of(PIECES, st.text(max_size=8)), max_size=16), st.sampled_from([" ", ",", "  "]))
+def test_no_line_is_a_surprise(form, words, separator):
+    parser = _PARSERS[form]({"Status": 0x123}, datetime.UTC)
+    for line in [*HEADS[form].split("\n"), separator.join(words)]:
+        try:
+            frame = parser.parse(line)
+        except (LineError, NotThisFormatError):
+            continue
+        if frame is not None:
+            assert len(frame.data) <= (64 if frame.is_fd else 8)
+            limit = 0x1FFFFFFF if frame.can_id & (EXTENDED | ERROR) else 0x7FF
+            assert frame.can_id & 0x1FFFFFFF <= limit
+            assert isinstance(frame.time_ns, int)
 
 
 LINES = {

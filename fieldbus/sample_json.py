@@ -30,6 +30,8 @@ from typing import Any, NamedTuple
 
 from fieldbus.model import Batch, Flaw, Kind, Point, Quality, Reason, Sample, Value
 
+_HALVES = "backslashreplace"
+"""Half a surrogate, which a text can have and UTF-8 cannot, becomes the escape by which JSON names it."""
 _cached_second: tuple[int, str] = (-1, "")
 
 
@@ -76,7 +78,9 @@ def sample_object(point: Point, sample: Sample, *, names_point: bool = False) ->
 
 def sample_bytes(point: Point, sample: Sample) -> bytes:
     """Return the sample as a payload."""
-    return json.dumps(sample_object(point, sample), ensure_ascii=False, separators=(",", ":")).encode()
+    return json.dumps(sample_object(point, sample), ensure_ascii=False, separators=(",", ":")).encode(
+        "utf-8", _HALVES
+    )
 
 
 def historical(payload: bytes) -> bytes:
@@ -98,7 +102,9 @@ NOTHING_INSIDE = Inside("", "")
 
 def gathered_message(time_ns: int, values: str, faults: str) -> bytes:
     """Return a gathered message of what stands between its braces."""
-    return f'{{"time":"{iso_time(time_ns)}","values":{{{values}}},"bad":{{{faults}}}}}'.encode()
+    return f'{{"time":"{iso_time(time_ns)}","values":{{{values}}},"bad":{{{faults}}}}}'.encode(
+        "utf-8", _HALVES
+    )
 
 
 class GatheredFormat:
@@ -237,4 +243,4 @@ def gathered_bytes(time_ns: int, samples: Iterable[tuple[str, Sample]]) -> bytes
         else:
             values[label] = value
     found: dict[str, Any] = {"time": iso_time(time_ns), "values": values, "bad": faults}
-    return json.dumps(found, ensure_ascii=False, separators=(",", ":")).encode()
+    return json.dumps(found, ensure_ascii=False, separators=(",", ":")).encode("utf-8", _HALVES)

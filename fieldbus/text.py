@@ -6,9 +6,11 @@ Rules:
   breaks, marks that turn the direction of writing, and half surrogates become escapes such as ``\x1b``,
   ``\u202e`` and ``\ud800``. Everything that people write stays as it is, in all scripts. One line stays
   one line. Nothing is lost: the escape says what was there.
+* `printable_json` does the same to JSON, whose escapes mean the same to every reader: the data stay what they
+  are.
 * `well_formed` makes text safe for UTF-8: half surrogates, which JSON can name and UTF-8 cannot hold, become
   U+FFFD. `is_well_formed` only asks.
-* All three take any text, and none raises.
+* They take any text, and none raises.
 
 Design: one mechanism for all ways out to people. The log's formatter and the command line's output call
 `printable` on everything, so no caller has to know where a text came from.
@@ -32,6 +34,15 @@ def printable(text: str) -> str:
 def printable_lines(text: str) -> str:
     """Return text of several lines, such as a traceback, safe to show; its line feeds and tabs stay."""
     return "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))
+
+
+def printable_json(text: str) -> str:
+    """Return JSON, with its line feeds, in which everything that `printable` escapes is a JSON escape."""
+    if text.isprintable():
+        return text
+    return "".join(
+        [letter if letter == "\n" or _is_shown(letter) else _json_escape(letter) for letter in text]
+    )
 
 
 def is_well_formed(text: str) -> bool:
@@ -62,3 +73,11 @@ def _escape(letter: str) -> str:
         return short
     code = ord(letter)
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def _json_escape(letter: str) -> str:
+    code = ord(letter)
+    if code < 0x10000:
+        return f"\\u{code:04x}"
+    code -= 0x10000
+    return f"\\u{0xD800 + (code >> 10):04x}\\u{0xDC00 + (code & 0x3FF):04x}"

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from fieldbus.cli.common import JsonOption, cell, fail, load_or_exit, out
+from fieldbus.cli.common import JsonOption, Rows, cell, fail, load_or_exit, out, say, say_json
 from fieldbus.gateway.commands.audit import FILE_NAME, export
 from fieldbus.gateway.commands.audit import verify as verify_files
 
@@ -48,18 +47,18 @@ def verify(
     except OSError as error:
         raise fail(f"{folder}: {(error.strerror or str(error)).lower()}") from None
     for fault in found.torn:
-        typer.echo(f"{fault.file}:{fault.line}: {fault.text}; a crash may have torn it", err=True)
+        say(f"{fault.file}:{fault.line}: {fault.text}; a crash may have torn it", err=True)
     for fault in found.faults:
-        typer.echo(f"{fault.file}:{fault.line}: {fault.text}")
+        say(f"{fault.file}:{fault.line}: {fault.text}")
     is_missing = expect is not None and not _has(folder, expect)
     if is_missing:
-        typer.echo(f"{folder}: record {expect} is not in it: the end was cut off, or all was made anew")
+        say(f"{folder}: record {expect} is not in it: the end was cut off, or all was made anew")
     if not found.records and not found.faults:
-        typer.echo(f"{folder}: there is no record in it")
+        say(f"{folder}: there is no record in it")
     if found.faults or is_missing or not found.records:
         raise typer.Exit(1)
     missing = "" if found.first == 1 else f" from record {found.first} on, older files are not here"
-    typer.echo(f"{folder}: {found.records} records{missing}, the chain is whole; last hash {found.last_hash}")
+    say(f"{folder}: {found.records} records{missing}, the chain is whole; last hash {found.last_hash}")
 
 
 def _has(folder: Path, expect: str) -> bool:
@@ -80,9 +79,9 @@ def show(
     )
     if as_json:
         for record in records:
-            typer.echo(json.dumps(record, ensure_ascii=False))
+            say_json(record)
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Rows()
     for name in ("n", "time (UTC)", "way", "actor", "point", "value", "before", "outcome", "reason"):
         table.add_column(name)
     for record in records:

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from rich.table import Table
 
-from fieldbus.cli.common import ConfigArgument, JsonOption, cell, out, print_json
+from fieldbus.cli.common import ConfigArgument, JsonOption, Rows, cell, out, print_json, say
 from fieldbus.errors import ConfigError, Problem
 from fieldbus.gateway.config.loader import load
 from fieldbus.gateway.load import LinkLoad, predict
@@ -34,12 +34,12 @@ def check(config: ConfigArgument, as_json: JsonOption = False) -> None:
         )
     else:
         for problem in problems:
-            typer.echo(str(problem))
+            say(str(problem))
         if plant is not None:
             _print(plant)
         else:
             count = sum(not problem.is_warning for problem in problems)
-            typer.echo(f"{count} problem{'s' if count != 1 else ''} found", err=True)
+            say(f"{count} problem{'s' if count != 1 else ''} found", err=True)
     if plant is None:
         raise typer.Exit(1)
 
@@ -60,7 +60,7 @@ def _summary(plant: Plant) -> dict[str, Any]:
 
 def _print(plant: Plant) -> None:
     found = _summary(plant)
-    typer.echo(
+    say(
         f"{plant.file}: fine. {found['links']} links, {found['devices']} devices, "
         f"{found['points']} points, {found['routes']} expanded routes, "
         f"{found['requests_per_s']:.4g} poll requests a second"
@@ -69,7 +69,7 @@ def _print(plant: Plant) -> None:
     out().print(load_table(plant, loads))
     for item in loads:
         if item.percent is not None and item.percent > 100:
-            typer.echo(f"warning: {item.link} would be loaded with {percent_text(item.percent)}: "
+            say(f"warning: {item.link} would be loaded with {percent_text(item.percent)}: "
                        "it cannot keep its scan periods")  # fmt: skip
 
 
@@ -80,7 +80,7 @@ def percent_text(percent: float) -> str:
 
 def load_table(plant: Plant, loads: list[LinkLoad]) -> Table:
     """Return the table of links and their predicted load."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Rows()
     table.add_column("link")
     table.add_column("goes to")
     table.add_column("requests/s", justify="right")

@@ -17,6 +17,7 @@ from fieldbus.errors import ConfigError, Problem, closest
 from fieldbus.gateway.config.loader import load
 from fieldbus.gateway.plant import Plant
 from fieldbus.model import Point
+from fieldbus.text import printable, printable_json, printable_lines
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="The configuration, a YAML file.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="For programs, not for people.")]
@@ -27,6 +28,28 @@ _STYLES = {"good": "green", "uncertain": "yellow", "bad": "red"}
 def out() -> Console:
     """Return the console for results; never narrower than a table needs when nobody looks at it."""
     return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+
+
+def say(text: object, *, err: bool = False) -> None:
+    """Write text to stdout or stderr, line by line; what came from outside does nothing to the terminal."""
+    typer.echo(printable_lines(str(text)), err=err)
+
+
+def say_json(data: Any, *, indent: int | None = None) -> None:
+    """Write JSON to stdout."""
+    typer.echo(printable_json(json.dumps(data, ensure_ascii=False, indent=indent)))
+
+
+class Rows(Table):
+    """A table without frames. What stands in its cells is text, never markup nor control codes."""
+
+    def __init__(self, *, title: str | None = None) -> None:
+        shown = None if title is None else cell(title)
+        super().__init__(title=shown, title_justify="left", box=None, pad_edge=False, header_style="bold")
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        """Add a row."""
+        super().add_row(*(cell(item) if isinstance(item, str) else item for item in cells), **options)
 
 
 def load_or_exit(config: Path, *, needs_secrets: bool = True, shows_warnings: bool = True) -> Plant:
@@ -44,12 +67,12 @@ def load_or_exit(config: Path, *, needs_secrets: bool = True, shows_warnings: bo
 def say_problems(problems: Iterable[Problem]) -> None:
     """Write problems to stderr, one a line."""
     for problem in problems:
-        typer.echo(str(problem), err=True)
+        say(problem, err=True)
 
 
 def fail(message: str) -> typer.Exit:
     """Say why on stderr, and return the exit with 1."""
-    typer.echo(f"fieldbus: {message}", err=True)
+    say(f"fieldbus: {message}", err=True)
     return typer.Exit(1)
 
 
@@ -76,8 +99,8 @@ def find_points(plant: Plant, names: Sequence[str]) -> list[Point]:
 
 
 def print_json(data: Any) -> None:
-    """Write JSON to stdout."""
-    typer.echo(json.dumps(data, ensure_ascii=False, indent=2))
+    """Write JSON to stdout, one item a line."""
+    say_json(data, indent=2)
 
 
 def value_text(item: dict[str, Any]) -> str:
@@ -95,15 +118,14 @@ def value_text(item: dict[str, Any]) -> str:
 
 def cell(text: object, style: str = "") -> Text:
     """Return a cell of a table: what devices say is text, never markup nor control codes."""
-    shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in str(text))
-    return Text(shown, style=style)
+    return Text(printable(str(text)), style=style)
 
 
 def samples_table(
     items: Iterable[dict[str, Any]], title: str | None = None, *, has_date: bool = False
 ) -> Table:
     """Return a table of samples in their JSON form."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    table = Rows(title=title)
     table.add_column("point", no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("unit", no_wrap=True)

@@ -16,8 +16,8 @@ from fieldbus.canbus.logs.decoding import LogDecoder, most_frequent
 from fieldbus.canbus.logs.lines import zone_of
 from fieldbus.canbus.logs.logged import LogError
 from fieldbus.canbus.logs.reading import FORMATS, LogReader
-from fieldbus.cli.common import JsonOption, fail
-from fieldbus.text import printable
+from fieldbus.cli.common import JsonOption, fail, say
+from fieldbus.text import printable, printable_json
 
 _SHOWN_IDS = 5
 _MAX_CHANNELS_SHOWN = 20
@@ -68,22 +68,22 @@ def decode(
     try:
         found = load(database, str(database), known)
     except DatabaseError as error:
-        raise fail(printable(str(error.problem))) from None
+        raise fail(str(error.problem)) from None
     for problem in found.warnings:
-        _say(str(problem))
+        say(problem, err=True)
     decoder = LogDecoder(found.messages, is_json=as_json, is_j1939=j1939)
     for name, other in decoder.doubles:
-        _say(f"{database}: warning: {name} has the identifier of {other} and is not seen")
+        say(f"{database}: warning: {name} has the identifier of {other} and is not seen", err=True)
     trouble: LogError | None = None
     try:
         source = cast("BinaryIO", sys.stdin.buffer) if str(log) == "-" else None
         ids = names_of((item.name, item.frame_id, item.is_extended) for item in found.messages)
         reader = LogReader(log, form=form, names=ids, zone=zone, source=source)
     except LogError as error:
-        raise fail(printable(str(error))) from None
+        raise fail(str(error)) from None
     others: dict[str, None] = {}
     try:
-        _write_lines(reader, decoder, channel, others)
+        _write_lines(reader, decoder, channel, others, as_json=as_json)
     except LogError as error:
         trouble = error
     except BrokenPipeError:
@@ -92,16 +92,11 @@ def decode(
     _sum_up(reader, decoder)
     if not decoder.frames and others:
         names = ", ".join(others)
-        _say(f"{log}: no frame of channel {channel}; there are {names}")
+        say(f"{log}: no frame of channel {channel}; there are {names}", err=True)
     if trouble is not None:
-        raise fail(printable(str(trouble)))
+        raise fail(str(trouble))
     if reader.bad_lines or not decoder.decoded:
         raise typer.Exit(1)
-
-
-def _say(text: str) -> None:
-    """Write a line to stderr; names in it are those of files."""
-    typer.echo(printable(text), err=True)
 
 
 def end_quietly() -> None:
@@ -111,13 +106,14 @@ def end_quietly() -> None:
 
 
 def _write_lines(
-    reader: LogReader, decoder: LogDecoder, channel: str | None, others: dict[str, None]
+    reader: LogReader, decoder: LogDecoder, channel: str | None, others: dict[str, None], *, as_json: bool
 ) -> None:
     line_of, write = decoder.line, sys.stdout.write
+    shown = printable_json if as_json else printable
     try:
         for frame in reader:
             if channel is None or frame.channel == channel:
-                write(line_of(frame) + "\n")
+                write(shown(line_of(frame)) + "\n")
             elif len(others) < _MAX_CHANNELS_SHOWN:
                 others[frame.channel] = None
     finally:
@@ -136,13 +132,13 @@ def _sum_up(reader: LogReader, decoder: LogDecoder) -> None:
         parts.append(f"{reader.others} lines that are no frames")
     if reader.bad_lines:
         parts.append(f"{reader.bad_lines} bad lines")
-    _say(f"{reader.path}: {'; '.join(parts)}")
+    say(f"{reader.path}: {'; '.join(parts)}", err=True)
     for text, count in decoder.fragments.items():
-        _say(f"{reader.path}: {text} ({count} frames)")
+        say(f"{reader.path}: {text} ({count} frames)", err=True)
     for note in reader.notes:
-        _say(f"{reader.path}: {note}")
+        say(f"{reader.path}: {note}", err=True)
     for line in reader.first_bad:
         place = f"{reader.path}:{line.number}" if line.number else str(reader.path)
-        _say(f"{place}: {line.reason}")
+        say(f"{place}: {line.reason}", err=True)
     if reader.bad_lines > len(reader.first_bad):
-        _say(f"{reader.path}: … and {reader.bad_lines - len(reader.first_bad)} more")
+        say(f"{reader.path}: … and {reader.bad_lines - len(reader.first_bad)} more", err=True)

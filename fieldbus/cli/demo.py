@@ -18,7 +18,7 @@ from rich.live import Live
 from rich.text import Text
 
 from fieldbus.canbus.link import CanLink
-from fieldbus.cli.common import fail, load_or_exit, out, samples_table
+from fieldbus.cli.common import fail, load_or_exit, out, samples_table, say
 from fieldbus.cli.run import work
 from fieldbus.errors import LinkDownError
 from fieldbus.gateway import log, loop
@@ -63,7 +63,7 @@ def demo(
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fieldbus-demo-")))
         elif (folder / "demo.yaml").exists():
-            typer.echo(f"{folder / 'demo.yaml'} is there already and is used as it is", err=True)
+            say(f"{folder / 'demo.yaml'} is there already and is used as it is", err=True)
         if not (folder / "demo.yaml").exists():
             with as_file(files("fieldbus.simulate") / "demo") as packaged:
                 shutil.copytree(packaged, folder, dirs_exist_ok=True)
@@ -79,7 +79,7 @@ def demo(
         except LinkDownError as error:
             raise fail(str(error)) from None
         if keep is not None:
-            typer.echo(f"The configuration stays in {keep}: edit it, then `fieldbus run {config}`.")
+            say(f"The configuration stays in {keep}: edit it, then `fieldbus run {config}`.")
 
 
 async def _demo(plant: Plant, console: Console, seconds: float | None) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import datetime
 import fnmatch
-import json
 import sqlite3
 import sys
 import time
@@ -14,7 +13,16 @@ from typing import Annotated
 
 import typer
 
-from fieldbus.cli.common import ConfigArgument, JsonOption, fail, load_or_exit, out, samples_table
+from fieldbus.cli.common import (
+    ConfigArgument,
+    JsonOption,
+    fail,
+    load_or_exit,
+    out,
+    samples_table,
+    say,
+    say_json,
+)
 from fieldbus.cli.decode import end_quietly
 from fieldbus.errors import closest
 from fieldbus.gateway.plant import Plant
@@ -23,6 +31,7 @@ from fieldbus.sample_json import iso_time, parse_time, sample_object
 from fieldbus.settings import parse_duration
 from fieldbus.store.history import names, read
 from fieldbus.store.link import StoreLink
+from fieldbus.text import printable
 
 _SHOWN = 200
 
@@ -53,13 +62,13 @@ def history(
             writer.writerow(("time", "point", "value", "unit", "quality", "reason"))
             for name, unit, (value, quality, reason, time_ns) in found:
                 shown = "" if value is None else str(value).lower() if isinstance(value, bool) else value
+                if isinstance(value, str) and sys.stdout.isatty():
+                    shown = printable(value)  # a file gets the text as it is
                 writer.writerow((iso_time(time_ns), name, shown, unit or "", quality, reason or ""))
             return
         if as_json:
             for name, unit, sample in found:
-                typer.echo(
-                    json.dumps({"point": name, **sample_object(_point(unit), sample)}, ensure_ascii=False)
-                )
+                say_json({"point": name, **sample_object(_point(unit), sample)})
             return
         items = [{"point": name, **sample_object(_point(unit), sample)} for name, unit, sample in found]
     except sqlite3.Error as error:
@@ -68,10 +77,10 @@ def history(
         end_quietly()
         return
     if not items:
-        typer.echo("no samples in that time", err=True)
+        say("no samples in that time", err=True)
         raise typer.Exit(1)
     if len(items) > _SHOWN:
-        typer.echo(f"the newest {_SHOWN} of {len(items)} samples; --csv has all", err=True)
+        say(f"the newest {_SHOWN} of {len(items)} samples; --csv has all", err=True)
     out().print(samples_table(items[-_SHOWN:], has_date=True))
 
 

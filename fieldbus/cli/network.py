@@ -9,10 +9,9 @@ import math
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from fieldbus.cli.broker import URL_HELP, CaOption, CertificateOption, KeyOption, url_or_exit, visit
-from fieldbus.cli.common import JsonOption, cell, fail, out, print_json
+from fieldbus.cli.common import JsonOption, Rows, cell, fail, out, print_json, say
 from fieldbus.errors import LinkDownError
 from fieldbus.gateway import loop
 from fieldbus.gateway.health import REPEAT_S
@@ -42,7 +41,7 @@ def network(
     if as_json:
         print_json([found[name] for name in sorted(found)])
     elif not found:
-        typer.echo(f"no gateway has been on {place.place} yet")
+        say(f"no gateway has been on {place.place} yet")
     else:
         _show(found)
     if any(not item["online"] or item["silent"] or _down(item) for item in found.values()):
@@ -108,7 +107,7 @@ def _parts(health: dict[str, Any], name: str) -> list[tuple[str, dict[str, Any]]
 
 
 def _show(found: dict[str, dict[str, Any]]) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Rows()
     for name in (
         "gateway",
         "state",
@@ -142,9 +141,9 @@ def _show(found: dict[str, dict[str, Any]]) -> None:
     out().print(table)
     for name in sorted(found):
         for kind, what, since in _down(found[name]) if found[name]["online"] else ():
-            typer.echo(f"{name}: {kind} {what} is down since {_ago(since)}")
+            say(f"{name}: {kind} {what} is down since {_ago(since)}")
         for trouble in _troubles(found[name]["health"] or {}):
-            typer.echo(f"{name}: {trouble}")
+            say(f"{name}: {trouble}")
 
 
 def _troubles(health: dict[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ from rich.table import Table
 from fieldbus.canbus.j1939.identifiers import pgn_of
 from fieldbus.canbus.link import CanLink
 from fieldbus.cli.check import load_table
-from fieldbus.cli.common import ConfigArgument, JsonOption, load_or_exit, out, print_json
+from fieldbus.cli.common import ConfigArgument, JsonOption, Rows, load_or_exit, out, print_json
 from fieldbus.gateway.load import predict
 from fieldbus.gateway.plant import Plant
 from fieldbus.gateway.system import DEVICE
@@ -31,7 +31,7 @@ def plan(config: ConfigArgument, as_json: JsonOption = False) -> None:
             document["status_map"] = status
         print_json(document)
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Rows()
     for name, justify in (
         ("link", "left"), ("device", "left"), ("unit id", "right"), ("table", "left"),
         ("address", "right"), ("count", "right"), ("period", "right"), ("points", "left"),
@@ -82,7 +82,7 @@ def _status_map(plant: Plant) -> list[dict[str, Any]]:
 
 
 def _status_table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", title="Status map", title_justify="left")
+    table = Rows(title="Status map")
     for name in rows[0]:
         is_number = name in ("unit_id", "address", "count")
         table.add_column(name.replace("_", " "), justify="right" if is_number else "left", overflow="fold")

@@ -15,7 +15,7 @@ from fieldbus.canbus.buses import open_bus
 from fieldbus.canbus.link import CanLink
 from fieldbus.canbus.logs.logged import LogError, LoggedFrame
 from fieldbus.canbus.logs.writing import WRITABLE, LogWriter
-from fieldbus.cli.common import ConfigArgument, fail, load_or_exit
+from fieldbus.cli.common import ConfigArgument, fail, load_or_exit, say
 from fieldbus.errors import LinkDownError, closest
 from fieldbus.gateway import log, loop
 from fieldbus.gateway.plant import Plant
@@ -68,12 +68,12 @@ def record(
     except LinkDownError as error:
         raise fail(str(error)) from None
     except LogError as error:
-        typer.echo(f"fieldbus: {error}", err=True)
+        say(f"fieldbus: {error}", err=True)
         recording.trouble = error
     if recording.trouble is not None:
-        typer.echo(f"{recording.frames} frames until then; the last may be missing in {output}", err=True)
+        say(f"{recording.frames} frames until then; the last may be missing in {output}", err=True)
         raise typer.Exit(1)
-    typer.echo(f"{recording.frames} frames written to {output}; {recording.lost} lost", err=True)
+    say(f"{recording.frames} frames written to {output}; {recording.lost} lost", err=True)
 
 
 def _parse_filter(text: str) -> Filter:
@@ -158,7 +158,7 @@ class Recording:
 
     async def _record(self, writer: LogWriter, seconds: float | None) -> None:
         names = ", ".join(f"{name} ({link.endpoint})" for name, link in self._links.items())
-        typer.echo(f"recording {names} to {writer.path}; Ctrl-C ends it", err=True)
+        say(f"recording {names} to {writer.path}; Ctrl-C ends it", err=True)
         keeping = [
             asyncio.create_task(self._keep(name, link, writer), name=f"record {name}")
             for name, link in self._links.items()
@@ -207,7 +207,7 @@ class Recording:
                 bus.start(ready, when_lost)
             except LinkDownError as error:
                 when_lost(error)
-            typer.echo(f"{name}: lost ({await lost}); trying again", err=True)
+            say(f"{name}: lost ({await lost}); trying again", err=True)
             await bus.close()
             self._lost_before += bus.dropped
             del self._buses[name]
@@ -217,7 +217,7 @@ class Recording:
                     self._buses[name] = await open_bus(link.options)
                 except LinkDownError:
                     continue
-            typer.echo(f"{name}: back", err=True)
+            say(f"{name}: back", err=True)
 
     def _take(self, name: str, channel: str, writer: LogWriter) -> int:
         """Write what a bus has; return how many frames that were."""

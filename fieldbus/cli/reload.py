@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from fieldbus.cli.common import ConfigArgument, fail, load_or_exit
+from fieldbus.cli.common import ConfigArgument, fail, load_or_exit, say
 from fieldbus.errors import LinkDownError
 from fieldbus.gateway import loop
 from fieldbus.gateway.control import ask
@@ -21,7 +21,7 @@ def reload(config: ConfigArgument) -> None:
         text = f"no gateway is running with the data folder {plant.data_dir}"
         raise fail(f"{text} (a change of `data_dir` needs a restart)")
     for problem in answer.get("problems", ()):
-        typer.echo(problem)
-    typer.echo(answer.get("text", ""))
+        say(problem)
+    say(answer.get("text", ""))
     if not answer.get("ok"):
         raise typer.Exit(1)

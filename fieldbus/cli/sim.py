@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-import typer
-
-from fieldbus.cli.common import ConfigArgument, fail, load_or_exit
+from fieldbus.cli.common import ConfigArgument, fail, load_or_exit, say
 from fieldbus.errors import LinkDownError
 from fieldbus.gateway import log, loop
 from fieldbus.gateway.plant import Plant
@@ -30,7 +28,7 @@ async def _simulate(plant: Plant, simulation: Simulation) -> None:
     stop = asyncio.Event()
     loop.on_signal(stop.set)
     await simulation.open()
-    typer.echo(f"simulating the devices of {plant.name}; Ctrl-C ends it", err=True)
+    say(f"simulating the devices of {plant.name}; Ctrl-C ends it", err=True)
     running = asyncio.create_task(simulation.run())
     await stop.wait()
     running.cancel()

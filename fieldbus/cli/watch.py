@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
@@ -14,7 +13,7 @@ import typer
 from rich.live import Live
 
 from fieldbus.cli.broker import CaOption, CertificateOption, KeyOption, is_url, url_or_exit, visit
-from fieldbus.cli.common import fail, load_or_exit, out, samples_table
+from fieldbus.cli.common import fail, load_or_exit, out, samples_table, say_json
 from fieldbus.errors import LinkDownError
 from fieldbus.gateway import loop
 from fieldbus.gateway.control import stream
@@ -86,13 +85,13 @@ async def _watch(
                     if _is_waiting(values.values()) and time.monotonic() < until_s:
                         continue
                     for item in values.values() if as_json else ():
-                        typer.echo(json.dumps(item, ensure_ascii=False))
+                        say_json(item)
                     if as_json:
                         return
                     break
                 if as_json:
                     for item in fresh:
-                        typer.echo(json.dumps(item, ensure_ascii=False))
+                        say_json(item)
                 elif shows_live:
                     live.update(samples_table(values.values(), line["gateway"]), refresh=True)
                 else:

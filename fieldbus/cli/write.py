@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from fieldbus.cli.broker import CaOption, CertificateOption, KeyOption, is_url, url_or_exit, visit
 from fieldbus.cli.common import (
     JsonOption,
+    Rows,
     cell,
     fail,
     find_points,
@@ -249,7 +249,7 @@ def _as_json(text: str) -> Value:
 
 
 def _print(found: Sequence[Mapping[str, Any]]) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Rows()
     for name in ("point", "value", "outcome", "reason"):
         table.add_column(name)
     for item in found:

@@ -42,6 +42,7 @@ from typing import Any
 
 from fieldbus.model import Access, Kind, Point
 from fieldbus.sample_json import iso_time
+from fieldbus.text import well_formed
 
 MAX_HOPS = 8
 VISIT_S = 30.0
@@ -131,13 +132,13 @@ def decode_birth(payload: bytes, gateway: str) -> Birth:
     """
     data = _mapping(payload)
     if data.get("gateway") != gateway:
-        raise PeeringError(f"it is about {str(data.get('gateway'))[:64]!r}")
+        raise PeeringError(f"it is about {_shown(data.get('gateway'))}")
     points = data.get("points")
     if not isinstance(points, dict) or len(points) > MAX_POINTS:
         raise PeeringError(f"`points` is a mapping of at most {MAX_POINTS}")
-    return Birth(
-        gateway, _clean(str(data.get("version", ""))[:40]), [_point(*item) for item in points.items()]
-    )
+    version = data.get("version")
+    version = well_formed(version) if isinstance(version, str) else ""
+    return Birth(gateway, version[:40], [_point(*item) for item in points.items()])
 
 
 def _point(address: str, item: Any) -> Point:
@@ -152,7 +153,7 @@ def _point(address: str, item: Any) -> Point:
     if type(hops) is not int or not 0 <= hops <= MAX_HOPS:
         raise PeeringError(f"{address} has no number of hops")
     try:
-        labels = {_label_key(number): _clean(str(label)) for number, label in item.get("labels", {}).items()}
+        labels = {_label_key(number): _text(label) or "" for number, label in item.get("labels", {}).items()}
         return Point(
             device=device,
             name=name,
@@ -165,7 +166,7 @@ def _point(address: str, item: Any) -> Point:
             highest=_number(item.get("highest")),
             labels=labels,
             description=_text(item.get("description")) or "",
-            origin=_clean(origin),
+            origin=well_formed(origin),
             hops=hops,
         )
     except (KeyError, ValueError, TypeError, AttributeError, OverflowError):
@@ -176,16 +177,23 @@ def _label_key(text: str) -> int | float:
     try:
         return int(text)
     except ValueError:
-        return float(text)
+        number = float(text)
+        if not math.isfinite(number):
+            raise
+        return number
 
 
 def _text(value: object) -> str | None:
-    return None if value is None else _clean(str(value)[:200])
+    """Return a text that is to be shown; a number is one too."""
+    if value is None:
+        return None
+    if not isinstance(value, str | int | float):
+        raise TypeError(type(value).__name__)
+    return well_formed(str(value)[:200])
 
 
-def _clean(text: str) -> str:
-    """Return a text without halves of characters, which JSON can name and UTF-8 has not."""
-    return text.encode(errors="replace").decode()
+def _shown(value: object) -> str:
+    return repr(well_formed(value)[:64]) if isinstance(value, str) else f"no name but {type(value).__name__}"
 
 
 def _number(value: object) -> float | None:
@@ -265,7 +273,8 @@ def want_of(data: Mapping[str, Any]) -> Want:
             if not isinstance(addresses, list) or len(addresses) > MAX_POINTS:
                 raise PeeringError(f"`{how}` is a list of at most {MAX_POINTS} points")
             if not all(
-                isinstance(address, str) and len(address) <= _LONGEST_ADDRESS for address in addresses
+                isinstance(address, str) and len(address) <= _LONGEST_ADDRESS and address.isprintable()
+                for address in addresses
             ):
                 raise PeeringError(f"`{how}` is a list of points")
             points.update(dict.fromkeys(addresses, how == "sample"))

@@ -45,6 +45,7 @@ from fieldbus.mqtt import peering
 from fieldbus.mqtt.arrivals import CLOCK_TOLERANCE_S, ClockOffset, Order, dated, held, picture
 from fieldbus.mqtt.records import RecordError, decode_live
 from fieldbus.sample_json import iso_time
+from fieldbus.text import well_formed
 
 EXPIRY_S = 10.0
 """How long a command of ours to another gateway is good."""
@@ -435,4 +436,4 @@ class Peers:
             self._counters["peer_faults"] += 1
             return
         if answer is not None and not answer.done():
-            answer.set_result((outcome, None if reason is None else str(reason)[:200]))
+            answer.set_result((outcome, well_formed(reason)[:200] if isinstance(reason, str) else None))

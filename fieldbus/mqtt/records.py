@@ -26,7 +26,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeGuard
 
 from fieldbus.model import HeldSample, Quality, Sample, Value
 
@@ -156,9 +156,9 @@ def decode_live(data: bytes) -> tuple[Stamp | None, list[Item]]:
     boot, number, time_ns = (found.get(name) for name in Stamp._fields)
     if boot is number is time_ns is None:
         return None, items
-    if not isinstance(boot, str) or not 0 < len(boot) <= _NAME_LENGTH:
+    if not _is_name(boot):
         raise RecordError("a live message names its boot")
-    if type(number) is not int or type(time_ns) is not int or number < 1 or time_ns < 0:
+    if not _is_count(number, 1) or type(time_ns) is not int or not 0 <= time_ns < _END_OF_TIME:
         raise RecordError("a live message has a number and a time")
     return Stamp(boot, number, time_ns), items
 
@@ -237,9 +237,9 @@ def decode_chunk(payload: bytes) -> tuple[Place, list[Item]]:
         is_historical = found["historical"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise RecordError("not a chunk") from None
-    if not all(isinstance(text, str) and 0 < len(text) <= _NAME_LENGTH for text in texts):
+    if not all(_is_name(text) for text in texts):
         raise RecordError("a chunk names its gateway, boot and stream")
-    if not all(type(number) is int and 0 <= number < 1 << 62 for number in numbers) or numbers[0] < 1:
+    if not all(_is_count(number) for number in numbers) or numbers[0] < 1:
         raise RecordError("a chunk has a first number, a count, a gap and a floor")
     if numbers[2] >= numbers[0]:
         raise RecordError("more samples are missing before a chunk than there can be")
@@ -267,9 +267,18 @@ def decode_acknowledgement(payload: bytes) -> tuple[str, str, int]:
         boot, stream, seq = found["boot"], found["stream"], found["seq"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise RecordError("not an acknowledgement") from None
-    if not isinstance(boot, str) or not isinstance(stream, str) or type(seq) is not int or seq < 0:
+    if not isinstance(boot, str) or not isinstance(stream, str) or not _is_count(seq):
         raise RecordError("not an acknowledgement")
     return boot, stream, seq
+
+
+def _is_name(text: object) -> TypeGuard[str]:
+    """Return whether a boot, a stream or a gateway may be named so."""
+    return isinstance(text, str) and 0 < len(text) <= _NAME_LENGTH and text.isprintable()
+
+
+def _is_count(number: object, lowest: int = 0) -> TypeGuard[int]:
+    return type(number) is int and lowest <= number <= 1 << 62
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from fieldbus.model import Kind, Point, Quality, Sample
 from fieldbus.mqtt.payload import TopicPoint, parse_path, read
+from fieldbus.mqtt.records import Item, decode_peer_row, encode_row
 from fieldbus.sample_json import gathered_bytes, iso_time, parse_time, sample_bytes
 
 NOW = 1_700_000_000_000_000_000
@@ -171,3 +172,104 @@ def test_gathered_points_are_in_values_or_in_bad():
         "values": {"temperature": 72.5, "running": True},
         "bad": {"count": "timeout", "level": "not available"},
     }
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "payload"),
+    [
+        (Kind.BOOL, "[0]", b'"1"'),
+        (Kind.STRING, "[0]", b'"ready"'),
+        (Kind.STRING, "a[1]", b'{"a": "on"}'),
+        (Kind.FLOAT, "a.b", b'{"a": 5}'),
+        (Kind.FLOAT, "a.b", b'{"a": true}'),
+        (Kind.FLOAT, "a.b", b'{"a": [1]}'),
+        (Kind.FLOAT, "a[0]", b'{"a": {"0": 1}}'),
+    ],
+)
+def test_a_path_that_leads_into_no_object_or_list_is_bad(kind, path, payload):
+    assert read(place(kind, path), payload, NOW)[:3] == (None, "bad", "conversion")
+
+
+@pytest.mark.parametrize("payload", [b'{"a": null}', b"{}", b'{"a": []}', b'{"a": [null]}'])
+def test_a_path_that_leads_to_nothing_is_not_available(payload):
+    assert read(place(path="a[0]"), payload, NOW)[:3] == (None, "bad", "not available")
+
+
+@pytest.mark.parametrize("payload", [b'"\\ud800"', b'{"value": "a\\udfffb"}', b'{"value": "\\ud83d"}'])
+def test_half_a_surrogate_is_no_text(payload):
+    assert read(place(Kind.STRING), payload, NOW)[:3] == (None, "bad", "conversion")
+    assert read(place(Kind.FLOAT), payload, NOW).is_bad
+
+
+def test_a_pair_of_surrogates_is_one_character():
+    assert read(place(Kind.STRING), b'"\\ud83c\\udf21"', NOW).value == "\N{THERMOMETER}"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (str(2**64 - 1), 2**64 - 1), (str(-(2**63)), -(2**63)), (str(2**64), None), (str(-(2**63) - 1), None),
+        ("9" * 309, None), ("9" * 4000, None), ("9" * 5000, None), ("1e400", None), ("-1e300", None),
+    ],
+)  # fmt: skip
+def test_a_whole_number_has_64_bits_at_most(text, value):
+    for payload in (text, f'{{"value": {text}}}'):
+        sample = read(place(Kind.INT, minimum=0, maximum=10), payload.encode(), NOW)
+        assert sample.value == value
+        assert sample.is_bad is (value is None)
+
+
+@pytest.mark.parametrize(
+    ("reason", "expected"),
+    [
+        ('"no\\ud800ne"', "no\ufffdne"), ("[[[1]]]", "not available"), ("5", "not available"),
+        ('""', "not available"), ('"' + "x" * 500 + '"', "x" * 200),
+    ],
+)  # fmt: skip
+def test_a_reason_of_somebody_else_is_a_short_text(reason, expected):
+    payload = f'{{"value": null, "quality": "bad", "reason": {reason}}}'
+    assert read(place(), payload.encode(), NOW).reason == expected
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**400), 10**400) | st.floats() | st.text(st.characters(), max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+        st.sampled_from(("a", "b", "value", "quality", "reason", "time", "historical", "0")) | st.text(max_size=2),
+        inner, max_size=4,
+    ),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@given(
+    data=json_values,
+    kind=st.sampled_from(Kind),
+    path=st.sampled_from(["", "a", "a[0].b", "[0]", "[0][0]", "value"]),
+)
+def test_whatever_json_comes_a_value_is_right_or_bad_and_every_peer_takes_it(data, kind, path):
+    sample = read(place(kind, path), json.dumps(data).encode(), NOW)
+    assert (sample.value is None) == (sample.quality == "bad")
+    assert (sample.reason is None) == (sample.quality == "good")
+    found = data
+    for step in parse_path(path):
+        found = found[step] if isinstance(found, dict if isinstance(step, str) else list) and (
+            step in found if isinstance(found, dict) else step < len(found)
+        ) else None  # fmt: skip
+    if not path and isinstance(found, dict):
+        found = found.get("value")
+    if sample.value is not None and kind in (Kind.INT, Kind.FLOAT):
+        assert type(found) in (int, float)
+        assert sample.value == found or (kind is Kind.FLOAT and sample.value == float(found))
+    if sample.value is not None and kind is Kind.STRING and isinstance(found, str):
+        assert sample.value == found
+    [item] = decode_peer_row(encode_row([Item(("d.p", "gw/d.p", 0), sample)]))
+    assert item.sample[:3] == sample[:3]
+    sample_bytes(place(kind).point, sample).decode()
+
+
+@given(st.text(st.characters(), max_size=10), st.text(st.characters(), max_size=10))
+def test_no_text_tears_what_is_published(value, unit):
+    point = Point("d", "p", Kind.STRING, unit=unit)
+    sample = Sample(value, Quality.GOOD, None, NOW)
+    assert json.loads(sample_bytes(point, sample).decode())["value"] == value
+    assert json.loads(gathered_bytes(0, [(unit, sample)]).decode())["values"] == {unit: value}

@@ -34,6 +34,7 @@ from fieldbus.link import WriteOutcome
 from fieldbus.model import Kind, Point, Value
 from fieldbus.sample_json import iso_time, parse_time
 from fieldbus.settings import parse_duration
+from fieldbus.text import is_well_formed
 
 DEFAULT_EXPIRY_S = 10.0
 LONGEST_EXPIRY_S = 60.0
@@ -42,6 +43,8 @@ MAX_AHEAD_S = 2.0
 """How far the clock of who gives a command may be ahead of ours."""
 MAX_PAYLOAD = 4096
 LONGEST_ID = 128
+LOWEST_INT = -(1 << 63)
+HIGHEST_INT = (1 << 64) - 1
 _KEYS = {"value", "id", "time", "expires", "mode"}
 MODES = ("write", "arm", "execute")
 
@@ -124,6 +127,10 @@ def read_command(payload: bytes, *, actor: str, point: str, origin: str) -> Comm
         raise RefusedError("the command has no `value` that is a number, text, true or false")
     if isinstance(value, float) and not math.isfinite(value):
         raise RefusedError(f"{value} is not a value")
+    if isinstance(value, str) and not is_well_formed(value):
+        raise RefusedError("the value is not valid Unicode text")
+    if isinstance(value, int) and not LOWEST_INT <= value <= HIGHEST_INT:
+        raise RefusedError("a whole number of more than 64 bits is not a value")
     name = data.get("id")
     if not isinstance(name, str | int) or isinstance(name, bool) or not 0 < len(str(name)) <= LONGEST_ID:
         raise RefusedError("the command has no `id`, by which it is told from its repetition")

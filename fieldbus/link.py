@@ -281,6 +281,18 @@ class PulsedLink(Protocol):
         ...
 
 
+StillAllowed = Callable[[Point, Value], tuple[WriteOutcome, str] | None]
+"""Returns how a write ends that must not be sent any more, and why; None if it may be sent."""
+
+
+@runtime_checkable
+class GuardedLink(Protocol):
+    """What a link has as well if a value can wait between `send` or `write` and its request."""
+
+    still_allowed: StillAllowed | None
+    """Asked for each value at the moment of sending; None if nobody wants to be asked."""
+
+
 @runtime_checkable
 class ReadableLink(Protocol):
     """What a link has as well if points can be read out of turn while it runs."""

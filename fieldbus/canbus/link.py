@@ -59,7 +59,7 @@ from fieldbus.link import (
     GaugesChanged,
     Notice,
     Report,
-    WriteOutcome,
+    StillAllowed,
     WriteResult,
 )
 from fieldbus.model import Group, Point, Reason, Value
@@ -268,13 +268,16 @@ class CanLink:
         """Send messages with values."""
         if self._node is not None:
             await self._node.is_ready()
-        if self._clock.monotonic_s() >= until_s:
-            outcome = WriteOutcome.EXPIRED
-            return [
-                WriteResult(point, value, outcome, "its turn came too late")
-                for point, value in values.items()
-            ]
-        return await self._sender.write(values)
+        return await self._sender.write(values, until_s=until_s)
+
+    @property
+    def still_allowed(self) -> StillAllowed | None:
+        """What is asked for each value of a write when there is room on the bus."""
+        return self._sender.still_allowed
+
+    @still_allowed.setter
+    def still_allowed(self, ask: StillAllowed | None) -> None:
+        self._sender.still_allowed = ask
 
     async def close(self) -> None:
         """Leave the bus."""

@@ -33,7 +33,7 @@ from fieldbus.canbus.outgoing import Address, Budget, Outgoing
 from fieldbus.canbus.schedule import Schedule
 from fieldbus.clock import SYSTEM, Clock
 from fieldbus.errors import ConversionError, LinkDownError, RefusedError
-from fieldbus.link import Delivery, WriteOutcome, WriteResult
+from fieldbus.link import NEVER, Delivery, StillAllowed, WriteOutcome, WriteResult
 from fieldbus.model import Point, Value
 
 QUEUE_AGE_S = 0.25
@@ -106,6 +106,8 @@ class Sender:
         """Whether the bus is off."""
         self._refusal: str | None = None
         """Why this bus can never send what was tried last."""
+        self.still_allowed: StillAllowed | None = None
+        """Asked for each value of a write when there is room on the bus."""
         self._is_retrying = False
         self._numbers = itertools.count(1)
 
@@ -210,10 +212,11 @@ class Sender:
             return outgoing.is_repeated_in_part  # the branches without the signal go on
         return is_changed or outgoing.is_unsent
 
-    async def write(self, values: Mapping[Point, Value]) -> list[WriteResult]:
+    async def write(self, values: Mapping[Point, Value], *, until_s: float = NEVER) -> list[WriteResult]:
         """Send messages with values and say how that ended.
 
-        What is in one message goes in one frame, or, if any of it is refused, not at all.
+        What is in one message goes in one frame, or, if any of it is refused, not at all. Nothing is sent
+        from `until_s` on (monotonic), nor what is not allowed any more when there is room on the bus.
         """
         results: dict[Point, WriteResult] = {}
         touched: dict[Outgoing, list[Point]] = {}
@@ -235,11 +238,15 @@ class Sender:
                     refusal = WriteResult(point, values[point], WriteOutcome.REFUSED, reason)
                     results.setdefault(point, refusal)
                 continue
-            for result in await self._write_message(outgoing, {point: values[point] for point in points}):
+            for result in await self._write_message(
+                outgoing, {point: values[point] for point in points}, until_s
+            ):
                 results[result.point] = result
         return [results[point] for point in values]
 
-    async def _write_message(self, outgoing: Outgoing, values: Mapping[Point, Value]) -> list[WriteResult]:
+    async def _write_message(
+        self, outgoing: Outgoing, values: Mapping[Point, Value], until_s: float
+    ) -> list[WriteResult]:
         """Send one message with values that fit, if nothing else in its frames is without a value."""
         before = outgoing.state()
         signals = {self._signal_of[point]: value for point, value in values.items()}
@@ -251,8 +258,16 @@ class Sender:
             outgoing.restore(before)
             refused = WriteOutcome.REFUSED
             return [WriteResult(point, value, refused, refusal) for point, value in values.items()]
-        failure = await self._send_now(outgoing, branches)
+        given = outgoing.state()
+        failure, is_unsent = await self._send_now(
+            outgoing, branches, lambda: self._refusal_of(values, until_s)
+        )
+        if is_unsent and outgoing.state() == given:
+            outgoing.restore(before)  # else the next frame of the message would carry it
         outgoing.touched.difference_update(signals)
+        if isinstance(failure, tuple):
+            outcome, reason = failure
+            return [WriteResult(point, value, outcome, reason) for point, value in values.items()]
         others = outgoing.beside(signals, branches)
         note = None
         if others:
@@ -274,19 +289,45 @@ class Sender:
                 return True
         return False
 
-    async def _send_now(self, outgoing: Outgoing, branches: Sequence[Condition]) -> str | None:
-        """Send the frames of branches once, waiting a moment for room; return why that failed, or None."""
+    def _refusal_of(self, values: Mapping[Point, Value], until_s: float) -> tuple[WriteOutcome, str] | None:
+        """Return how a write ends that must not be sent any more."""
+        if self._clock.monotonic_s() >= until_s:
+            return WriteOutcome.EXPIRED, "its turn came too late"
+        if self.still_allowed is None:
+            return None
+        refusals = (self.still_allowed(point, value) for point, value in values.items())
+        return next((refusal for refusal in refusals if refusal is not None), None)
+
+    async def _send_now(
+        self,
+        outgoing: Outgoing,
+        branches: Sequence[Condition],
+        refusal_now: Callable[[], tuple[WriteOutcome, str] | None],
+    ) -> tuple[str | tuple[WriteOutcome, str] | None, bool]:
+        """Send the frames of branches once, waiting a moment for room.
+
+        Returns:
+            Why that failed, or None; and whether nothing was sent.
+        """
+        refusal = refusal_now()
+        if refusal is not None:
+            return refusal, True
         end_s = self._clock.monotonic_s() + QUEUE_AGE_S
         self._refusal = None
         cycle_s = outgoing.message.cycle_s
         if cycle_s is not None and self.is_up and self._repeat(outgoing, outgoing.ready(), cycle_s):
-            return self._refusal  # the bus goes on with these values
+            return self._refusal, False  # the bus goes on with these values
+        is_unsent = True
         for data in outgoing.frames(branches):
             while not self._hand_over(outgoing, data):
                 if not self.is_up or self._clock.monotonic_s() > end_s:
-                    return "the bus did not take the frame"
+                    return "the bus did not take the frame", is_unsent
                 await asyncio.sleep(_RETRY_S)
-        return self._refusal or await self._address.is_sent(outgoing.message)
+                refusal = refusal_now() if is_unsent else None
+                if refusal is not None:
+                    return refusal, True
+            is_unsent = False
+        return self._refusal or await self._address.is_sent(outgoing.message), False
 
     # --- frames
 

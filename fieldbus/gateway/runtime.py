@@ -44,6 +44,7 @@ from fieldbus.link import (
     Delivery,
     GatheringLink,
     GaugedLink,
+    GuardedLink,
     LazyLink,
     Link,
     PeerLink,
@@ -180,6 +181,9 @@ class Gateway:
         self.desk = desk
         if self.exchange is not None:
             self.exchange.desk = desk
+        for link in self._links.values():
+            if isinstance(link, GuardedLink):
+                link.still_allowed = self._still_allowed
         self._guards = {
             point: guard for point, guard in plant.guards.items() if self.router.edge_to(point) is not None
         }
@@ -615,6 +619,17 @@ class Gateway:
             self._arm()
 
     # --- commands
+
+    def _still_allowed(self, point: Point, value: Value) -> tuple[WriteOutcome, str] | None:
+        """Return how a write ends that must not be sent any more; links ask it at the moment of sending."""
+        refusal = self.desk.still_allowed(point, value)
+        if refusal is not None and not self.desk.is_commanded(point, value):
+            edge = self.router.edge_to(point)
+            if edge is not None and point in self._machines:
+                self.desk.routed(point, edge.source, value, refusal[1])
+            self.router.missed(point)
+            self.delivered.pop(point, None)
+        return refusal
 
     async def _write(self, point: Point, value: Value, until_s: float) -> WriteResult:
         """Have a point's link write it."""

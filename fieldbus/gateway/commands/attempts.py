@@ -164,9 +164,14 @@ class Attempts:
         Links ask this at the moment of sending.
         """
         attempt = self._under_way.get(point.address)
-        if attempt is not None and attempt.value == value:
-            return self._refusal_now(attempt.command, point, value)
-        return self._refusal_now(Command("route", "", "route", point.address, value), point, value)
+        if attempt is None or attempt.value != value:
+            return self._refusal_now(Command("route", "", "route", point.address, value), point, value)
+        return self._refusal_now(attempt.command, point, value)
+
+    def is_commanded(self, point: Point, value: Value) -> bool:
+        """Return whether the link has a value because of an attempt, and not because of a route."""
+        attempt = self._under_way.get(point.address)
+        return attempt is not None and attempt.value == value
 
     def _refusal_now(self, command: Command, point: Point, value: Value) -> tuple[WriteOutcome, str] | None:
         try:

@@ -255,6 +255,10 @@ class Desk:
         """
         return self._attempts.still_allowed(point, value)
 
+    def is_commanded(self, point: Point, value: Value) -> bool:
+        """Return whether the link has a value because of an attempt, and not because of a route."""
+        return self._attempts.is_commanded(point, value)
+
     def _can_record(self, audit: Audit) -> bool:
         """Return whether what is done now can be recorded; after a failure that is tried."""
         if not audit.is_ready():

@@ -42,6 +42,7 @@ from fieldbus.link import (
     Event,
     Regrouped,
     Report,
+    StillAllowed,
     WriteOutcome,
     WriteResult,
 )
@@ -300,6 +301,15 @@ class ModbusClientLink:
         """Whether any value is held back."""
         return self._writes.has_doubts
 
+    @property
+    def still_allowed(self) -> StillAllowed | None:
+        """What is asked for each value at the moment of sending."""
+        return self._writes.still_allowed
+
+    @still_allowed.setter
+    def still_allowed(self, ask: StillAllowed | None) -> None:
+        self._writes.still_allowed = ask
+
     def state_of(self, point: Point) -> tuple[RegisterPoint, UnitState]:
         """Return a point's place and its unit."""
         return self._place_of[point]
@@ -556,11 +566,16 @@ class ModbusClientLink:
         line = lane.line
         if line is None:
             return
+        steps = lane.steps
+        error = None if steps is None else self._writes.sending(ask)
+        if steps is not None and error is not None:
+            lane.take()
+            self._drive(lane, steps, None, error)
+            self.poke()
+            return
         self._counters["requests"] += 1
         lane.asked_s = now_s if line.is_stream else max(now_s, line.settled_at_s)
         timeout_s = self._failures.timeout_s(lane, state, line, now_s)
-        if lane.steps is not None:
-            self._writes.sent(ask)
         line.ask(ask, timeout_s)
 
     def take_answer(self, lane: Lane, answer: bytes) -> None:

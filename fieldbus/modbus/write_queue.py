@@ -4,7 +4,8 @@ Rules:
 
 * Writes are sent in the order in which they were given; neighbours that follow each other go together, and so
   do the members of a group. Of several that wait for one point the last wins, at its own place in the order.
-* A write whose time is over is not sent; a write that cannot be sent now fails now. None is kept.
+* A write whose time is over, or that is not allowed any more, is not sent: that is asked when its first
+  request goes on the wire. A write that cannot be sent now fails now. None is kept.
 * Each write is answered exactly once.
 * A value that may have been written (`unknown outcome`) is in doubt. A route's next sample with the same
   value is held back for a pause that grows, and then the device is asked whether it has the value. Only if it
@@ -27,7 +28,7 @@ from typing import Protocol
 
 from fieldbus.clock import Clock
 from fieldbus.errors import ConnectionLostError, DeviceExceptionError, NotSentError, RequestError
-from fieldbus.link import NEVER, WriteOutcome, WriteResult
+from fieldbus.link import NEVER, StillAllowed, WriteOutcome, WriteResult
 from fieldbus.modbus import writing
 from fieldbus.modbus.agenda import Rank
 from fieldbus.modbus.confirmation import confirmed, is_read
@@ -39,7 +40,7 @@ from fieldbus.modbus.registers import RegisterPoint
 from fieldbus.modbus.traffic import LineTraffic
 from fieldbus.modbus.units import Steps, UnitState
 from fieldbus.modbus.write_steps import perform, read_back
-from fieldbus.modbus.write_trouble import OutOfStepError
+from fieldbus.modbus.write_trouble import NotAllowedError, OutOfStepError
 from fieldbus.model import Point, Reason, Value
 
 FIRST_PAUSE_S = 1.0
@@ -97,6 +98,9 @@ class WriteQueue:
         """What is being written; only one at a time."""
         self._unsent: set[Ask] = set()
         """Requests that the link was given and has not sent yet."""
+        self._guarded: tuple[Ask, writing.Run] | None = None
+        """The first request that writes something of a run, before it is sent."""
+        self.still_allowed: StillAllowed | None = None
 
     def __bool__(self) -> bool:
         """Return whether a write waits."""
@@ -157,9 +161,31 @@ class WriteQueue:
             timer.cancel()
             self._finish(unread, WriteOutcome.WRITTEN, f"{_REPLACED} read back")
 
-    def sent(self, ask: Ask) -> None:
-        """Learn that a request may have left."""
+    def sending(self, ask: Ask) -> NotAllowedError | None:
+        """Learn that a request is about to leave; return why it must not."""
+        if self._guarded is not None and self._guarded[0] is ask:
+            error = self._not_allowed(self._guarded[1])
+            if error is not None:
+                return error
+            self._guarded = None
         self._unsent.discard(ask)
+        return None
+
+    def _refusal_of(self, write: writing.Write) -> tuple[WriteOutcome, str] | None:
+        """Return how a write ends that must not be sent any more."""
+        if write.until_s <= self._clock.monotonic_s():
+            return WriteOutcome.EXPIRED, "its turn came too late"
+        return None if self.still_allowed is None else self.still_allowed(write.point.point, write.value)
+
+    def _not_allowed(self, run: writing.Run) -> NotAllowedError | None:
+        """End the writes of a run that must not be sent any more; return what ends the others with them."""
+        error = None
+        for write in run.given:
+            refusal = self._refusal_of(write)
+            if refusal is not None:
+                self._finish(write, *refusal)
+                error = NotAllowedError(WriteOutcome.REFUSED, f"not sent, because {write.name} was not")
+        return error
 
     def fail_waiting(self, reason: str) -> None:
         """Fail what waits."""
@@ -192,10 +218,10 @@ class WriteQueue:
         try:
             for state, writes in self._by_unit(waiting):
                 groups = writing.groups_of(state.unit.points)
-                runs = deque(writing.gather(self._in_time(writes), self._finish, groups))
+                runs = deque(writing.gather(self._may_go(writes), self._finish, groups))
                 while runs:
                     run = runs.popleft()
-                    left = self._in_time(run.given)
+                    left = self._may_go(run.given)
                     if len(left) < len(run.given):  # those before it took long
                         runs.extendleft(reversed(writing.gather(left, self._finish, groups)))
                         continue
@@ -203,7 +229,7 @@ class WriteQueue:
                         for write in run.writes:
                             self._finish(write, WriteOutcome.FAILED, Reason.TIMEOUT)
                         continue
-                    yield from self._converse(state, self._performance(state, run))
+                    yield from self._converse(state, self._performance(state, run), run)
         finally:
             self.under_way = None
             for write in waiting:
@@ -220,17 +246,19 @@ class WriteQueue:
             first_address=state.unit.limits.first_address,
         )
 
-    def _in_time(self, writes: Sequence[writing.Write]) -> list[writing.Write]:
-        """Return the writes whose time is not over, and answer the others, with the rest of their group."""
-        now_s = self._clock.monotonic_s()
-        late = {write.point.rules.group: write for write in writes if write.until_s <= now_s}
+    def _may_go(self, writes: Sequence[writing.Write]) -> list[writing.Write]:
+        """Return the writes that may be sent still, and answer the others, with the rest of their group."""
+        refusals = {write: refusal for write in writes if (refusal := self._refusal_of(write)) is not None}
+        groups = {write.point.rules.group: write for write in refusals if write.point.rules.group}
         for write in writes:
-            group = write.point.rules.group
-            if write.until_s <= now_s:
-                self._finish(write, WriteOutcome.EXPIRED, "its turn came too late")
-            elif group and group in late:
-                text = writing.with_group(group, late[group].name, "came too late")
-                self._finish(write, WriteOutcome.EXPIRED, text)
+            first = groups.get(write.point.rules.group)
+            if write in refusals:
+                self._finish(write, *refusals[write])
+            elif first is not None:
+                outcome = refusals[first][0]
+                why = "came too late" if outcome is WriteOutcome.EXPIRED else "was refused"
+                text = writing.with_group(write.point.rules.group or "", first.name, why)
+                self._finish(write, outcome, text)
         return [write for write in writes if not write.is_finished]
 
     def _by_unit(self, writes: Iterable[writing.Write]) -> list[tuple[UnitState, list[writing.Write]]]:
@@ -244,8 +272,9 @@ class WriteQueue:
                 found.append((state, [write]))
         return found
 
-    def _converse(self, state: UnitState, steps: writing.Steps) -> Steps:
+    def _converse(self, state: UnitState, steps: writing.Steps, run: writing.Run | None = None) -> Steps:
         """Send the requests of a run to its unit."""
+        is_guarded = run is not None
         resend: Callable[[], bytes] = lambda: next(steps)  # noqa: E731
         while True:
             try:
@@ -257,12 +286,15 @@ class WriteQueue:
                 resend = _thrower(steps, OutOfStepError(state.unit.timeout_s))
                 continue
             self._unsent.add(ask)
+            if is_guarded and run is not None and not is_read(ask):
+                self._guarded, is_guarded = (ask, run), False
             try:
                 answer = yield state, ask
                 if is_read(ask) and self._traffic.is_shared(self._clock.monotonic_s()):
                     answer = yield from confirmed(state, ask, self._traffic.shapes)
             except RequestError as error:
-                if self._was_kept(ask) and not isinstance(error, DeviceExceptionError):
+                was_kept = self._was_kept(ask)
+                if was_kept and not isinstance(error, DeviceExceptionError | NotAllowedError):
                     error = NotSentError(str(error))
                 if state.suspects and isinstance(error, DeviceExceptionError):
                     # It may be the answer to an earlier one.

@@ -24,6 +24,15 @@ class OutOfStepError(RequestTimeoutError):
     """A request was not sent: its response could not be told from a late one."""
 
 
+class NotAllowedError(RequestError):
+    """A request was not sent, because it is not allowed any more, or its time is over."""
+
+    def __init__(self, outcome: WriteOutcome, reason: str) -> None:
+        """Take how it ends."""
+        super().__init__(reason)
+        self.outcome = outcome
+
+
 @dataclass(frozen=True, slots=True)
 class Trouble:
     """Why something was not written, or perhaps not."""
@@ -47,6 +56,8 @@ class TroubleError(Exception):
 
 def trouble_of(error: RequestError) -> Trouble:
     """Return what it means that a request which writes failed."""
+    if isinstance(error, NotAllowedError):
+        return Trouble(error.outcome, str(error))
     if isinstance(error, OutOfStepError):
         return Trouble(WriteOutcome.FAILED, Reason.TIMEOUT)
     if isinstance(error, NotSentError):

@@ -45,7 +45,7 @@ class Table(StrEnum):
     @property
     def is_numbered(self) -> bool:
         """Whether it is one of the four whose addresses are 16 bits."""
-        return self in _READ_FUNCTION
+        return _READ_FUNCTION[self] <= 4
 
     @property
     def is_whole(self) -> bool:
@@ -71,7 +71,15 @@ class Table(StrEnum):
         return _READ_FUNCTION[self]
 
 
-_READ_FUNCTION = {Table.COIL: 1, Table.DISCRETE: 2, Table.HOLDING: 3, Table.INPUT: 4}
+_READ_FUNCTION = {
+    Table.COIL: 1,
+    Table.DISCRETE: 2,
+    Table.HOLDING: 3,
+    Table.INPUT: 4,
+    Table.SERVER_ID: 17,
+    Table.FILE: 20,
+    Table.FIFO: 24,
+}
 
 
 class Order(StrEnum):

@@ -85,6 +85,8 @@ class WriteSettings(Settings):
             is_bit_field: whether it is only some bits of its registers.
             registers: how many there are.
         """
+        if self.read_from is not None and not table.is_numbered:
+            raise problem(f"the table `{table}` itself shows what was written to it: it has no `read_from`")
         place = self.place_of_reading(table)
         if place is not None and place[0].is_bits != table.is_bits:
             one, other = ("one bit", "registers") if table.is_bits else ("registers", "single bits")

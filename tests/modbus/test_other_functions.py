@@ -67,8 +67,8 @@ def test_a_request_that_no_file_has_is_not_built(address, count):
 
 
 def test_a_write_to_a_file_byte_by_byte():
-    address = Table.FILE.linear(7, 4)
-    [request] = requests(Table.FILE, address, bytes.fromhex("06af04be100d"), UnitQuirks())
+    [place] = built(x={"table": "file", "file": 4, "record": 7, "type": "uint48", "access": "readwrite"})
+    [request] = requests(place, place.address, bytes.fromhex("06af04be100d"), UnitQuirks(single_writes=True))
     assert request == bytes.fromhex("15 0d 06 0004 0007 0003 06af 04be 100d")
     pdu.check_write_reply(request, request)
     with pytest.raises(BadResponseError):
@@ -76,7 +76,7 @@ def test_a_write_to_a_file_byte_by_byte():
     assert Ask(1, request).is_mirrored
     for data in (b"", bytes(246)):
         with pytest.raises(ValueError, match="cannot write"):
-            other_functions.write_request(address, data)
+            other_functions.write_request(place.address, data)
 
 
 @pytest.mark.parametrize(
@@ -265,6 +265,14 @@ def test_a_server_id_is_text_and_bytes():
         ({"table": "server_id", "access": "write"}, "`server_id` cannot be written"),
         ({"table": "server_id", "address": 124, "type": "uint32"}, "at most 125 registers"),
         ({"table": "file", "file": 4, "record": 1, "on_bad": "hold"}, "cannot be served"),
+        (
+            {"table": "file", "file": 4, "record": 1, "access": "readwrite", "read_from": 2},
+            "shows what was written",
+        ),
+        (
+            {"table": "file", "file": 4, "record": 1, "access": "readwrite", "function": 16},
+            "not for the table `file`",
+        ),
     ],
 )
 def test_a_point_that_no_function_reads_is_refused(more, words):

@@ -23,6 +23,7 @@ from fieldbus.link import Link
 from fieldbus.modbus.point_settings import PointSettings
 from fieldbus.modbus.points import build_points, point_faults
 from fieldbus.modbus.quirks import UnitQuirks
+from fieldbus.modbus.reach import reach_fault
 from fieldbus.modbus.registers import RegisterPoint
 from fieldbus.modbus.server_settings import ServedDeviceSettings, ServerLinkSettings, build_server
 from fieldbus.modbus.settings import (
@@ -162,9 +163,9 @@ def _describe_polled(device: str, settings: PolledDeviceSettings, around: Surrou
     points = settings.own_points(points, _point_fault(device, around))
     built = build_points(device, points, is_served=False, fault=_point_fault(device, around))
     for item in built:
-        if not item.table.is_bits and item.count > settings.max_registers:
-            text = f"it has {item.count} registers, `max_registers` allows {settings.max_registers} a request"
-            around.fault(device, ("points", item.origin or item.point.name), text)
+        reason = reach_fault(item, settings.limits)
+        if reason is not None:
+            around.fault(device, ("points", item.origin or item.point.name), *reason)
     if settings.unit_id == 0 and around.is_serial_line(settings.link):
         for item in built:
             if item.point.access.can_read:
@@ -254,8 +255,6 @@ def _describe_nothing(device: str, settings: DeviceSettings, around: Surrounding
 
 def _assemble_client(parts: Assembly) -> Link:
     devices, points = _modbus_parts(parts)
-    if parts.settings.is_listening:
-        _check_listening(parts, points)
     return build_client(
         parts.name,
         parts.settings,
@@ -266,19 +265,6 @@ def _assemble_client(parts: Assembly) -> Link:
         secret=parts.secret,
         clock=parts.clock,
     )
-
-
-def _check_listening(parts: Assembly, points: Mapping[str, Sequence[RegisterPoint]]) -> None:
-    """Report whatever would send something on a link that only listens."""
-    own = {item.point for members in points.values() for item in members}
-    routed = sorted({point.address for point in parts.targets if point in own})
-    written = sorted(item.address for item in own if item.access.can_write)
-    if routed:
-        text = f"a route writes to {routed[0]}, but nothing is ever sent on a link that listens"
-        parts.fault(("listen",), text, "remove the route, or `listen`")
-    elif written:
-        text = f"{written[0]} can be written, but nothing is ever sent on a link that listens"
-        parts.fault(("listen",), text, "access: read")
 
 
 def _assemble_server(parts: Assembly) -> Link:

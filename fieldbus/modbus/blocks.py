@@ -97,7 +97,7 @@ class BlockReader:
         if block.table.is_bits:
             self._unpack: Unpack = _bit_unpacker([offset for offset, _ in fields])
         else:
-            self._unpack = _register_unpacker(list(fields), block.count * 2)
+            self._unpack = _register_unpacker(list(fields), block.count * block.width // 8)
         self.forget()
 
     def forget(self) -> None:
@@ -189,7 +189,7 @@ def _field(block: Block, member: RegisterPoint) -> tuple[int, str]:
         raise ValueError(f"{member.point.address} is outside the block {block.name}")
     if block.table.is_bits:
         return member.address - block.address, "bit"
-    return (member.address - block.address) * 2, member.struct_code
+    return (member.address - block.address) * block.width // 8, member.struct_code
 
 
 def _bit_unpacker(offsets: Sequence[int]) -> Unpack:

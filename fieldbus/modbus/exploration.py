@@ -102,7 +102,7 @@ class Exploration:
         """Learn from a read that went well."""
         state = poll.state
         poll.is_fresh = False
-        state.explorer.took(poll.block.table, poll.block.count)
+        state.explorer.took(poll.block.table, poll.block.count * poll.block.width // 16)
         if poll.is_retry:
             _forgive(state, poll)
             _LOG.info("%s: %s is readable again", state.unit.device, poll.block.name)
@@ -174,12 +174,14 @@ class Exploration:
                 trial = next(search) if outcome is None else search.send(outcome)
             except StopIteration:
                 return
-            outcome = yield from self._try(state, trial)
+            outcome = yield from self._try(state, trial, poll.block.width)
 
-    def _try(self, state: UnitState, trial: Trial) -> Generator[tuple[UnitState, Ask], bytes, Outcome]:
+    def _try(
+        self, state: UnitState, trial: Trial, width: int
+    ) -> Generator[tuple[UnitState, Ask], bytes, Outcome]:
         """Ask, and again where one failure says little; return what became of it."""
         clock = self._host.clock
-        ask = Ask(state.unit.unit_id, pdu.read_request(trial.table, trial.address, trial.size))
+        ask = Ask(state.unit.unit_id, pdu.read_request(trial.table, trial.address, trial.size), width)
         busy_tries = 1 if state.explorer.is_odd else LATER_TRIES
         failed = dict.fromkeys(Failure, 0)
         while True:
@@ -189,7 +191,7 @@ class Exploration:
             asked_s = clock.monotonic_s()
             try:
                 answer = yield state, ask
-                pdu.check_read_reply(ask.pdu, answer)
+                pdu.check_read_reply(ask.pdu, answer, width)
             except RequestError as error:
                 failure, reason = failure_of(error), reason_of(error)
             else:
@@ -208,7 +210,8 @@ class Exploration:
                 )
                 if failure is Failure.SILENT and trial.is_decisive and is_short:
                     continue
-            return Outcome(is_taken=False, reason=reason, is_odd=is_odd_reason(reason))
+            is_costly = failure in (Failure.SILENT, Failure.BUSY, Failure.UNREACHABLE)
+            return Outcome(False, reason, is_odd=is_odd_reason(reason), is_costly=is_costly)
 
     def _check_life(self, state: UnitState, since_s: float) -> Steps:
         """Ask for something that the unit answered before, unless it has answered something since."""

@@ -14,6 +14,8 @@ Rules:
 * MBAP: a stream that once showed a wrong protocol id, an absurd length, a wrong unit or an unknown
   transaction cannot be trusted any more: `fault` says what was wrong, and the connection is to be opened
   anew. An answer to one of the last requests is late, not wrong, and passed over.
+* MBAP: an exception response has two bytes, whatever its header says. So many more bytes as the header says
+  may follow it, or not.
 * RTU and ASCII: noise before, between and behind frames is passed over; a frame behind noise is not lost.
   Frames of other units and of other functions and sizes are passed over too: they are late, or another
   master's.
@@ -40,6 +42,8 @@ _LATE_REPLIES = 64
 """How many requests ago an answer may belong to, to count as late and not as wrong."""
 _MOST = 1024
 _WRITES = pdu.WRITING | {other_functions.WRITE_FILE_RECORD}
+_MOST_SURPLUS = 16
+"""A header that says more of an exception response is wrong, and nothing follows."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,6 +52,8 @@ class Ask:
 
     unit_id: int
     pdu: bytes
+    width: int = 16
+    """How many bits of data an address of a register table has."""
     head: bytes = field(init=False)
     """What the PDU of a good answer begins with."""
     size: int = field(init=False)
@@ -56,7 +62,7 @@ class Ask:
     """Whether a good answer says itself how long it is."""
 
     def __post_init__(self) -> None:
-        head, size = pdu.answer_shape(self.pdu)
+        head, size = pdu.answer_shape(self.pdu, self.width)
         object.__setattr__(self, "head", head)
         object.__setattr__(self, "size", size)
         object.__setattr__(self, "has_own_length", other_functions.has_own_length(self.pdu[0]))
@@ -151,6 +157,8 @@ class MbapFramer:
         self._unit_id = -1
         """Of the request under way; -1 if there is none."""
         self._expected = b""
+        self._surplus = 0
+        """How many bytes may come between frames that belong to none."""
 
     @property
     def is_empty(self) -> bool:
@@ -207,7 +215,7 @@ class MbapFramer:
 
     def _cut(self, data: bytes) -> bytes | None:
         buffer = self._buffer + data if self._buffer else data
-        used, size = 0, len(buffer)
+        used, size = self._after_surplus(buffer, 0), len(buffer)
         answer: bytes | None = None
         while size - used >= 4 and self.fault is None:
             protocol_id = buffer[used + 2] << 8 | buffer[used + 3]
@@ -217,13 +225,19 @@ class MbapFramer:
             if size - used < 6:
                 break
             length = buffer[used + 4] << 8 | buffer[used + 5]
-            if not 3 <= length <= 254:
-                self.fault = f"length {length}"
-                break
             transaction_id = buffer[used] << 8 | buffer[used + 1]
             if transaction_id == 0 and self._takes_zero:
                 transaction_id = self._transaction_id
             is_awaited = transaction_id == self._transaction_id and self._unit_id >= 0
+            if is_awaited and length != 3 and self._is_exception(buffer[used + 6 : used + 9]):
+                answer = buffer[used + 7 : used + 9]
+                self._unit_id = -1
+                self._surplus = max(0, length - 3) if length <= _MOST_SURPLUS else 0
+                used = self._after_surplus(buffer, used + 9)
+                continue
+            if not 3 <= length <= 254:
+                self.fault = f"length {length}"
+                break
             if transaction_id not in self._issued:
                 self.fault = f"transaction id {transaction_id} for {self._transaction_id}"
                 break
@@ -243,6 +257,25 @@ class MbapFramer:
             used = end
         self._buffer = b"" if self.fault is not None else buffer[used:]
         return answer
+
+    def _is_exception(self, data: bytes) -> bool:
+        """Return whether unit id and PDU are those of an exception response to the request under way."""
+        is_ours = data[:1] == bytes((self._unit_id,)) or self._takes_any_unit
+        return is_ours and len(data) == 3 and data[1] == self._expected[7] | 0x80
+
+    def _after_surplus(self, buffer: bytes, used: int) -> int:
+        """Return where a frame may begin, behind bytes that belong to none."""
+        while self._surplus and used < len(buffer):
+            if self._unit_id >= 0:  # what is asked is answered: is this it?
+                head = buffer[used : used + 4]
+                if len(head) < 4:
+                    break
+                if head[2:] == b"\0\0" and (head[0] << 8 | head[1]) in self._issued:
+                    self._surplus = 0
+                    break
+            used += 1
+            self._surplus -= 1
+        return used
 
 
 class _LineFramer:

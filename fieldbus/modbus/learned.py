@@ -30,8 +30,10 @@ from fieldbus.modbus.registers import RegisterPoint, Table
 
 REFUSED_REASON = "device exception 02"
 """Why a refused point is bad unless something else is known."""
-_MOST_SHARE = 8
-"""How many single points must have failed in a way that may pass, and none been taken, to give up."""
+_HOPELESS = 64
+"""How many single points must have failed in a way that may pass, and nothing been taken, to give up."""
+_COSTLY = 8
+"""For how many of them one counts for which was waited."""
 
 
 class Trial(NamedTuple):
@@ -53,6 +55,8 @@ class Outcome(NamedTuple):
     """Why its points have no value, if it was not taken."""
     is_odd: bool = False
     """Whether the same read may be taken the next time."""
+    is_costly: bool = False
+    """Whether it took a timeout, or a pause."""
 
 
 TAKEN = Outcome(is_taken=True)
@@ -96,6 +100,7 @@ class Knowledge:
             min(configured.max_registers, self.max_registers),
             min(configured.max_bits, self.max_bits),
             configured.max_gap,
+            configured.first_address,
         )
 
     def is_refused(self, point: RegisterPoint) -> bool:
@@ -216,10 +221,14 @@ class Explorer:
         """Whether any trial of the last exploration was taken."""
         self.is_odd = False
         """Whether any of its failures may be different the next time."""
+        self._anchor: int | None = None
+        """Where all reads begin, if they must."""
+        self._words = 1
+        """How many registers' data an address has."""
         self._odd: list[Sequence[RegisterPoint]] = []
         """What failed alone in a way that may pass, each with the points of one place."""
         self._failed_alone = 0
-        """How many single points have failed in a way that may pass, before anything was taken."""
+        """Counts single points that failed in a way that may pass, before anything was taken."""
 
     def took(self, table: Table, count: int) -> None:
         """Learn that a read of so many was taken."""
@@ -235,6 +244,8 @@ class Explorer:
         self.has_taken = self.is_odd = False
         self._failed_alone = 0
         self._odd = []
+        self._anchor = block.address if block.is_anchored else None
+        self._words = block.width // 16
         groups = _inseparable(block.points)
         whole = yield from self._try(block.table, groups)
         self.was_passing = whole.is_taken
@@ -254,7 +265,7 @@ class Explorer:
     @property
     def is_hopeless(self) -> bool:
         """Whether so much has failed in a way that may pass that nothing is worth asking now."""
-        return not self.has_taken and self._failed_alone >= _MOST_SHARE
+        return not self.has_taken and self._failed_alone >= _HOPELESS
 
     def _halve(
         self, table: Table, groups: Sequence[Sequence[RegisterPoint]], most: int, whole: Outcome
@@ -301,7 +312,7 @@ class Explorer:
         self._knowledge.refuse(points, outcome.reason)
         if outcome.is_odd:
             self._odd.append(points)
-            self._failed_alone += not self.has_taken
+            self._failed_alone += 0 if self.has_taken else _COSTLY if outcome.is_costly else 1
 
     def _explain(
         self,
@@ -313,13 +324,13 @@ class Explorer:
         """Both halves can be read and the whole cannot: a place between them, or its length?"""
         (start, left_end), (right_start, end) = _span(left), _span(right)
         if whole.is_odd:
-            again = yield from self._ask(table, start, end, is_decisive=True)
+            again = yield from self._ask(table, start, end)
             if again.is_taken:
                 return  # it has passed
         nearest_start, nearest_end = _span(left[-1:])[0], _span(right[:1])[1]
         is_short = nearest_end - nearest_start < end - start
         wall = (left_end, right_start)
-        if end - start <= self._longest.get(table.is_bits, 0) or not is_short:
+        if (end - start) * self._words <= self._longest.get(table.is_bits, 0) or not is_short:
             self._knowledge.walls.setdefault(table, set()).add(wall)
             return
         nearest = yield from self._ask(table, nearest_start, nearest_end, is_decisive=True)
@@ -331,7 +342,7 @@ class Explorer:
     def _measure(self, table: Table, start: int, end: int, taken_count: int) -> Search:
         """Find out how many may be read at once, where every address can be read and the whole cannot."""
         refused_count = end - start
-        taken_count = max(taken_count, self._longest.get(table.is_bits, 0))
+        taken_count = max(taken_count, self._longest.get(table.is_bits, 0) // self._words)
         while refused_count - taken_count > 1:
             count = (taken_count + refused_count) // 2
             outcome = yield from self._ask(table, start, start + count)
@@ -339,6 +350,7 @@ class Explorer:
                 taken_count = count
             else:
                 refused_count = count
+        taken_count *= self._words
         self.took(table, taken_count)
         if table.is_bits:
             self._knowledge.max_bits = min(self._knowledge.max_bits, taken_count)
@@ -349,10 +361,11 @@ class Explorer:
         self, table: Table, start: int, end: int, *, is_decisive: bool = False
     ) -> Generator[Trial, Outcome, Outcome]:
         """Try one read."""
+        start = start if self._anchor is None else self._anchor
         outcome = yield Trial(table, start, end - start, is_decisive)
         if outcome.is_taken:
             self.has_taken = True
-            self.took(table, end - start)
+            self.took(table, (end - start) * self._words)
         elif outcome.is_odd:
             self.is_odd = True
         return outcome

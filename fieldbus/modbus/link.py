@@ -643,7 +643,7 @@ class ModbusClientLink:
     def _misread(self, lane: Lane, state: UnitState, poll: Poll, answer: bytes, now_s: float) -> None:
         """Take a response to a poll that has not its data."""
         try:
-            pdu.check_read_reply(poll.ask.pdu, answer)
+            pdu.check_read_reply(poll.ask.pdu, answer, poll.ask.width)
         except RequestError as error:
             line = lane.line
             if isinstance(error, BadResponseError) and line is not None and line.framer.has_transactions:

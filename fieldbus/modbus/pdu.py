@@ -294,8 +294,12 @@ def mask_write_request(address: int, and_mask: int, or_mask: int) -> bytes:
     return struct.pack(">BHHH", MASK_WRITE_REGISTER, address, and_mask, or_mask)
 
 
-def answer_shape(request: bytes) -> tuple[bytes, int]:
+def answer_shape(request: bytes, width: int = 16) -> tuple[bytes, int]:
     """Return what the PDU of a good answer begins with, and its size.
+
+    Args:
+        request: the PDU that asks.
+        width: how many bits of data an address of a register table has.
 
     Raises:
         ValueError: it is no request that a client of ours makes.
@@ -303,7 +307,7 @@ def answer_shape(request: bytes) -> tuple[bytes, int]:
     function_code = request[0]
     if function_code in _READ_TABLES:
         _, _, count = _READ.unpack(request)
-        size = count * 2 if function_code >= READ_HOLDING_REGISTERS else (count + 7) // 8
+        size = count * width // 8 if function_code >= READ_HOLDING_REGISTERS else (count + 7) // 8
         return bytes((function_code, size)), size + 2
     if function_code in (
         WRITE_SINGLE_COIL,
@@ -320,8 +324,13 @@ def answer_shape(request: bytes) -> tuple[bytes, int]:
     return shape
 
 
-def check_read_reply(request: bytes, reply: bytes) -> bytes:
+def check_read_reply(request: bytes, reply: bytes, width: int = 16) -> bytes:
     """Return the data bytes of the reply to a read.
+
+    Args:
+        request: the PDU that asked.
+        reply: the PDU that came.
+        width: how many bits of data an address of a register table has.
 
     Raises:
         DeviceExceptionError: the device refused.
@@ -332,7 +341,7 @@ def check_read_reply(request: bytes, reply: bytes) -> bytes:
         return other_functions.data_of(request, reply)
     function_code, _, count = _READ.unpack(request)
     check_function(function_code, reply)
-    expected = count * 2 if function_code >= READ_HOLDING_REGISTERS else (count + 7) // 8
+    expected = count * width // 8 if function_code >= READ_HOLDING_REGISTERS else (count + 7) // 8
     if len(reply) != expected + 2 or reply[1] != expected:
         said = reply[1] if len(reply) > 1 else 0
         raise BadResponseError(

@@ -3,6 +3,7 @@
 Rules:
 
 * A block is one request: consecutive addresses of one table of one unit, read at one period.
+* A device may want each read to begin at one address, and its addresses may hold 32 bits.
 * A point is never torn over two requests, and never parted from the point that holds its factor
   (`scale_from`): what belongs together is out of one read.
 * Never more than 125 registers or 2000 bits (Modbus Application Protocol V1.1b3), less if the device has
@@ -77,6 +78,10 @@ class Block:
     period_s: float
     points: Sequence[RegisterPoint]
     """In order of address."""
+    is_anchored: bool = False
+    """Whether the device answers only what begins at this address."""
+    width: int = 16
+    """How many bits of data an address of a register table has."""
 
     @property
     def name(self) -> str:
@@ -109,13 +114,13 @@ def plan(
     barriers: Mapping[Table, Barriers] | None = None,
 ) -> list[Block]:
     """Return the cheapest blocks that read all `points`, each at its own period or else at `period_s`."""
-    classes: dict[tuple[float, Table], list[RegisterPoint]] = {}
+    classes: dict[tuple[float, Table, int], list[RegisterPoint]] = {}
     for point in points:
         period = period_s if point.scan_s is None else point.scan_s
-        classes.setdefault((period, point.table), []).append(point)
+        classes.setdefault((period, point.table, point.width), []).append(point)
     return [
         block
-        for (period, _), members in sorted(classes.items())
+        for (period, _, _), members in sorted(classes.items())
         for block in plan_together(members, unit_id, period, limits, cost, barriers)
     ]
 
@@ -128,11 +133,13 @@ def plan_together(
     cost: Cost = Cost(),
     barriers: Mapping[Table, Barriers] | None = None,
 ) -> list[Block]:
-    """Return the cheapest blocks that read points of one table, all at one period."""
-    table = members[0].table
+    """Return the cheapest blocks that read points of one table and width, all at one period."""
+    table, width = members[0].table, members[0].width
     if table.is_whole:
         return [_whole_block(unit_id, period_s, group) for group in _by_queue(members)]
-    size = limits.max_bits if table.is_bits else limits.max_registers
+    size = limits.max_bits if table.is_bits else max(1, limits.max_registers * 16 // width)
+    if limits.first_address is not None and table.is_numbered:
+        return list(_anchored(members, limits.first_address, size, unit_id, period_s))
     gap = limits.max_gap
     if table is Table.FILE:  # what lies between records that somebody wants may be no record
         size, gap = min(size, MAX_FILE_READ), 0
@@ -143,7 +150,7 @@ def plan_together(
     blocks = []
     for start, end, group in _cover(_atoms(members, size), size, gap, cost.request_s, address_s, walls):
         group.sort(key=lambda member: (member.address, member.end))
-        blocks.append(Block(unit_id, table, start, end - start, period_s, tuple(group)))
+        blocks.append(Block(unit_id, table, start, end - start, period_s, tuple(group), width=width))
     return blocks
 
 
@@ -159,6 +166,27 @@ def _whole_block(unit_id: int, period_s: float, group: list[RegisterPoint]) -> B
     group.sort(key=lambda member: (member.address, member.end))
     table, start = group[0].table, group[0].address & ~0xFFFF
     return Block(unit_id, table, start, SIZE_OF_WHOLE[table], period_s, tuple(group))
+
+
+def _anchored(
+    members: Sequence[RegisterPoint], first: int, size: int, unit_id: int, period_s: float
+) -> Iterable[Block]:
+    """Yield the blocks of a device whose requests all begin at one address: at most two."""
+    own = set(members)
+    near: list[RegisterPoint] = []
+    far: list[RegisterPoint] = []
+    for member in members:
+        start, end = _reach(member, own)
+        # What no such request can read is told when the configuration is loaded.
+        is_possible = start >= first and end - first <= (MAX_BITS if member.table.is_bits else MAX_REGISTERS)
+        if is_possible:
+            (near if end - first <= size else far).append(member)
+    for group in (near, far):
+        if group:
+            end = max(_reach(member, own)[1] for member in group)
+            points = tuple(sorted(group, key=lambda member: (member.address, member.end)))
+            table, width = group[0].table, group[0].width
+            yield Block(unit_id, table, first, end - first, period_s, points, is_anchored=True, width=width)
 
 
 def _atoms(members: Sequence[RegisterPoint], size: int) -> list[_Atom]:

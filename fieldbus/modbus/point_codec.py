@@ -59,7 +59,7 @@ def struct_code(point: RegisterPoint) -> str:
     """Return the big-endian `struct` code that unpacks a point from its registers."""
     code = _WHOLE_CODE.get(point.type)
     if code is None or point.order != Order.ABCD or point.format or (point.invalid and point.type.is_float):
-        return f"{point.count * 2}s"
+        return f"{point.size}s"
     return code
 
 
@@ -85,7 +85,7 @@ def decoder(point: RegisterPoint, linear: Linear) -> Convert | None:
     )
     if is_plain and point.type is not RegisterType.BOOL:
         return None
-    return _integer_converter(point, linear, 1 << point.count * 16, point.invalid)
+    return _integer_converter(point, linear, 1 << point.size * 8, point.invalid)
 
 
 def _decoder_of_bytes(point: RegisterPoint, linear: Linear) -> Convert:
@@ -207,7 +207,7 @@ def encoder(point: RegisterPoint, linear: Linear) -> Encode:
     It raises `ConversionError` for what cannot be expressed.
     """
     arrange = wire_arrangement(point.order)
-    size = point.count * 2
+    size = point.size
     if point.format is not None and point.format.clock_registers:
         encode_fields = calendar_encoder(point.format, point.zone)
         return lambda value: arrange(encode_fields(value))
@@ -243,7 +243,7 @@ def _writer(point: RegisterPoint) -> Callable[[int], bytes]:
     """Return the converter from a raw number in the point's range to its registers in ABCD order."""
     if point.type.is_bcd or point.format is not None:
         return whole_number(point.type, point.format).write
-    size = point.count * 2
+    size = point.size
     return lambda raw: raw.to_bytes(size, "big", signed=raw < 0)
 
 

@@ -78,6 +78,10 @@ class PointSettings(GuardSettings, WriteSettings, RegisterSettings):
     max: Number | None = None
     enum: Mapping[int, str] | None = None
     access: AccessName = "read"
+    width: Literal[16, 32] = Field(
+        16,
+        description="How many bits one address holds: 32 in some flow computers and meters. Read only.",
+    )
     scan: Duration | None = None
     on_bad: Literal["exception", "hold", "nan"] | Substitute = Field(
         "exception", description="Of a served point: what masters see when its source is bad."
@@ -115,6 +119,7 @@ class PointSettings(GuardSettings, WriteSettings, RegisterSettings):
         if kind is RegisterType.BOOL and (self.scale != 1 or self.offset != 0):
             raise problem("a bool is true or false and cannot be scaled")
         self._check_flags()
+        self._check_width(table, kind)
         self.check_registers()
         self._check_scale(kind)
         self._check_time(kind)
@@ -158,6 +163,24 @@ class PointSettings(GuardSettings, WriteSettings, RegisterSettings):
             raise problem(
                 f"the `parts` lie over {end - first} registers, and one request reads at most {MAX_REGISTERS}"
             )
+
+    def _check_width(self, table: Table, kind: RegisterType) -> None:
+        if self.width == 16:
+            return
+        if table.is_bits:
+            raise problem(f"a {table} is one bit and has no `width`")
+        if not table.is_numbered:
+            raise problem(f"the table `{table}` has registers of 16 bits and no `width`")
+        if self.parts is not None or self.is_clock or kind.bits not in (32, 64):
+            what = "a value of `parts`" if self.parts is not None else f"a {kind}"
+            raise problem(f"an address of {self.width} bits holds a type of 32 or 64 bits, not {what}")
+        if self.access != "read":
+            raise problem(f"`width: {self.width}` is read only: no function writes such addresses")
+
+    @property
+    def size(self) -> int:
+        """How many addresses it takes: bits or registers."""
+        return super().size * 16 // self.width
 
     def place(self) -> tuple[Table, int]:
         """Return table and 0-based address; of `parts`, the lowest."""
@@ -371,6 +394,7 @@ class PointSettings(GuardSettings, WriteSettings, RegisterSettings):
             initial=self.initial,
             is_open_to_masters=masters_write,
             origin=origin,
+            width=self.width,
         )
         if not index:
             return made

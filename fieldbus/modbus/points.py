@@ -168,6 +168,9 @@ def _factor(
     elif found.table is not table:
         text = f"'{wanted}' of `scale_from` is in the table `{found.table}` and this in `{table}`"
         fault(name, text, "both must be read with one request")
+    elif found.width != settings.width:
+        text = f"'{wanted}' of `scale_from` has another `width`"
+        fault(name, text, "both must be read with one request")
     elif found.scan_s != settings.scan:
         text = f"'{wanted}' of `scale_from` has another `scan`"
         fault(name, text, "both must be read with one request: give both the same `scan`")
@@ -213,6 +216,9 @@ def _own_faults(points: Sequence[RegisterPoint], *, is_served: bool) -> Iterator
             continue
         if not point.table.is_numbered:
             yield name, f"the table `{point.table}` cannot be served: coil, discrete, input or holding"
+            continue
+        if point.width != 16:
+            yield name, "`width` is for devices that are polled"
             continue
         try:
             if point.parts and not is_exact(point.parts):

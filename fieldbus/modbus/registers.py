@@ -104,6 +104,8 @@ class RegisterPoint:
     """Of a served point: whether masters may write it."""
     origin: str = ""
     """Its name in the configuration where that is not the point's own: an array's, a word's."""
+    width: int = 16
+    """How many bits one address holds, where that is a register."""
 
     count: int = field(init=False)
     """How many addresses it takes: bits or registers."""
@@ -113,7 +115,7 @@ class RegisterPoint:
     """The same point where the device shows its value, if that is another place."""
 
     def __post_init__(self) -> None:
-        count = max(1, math.ceil(self.type.bits / 16))
+        count = max(1, math.ceil(self.type.bits / self.width))
         if self.table.is_bits:
             count = 1
         elif self.parts:
@@ -127,6 +129,11 @@ class RegisterPoint:
             table, address = self.rules.read_from
             shown = replace(self, table=table, address=address, rules=PLAIN)
         object.__setattr__(self, "shown", shown)
+
+    @property
+    def size(self) -> int:
+        """How many bytes its registers are."""
+        return self.count * self.width // 8
 
     @property
     def pieces(self) -> Sequence[RegisterPoint]:
@@ -230,7 +237,7 @@ class RegisterPoint:
     @property
     def bit_mask(self) -> int:
         """Which bits of its registers, as on the wire, are the point's own."""
-        size = self.count * 2
+        size = self.size
         if self.low_bit is None:
             return (1 << size * 8) - 1
         mask = ((1 << self.bit_count) - 1 << self.low_bit).to_bytes(size, "big")

@@ -32,6 +32,8 @@ _LATE_TIMEOUTS = 4
 """After so long, or so many timeouts, nobody expects a late answer any more."""
 _SMOOTHING = 0.1
 _SHORTEST_TRIAL_S = 0.1
+FAILURES_TO_DOUBT = 2
+"""After so many failures in a row a unit may answer something else than what it is asked."""
 _GOLDEN = 0.618034
 """Spreads what is asked in turn: neighbours of an address that is silent are often silent too."""
 
@@ -89,7 +91,7 @@ class Poll:
         self.turns = state.turns
         self.group = Group(f"{state.unit.device} {block.name}", (item.point for item in block.points))
         self.reader = BlockReader(block, self.group)
-        self.ask = Ask(block.unit_id, pdu.read_request(block.table, block.address, block.count))
+        self.ask = Ask(block.unit_id, pdu.read_request(block.table, block.address, block.count), block.width)
         self.is_plain = block.table.is_numbered
         """Whether the data of its response begins behind the byte count."""
         self.period_s = block.period_s
@@ -231,10 +233,11 @@ class UnitState:
         kept = [point for point in readable if point not in refused]
         limits = knowledge.limits(unit.limits)
         blocks = plan(kept, unit.unit_id, unit.scan_s, limits, self._cost, knowledge.barriers())
+        alone = Limits(max_gap=0, first_address=unit.limits.first_address)
         retries = [
             block
             for members in _clusters(self.refused_points)
-            for block in plan_together(members, unit.unit_id, RETRY_S, Limits(max_gap=0), self._cost)
+            for block in plan_together(members, unit.unit_id, RETRY_S, alone, self._cost)
         ]
         known = {(poll.block.key, poll.is_retry): poll for poll in self.polls}
         planned: list[Poll] = []
@@ -306,12 +309,19 @@ class UnitState:
 
     def knock_ask(self) -> Ask | None:
         """Return a read of one point, another one each time: perhaps only a part of a block is silent."""
-        points = [point for poll in self.polls for point in poll.block.points if point.factor is None]
+        points = [
+            point
+            for poll in self.polls
+            for point in poll.block.points
+            if point.factor is None and point.table.is_numbered
+        ]
         if not points:
             return None
         self._knocks += 1
         point = points[int(self._knocks * _GOLDEN % 1 * len(points))]
-        return Ask(self.unit.unit_id, pdu.read_request(point.table, point.address, point.count))
+        first = self.unit.limits.first_address
+        start = point.address if first is None else first
+        return Ask(self.unit.unit_id, pdu.read_request(point.table, start, point.end - start), point.width)
 
     # --- in step
 
@@ -347,31 +357,37 @@ class UnitState:
     def different_ask(self) -> Ask | None:
         """Return a read whose answer looks like none of those that may still come; None if there is none."""
         best: Ask | None = None
-        known = [poll for poll in self.polls if poll.reason is None and not poll.is_fresh]
-        places = [(poll.block.table, poll.block.address, poll.block.count) for poll in known or self.polls]
-        if self.failures >= 2 and not known:  # a part of a block may be silent: ask for another one each time
-            self._knocks += 1
-            places = [
-                (table, start + shift, size - shift)
-                for table, start, size in places
-                for shift in (int(self._knocks * _GOLDEN % 1 * size),)
-            ]
-        # Of a unit that is only written to, what is written is the best guess at what can be read.
-        points = [item for item in self.unit.points if item.point.access.can_read] or self.unit.points
-        shown = [item.shown or item for item in points]
-        for table, start, size in places or [(item.table, item.address, item.count) for item in shown]:
+        for table, start, size, width in self._askable():
             # Shorter than the block if possible; one more than it if it is a single register.
             most = MAX_BITS if table.is_bits else MAX_FILE_READ if table is Table.FILE else MAX_REGISTERS
+            most = most * 16 // width
             for count in (size,) if table.is_whole else (*range(1, min(size, 64) + 1), size + 1):
                 address = min(start, (start | 0xFFFF) + 1 - count)
                 if count > most and not table.is_whole:
                     continue
-                ask = Ask(self.unit.unit_id, pdu.read_request(table, address, count))
+                ask = Ask(self.unit.unit_id, pdu.read_request(table, address, count), width)
                 if ask.shape not in self.suspects:
                     if best is None or ask.size < best.size:
                         best = ask
                     break
         return best
+
+    def _askable(self) -> list[tuple[Table, int, int, int]]:
+        """Return what can best be asked: table, address, count and width."""
+        known = [poll for poll in self.polls if poll.reason is None and not poll.is_fresh]
+        found = []
+        for block in (poll.block for poll in known or self.polls):
+            shift = 0
+            is_divisible = block.table.is_numbered and not block.is_anchored
+            if self.failures >= FAILURES_TO_DOUBT and not known and is_divisible:
+                # A part of a block may be silent: another one is asked each time.
+                self._knocks += 1
+                shift = int(self._knocks * _GOLDEN % 1 * block.count)
+            found.append((block.table, block.address + shift, block.count - shift, block.width))
+        # Of a unit that is only written to, what is written is the best guess at what can be read.
+        points = [item for item in self.unit.points if item.point.access.can_read] or self.unit.points
+        shown = [item.shown or item for item in points]
+        return found or [(item.table, item.address, item.count, item.width) for item in shown]
 
     # --- on disk
 

@@ -52,7 +52,8 @@ class SimulatedPlc:
                 if place.word is None:
                     (self._resting if place.is_open_to_masters else self._moving).append(place.point)
             # Gaps read as 0 because a gateway reads over them, as it may with most PLCs.
-            served.append(ServedUnit(unit.device, unit.unit_id, points, BlockRules(fills_gaps=True)))
+            rules = BlockRules(fills_gaps=True, fill=None if unit.limits.first_address is None else 0)
+            served.append(ServedUnit(unit.device, unit.unit_id, points, rules))
         self._factors = {place.factor.point for place in self._place.values() if place.factor is not None}
         self._link = _SimulatedServer(
             f"simulated {name}", host, port, served, records=records, idle_timeout_s=3600.0, clock=clock
@@ -154,7 +155,8 @@ class _SimulatedServer(ModbusServerLink):
 def as_served(points: Sequence[RegisterPoint]) -> list[RegisterPoint]:
     """Return the points of a device as the device itself has them.
 
-    What shares registers with a value of several parts stands for them.
+    What shares registers with a value of several parts stands for them. Addresses of 32 bits are left out: no
+    server of ours has them.
 
     Who can write a bit can write its register: what shares a register with a writable point is open to
     masters too, and rests, or it would overwrite what was written.
@@ -167,7 +169,7 @@ def as_served(points: Sequence[RegisterPoint]) -> list[RegisterPoint]:
     }
     taken = {(item.table, address) for item in points if not item.parts
              for address in range(item.address, item.end)}  # fmt: skip
-    points = [item for item in points if not item.parts or not _addresses(item) & taken]
+    points = [item for item in points if item.width == 16 and not (item.parts and _addresses(item) & taken)]
     made: dict[RegisterPoint, RegisterPoint] = {}
     # Factors and words first, since others refer to them.
     for item in sorted(points, key=lambda item: (item.factor is not None) + (item.word is not None)):

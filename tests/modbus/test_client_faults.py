@@ -269,7 +269,7 @@ WRONG_ANSWERS: dict[str, tuple[Fault, str]] = {
     "the exception of another function": (pdu_is(lambda _: b"\x84\x02"), BAD),
     "an exception of function 0": (pdu_is(lambda _: b"\x80\x02"), BAD),
     "an exception without code": (pdu_is(lambda _: b"\x83"), BAD),
-    "an exception with bytes behind": (pdu_is(lambda _: b"\x83\x02\x00"), BAD),
+    "an exception with bytes behind": (pdu_is(lambda _: b"\x83\x04\x00"), "device exception 04"),
     "a web page": (sends(b"HTTP/1.1 400 Bad Request\r\n\r\n"), BAD),
     "a serial frame": (sends(bytes.fromhex("01030a") + POISON * 5 + b"\x12\x34"), BAD),
     "64 KiB of ones": (sends(b"\xff" * 65536), BAD),

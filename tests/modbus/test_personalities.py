@@ -103,7 +103,7 @@ async def live(device: Personality, world: World) -> None:
     unreadable = [item for item in device.points if not device.has(item)]
     try:
         await asyncio.sleep(CYCLES * SCAN_S)
-        is_slow = fewest(device) * (device.delay_s + 0.001) > SCAN_S / 2
+        is_slow = fewest(device) * (device.delay_s + 0.001) > SCAN_S / 4
         if is_slow or 4 * len(readable) < len(device.points):
             await asyncio.sleep(LUCKLESS_S)
         for cycle in range(WATCHED_CYCLES):
@@ -130,6 +130,19 @@ async def live(device: Personality, world: World) -> None:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         server.close()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_all_that_can_be_read_of_a_thousand_random_devices_is_good() -> None:
+    failed = {}
+    for seed in range(SEEDS, MOST_SEEDS):
+        world = World()
+        try:
+            world.run(live(draw(seed), world))
+        except AssertionError as error:
+            failed[seed] = str(error)
+    assert not failed
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))

@@ -19,6 +19,7 @@ from fieldbus.canbus.j1939 import identifiers as j1939
 from fieldbus.canbus.j1939.signals import as_j1939
 from fieldbus.canbus.layout import Condition, Message, Signal
 from fieldbus.canbus.link import CanLink
+from fieldbus.canbus.logs.asc import names_of
 from fieldbus.canbus.messages import GLOBAL_ADDRESS, CanMessage, Guard, Request
 from fieldbus.canbus.outgoing import Outgoing
 from fieldbus.canbus.settings import CanDeviceSettings, CanLinkSettings, MessageSettings
@@ -334,6 +335,8 @@ def build_link(
     options = settings.options()
     if settings.interface == "replay":
         options["channel"] = file(("channel",), str(settings.channel))
+        described = [item.message for item in messages]
+        options["names"] = names_of((item.name, item.frame_id, item.is_extended) for item in described)
     written = set(targets)
     senders: dict[tuple[int, int], str] = {}
     for item in messages:

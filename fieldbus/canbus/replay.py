@@ -29,12 +29,12 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from fieldbus.canbus.bus import BITRATE_SWITCH, ERROR, FD, OWN, BusStatus, Cyclic, Frame
-from fieldbus.canbus.logs.lines import Zone, zone_of
+from fieldbus.canbus.logs.lines import Names, Zone, zone_of
 from fieldbus.canbus.logs.logged import LogError, LoggedFrame
 from fieldbus.canbus.logs.reading import FORMATS, LogReader
 from fieldbus.clock import SYSTEM, Clock
@@ -71,6 +71,8 @@ class ReplaySettings:
     """Format of the log; None for what it says itself."""
     zone: Zone = None
     """Of times without a zone; None for local time."""
+    names: Names = field(default_factory=dict)
+    """Identifier words by the names of messages, for logs with symbolic identifiers."""
 
     @classmethod
     def of(cls, options: Mapping[str, object]) -> ReplaySettings:
@@ -79,7 +81,7 @@ class ReplaySettings:
         Raises:
             ValueError: they are wrong; says why in one sentence.
         """
-        known = {"interface", "channel", "bitrate", "fd", *KEYS}
+        known = {"interface", "channel", "bitrate", "fd", "names", *KEYS}
         unknown = sorted(set(options) - known)
         if unknown:
             raise ValueError(f"a replay has no `{unknown[0]}`; it has channel, {', '.join(KEYS)}")
@@ -97,7 +99,7 @@ class ReplaySettings:
         log_channel = options.get("log_channel")
         if log_channel is not None and type(log_channel) not in (str, int):
             raise ValueError(f"`log_channel` is a channel of the log, not {log_channel!r}")
-        form, zone = options.get("format"), options.get("timezone")
+        form, zone, names = options.get("format"), options.get("timezone"), options.get("names")
         if form is not None and form not in FORMATS:
             raise ValueError(f"`format` is one of {', '.join(FORMATS)}, not {form!r}")
         if zone is not None and not isinstance(zone, str):
@@ -109,6 +111,7 @@ class ReplaySettings:
             bool(loops),
             None if form is None else str(form),
             None if zone is None else zone_of(zone),
+            names if isinstance(names, dict) else {},
         )
 
 
@@ -211,7 +214,12 @@ class ReplayBus:
         while True:
             began_ns = elapsed_ns
             found = False
-            self._reader = LogReader(self._settings.path, form=self._settings.form, zone=self._settings.zone)
+            self._reader = LogReader(
+                self._settings.path,
+                form=self._settings.form,
+                names=self._settings.names,
+                zone=self._settings.zone,
+            )
             for frame in self._reader:
                 time_ns = frame.time_ns + shift_ns
                 if last_ns is None:

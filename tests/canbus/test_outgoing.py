@@ -10,7 +10,8 @@ from test_listening import describe, point_of
 from fieldbus.canbus.codec import MessageDecoder
 from fieldbus.canbus.j1939.signals import as_j1939
 from fieldbus.canbus.layout import Message, Signal
-from fieldbus.canbus.outgoing import Outgoing
+from fieldbus.canbus.outgoing import Budget, Outgoing
+from fieldbus.canbus.protection import Counter, Protection
 from fieldbus.link import WriteOutcome
 
 ONE, TWO = (("Page", frozenset({1})),), (("Page", frozenset({2})),)
@@ -181,6 +182,63 @@ async def test_a_write_into_one_branch_sends_that_branch(monkeypatch):
         results = await running.link.write({page: 1, a: 7})
         assert [item.outcome for item in results] == [WriteOutcome.WRITTEN] * 2
         assert running.bus.taken() == [(0x203, b"\x01\x07\x07\x00")]
+
+
+async def test_a_stale_branch_ends_alone_in_what_the_bus_repeats(monkeypatch):
+    message = describe(PAGED, cycle_s=0.2)
+    bus = FakeBus(has_clock=True)
+    a, b = point_of(message, "A"), point_of(message, "B")
+    async with Running(monkeypatch, [message], [a, b], bus=bus) as running:
+        running.route(a, 6)
+        running.route(b, 5)
+        running.route(b, None)
+        (repeated,) = [item for item in bus.cyclics if not item.is_over]
+        assert (repeated.period_s, repeated.frames) == (0.2, [bytes.fromhex("01070600")])
+        running.route(a, None)
+        assert all(item.is_over for item in bus.cyclics)
+
+
+def test_a_cyclic_branch_with_safe_values_for_all_says_them_from_the_start():
+    outgoing = paged([A, B], safe={A: 3}, cycle_s=1.0)
+    assert frames(outgoing) == ["01070300"]
+    assert frames(paged([A, B], safe={A: 3})) == []  # without a cycle it is a command
+
+
+def test_a_safe_value_that_does_not_change_is_not_sent_again():
+    outgoing = paged([A], safe={A: 3})
+    outgoing.give(A, 4)
+    assert outgoing.take_away(A)
+    assert not outgoing.take_away(A)
+    assert frames(outgoing) == ["01070300"]
+
+
+def test_a_frame_beyond_the_burst_waits_for_a_full_budget():
+    budget = Budget(1000.0)  # 100 bits at once
+    assert budget.wait_s(130, 0.0) == 0
+    assert budget.wait_s(130, 0.05) > 0
+    assert budget.wait_s(100, 0.2) == 0
+    assert budget.wait_s(100, 0.3) == 0
+    assert budget.wait_s(1, 0.3) > 0
+
+
+def counted(bits, *conditions):
+    signals = [PAGE, *(Signal(f"S{index}", 8, 8, condition=item) for index, item in enumerate(conditions))]
+    layout = Message("Counted", 0x204, False, 4, [*signals, Signal("Alive", 16, bits)])
+    message = describe(layout, guard=lambda: Protection(layout, None, Counter("Alive")))
+    outgoing = Outgoing(message, signals[1:])
+    for signal in signals[1:]:
+        outgoing.give(signal, 1)
+    return outgoing
+
+
+def test_the_bus_gets_a_whole_turn_of_the_counter_or_none():
+    assert len(counted(8, ONE).turn([ONE])) == 256
+    assert counted(8, ONE, TWO).turn([ONE, TWO]) is not None
+    three = (("Page", frozenset({3})),)
+    outgoing = counted(8, ONE, TWO, three)
+    assert outgoing.turn(outgoing.ready()) is None  # 768 frames
+    assert counted(12, ONE).turn([ONE]) is None
+    assert len(counted(4, ONE, TWO, three).turn([ONE, TWO, three])) == 48
 
 
 # --- dice

@@ -178,6 +178,33 @@ def test_what_routes_send_is_written_at_the_time_of_the_frame_and_what_goes_stal
     ]  # fmt: skip
 
 
+def test_a_symbolic_log_from_before_its_trigger_is_replayed(tmp_path):
+    (tmp_path / "engine.dbc").write_text(DBC)
+    (tmp_path / "drive.txt").write_text(
+        "date Fri Aug 17 02:14:44.000 pm 2012\nbase hex  timestamps absolute\n"
+        "  -1.500000 1  EngineStatus    Rx   d 8 00 19 05 00 00 00 00 00\n"
+        "   0.500000 1  EngineStatus    Rx   d 8 20 1C 05 00 00 00 00 00\n"
+    )
+    (tmp_path / "plant.yaml").write_text(
+        """version: 1
+gateway: {name: gw}
+links:
+  can0: {type: can, interface: replay, channel: drive.txt, speed: stepped, format: asc, timezone: UTC}
+  hmi: {type: modbus-server, host: 127.0.0.1, port: 9}
+devices:
+  engine: {link: can0, database: engine.dbc}
+  panel: {link: hmi, points: {speed: {table: holding, address: 0, type: float32}}}
+routes:
+  - {from: engine.EngineStatus.EngineSpeed, to: panel.speed}
+"""
+    )
+    lines = run(load(tmp_path / "plant.yaml"), 0.1)
+    assert [(line["time"], line["value"]) for line in lines if line["value"] is not None] == [
+        ("2012-08-17T14:14:42.500000Z", 800.0),
+        ("2012-08-17T14:14:44.500000Z", 900.0),
+    ]
+
+
 def test_policies_of_time_run_on_the_log_s_time(tmp_path):
     plant = make_plant(tmp_path, [(step, f"100#{speed(800)}050000000000") for step in (0, 0.9, 1.8)])
     lines = [line for line in run(plant) if line["to"] == "panel.repeated"]

@@ -217,8 +217,22 @@ def test_a_frame_beyond_the_burst_waits_for_a_full_budget():
     assert budget.wait_s(130, 0.0) == 0
     assert budget.wait_s(130, 0.05) > 0
     assert budget.wait_s(100, 0.2) == 0
-    assert budget.wait_s(100, 0.3) == 0
-    assert budget.wait_s(1, 0.3) > 0
+    assert budget.wait_s(50, 0.2) == pytest.approx(0.05)
+    assert budget.wait_s(50, 0.251) == 0
+    assert budget.wait_s(1, 0.251) > 0
+
+
+def test_a_command_is_sent_with_each_sample_and_a_cyclic_value_with_each_change():
+    for cycle_s, is_repeated in ((None, True), (1.0, False)):
+        outgoing = paged([A], cycle_s=cycle_s)
+        assert outgoing.give(A, 4)
+        assert outgoing.give(A, 4) is is_repeated
+        outgoing.is_unsent = True
+        assert outgoing.give(A, 4)
+        outgoing.is_unsent = False
+        assert outgoing.give(A, 5)
+        outgoing.take_away(A)
+        assert outgoing.give(A, 5)
 
 
 def counted(bits, *conditions):

@@ -31,7 +31,7 @@ from fieldbus.modbus import pdu
 from fieldbus.modbus.planner import MAX_BITS, MAX_REGISTERS
 from fieldbus.modbus.quirks import UnitQuirks
 from fieldbus.modbus.registers import RegisterPoint
-from fieldbus.modbus.write_trouble import NO_REFUSAL, Trouble, TroubleError, trouble_of
+from fieldbus.modbus.write_trouble import NO_REFUSAL, NOT_READABLE, Trouble, TroubleError, trouble_of
 from fieldbus.modbus.writing import (
     Finish,
     Run,
@@ -340,8 +340,8 @@ class _Performance:
                 data = yield from self._read(write.point)
                 is_there = yield from self._is_there(write, data)
             except RequestError as error:
-                if isinstance(error, DeviceExceptionError) and error.exception_code not in NO_REFUSAL:
-                    return False  # nothing can be read there
+                if isinstance(error, DeviceExceptionError) and error.exception_code in NOT_READABLE:
+                    return False
                 for each in run.given:
                     text = f"it may have been written; reading it failed: {self._why(error)}"
                     self._finish(each, WriteOutcome.UNKNOWN, text)

@@ -20,6 +20,10 @@ NO_REFUSAL = (*_PERHAPS_DONE, pdu.GATEWAY_PATH_UNAVAILABLE)
 """Exceptions after which nothing is tried otherwise: it may be done already, or nobody is there."""
 
 
+NOT_READABLE = (pdu.ILLEGAL_FUNCTION, pdu.ILLEGAL_DATA_ADDRESS, pdu.ILLEGAL_DATA_VALUE)
+"""Exceptions to a read after which there is no use in asking again."""
+
+
 class OutOfStepError(RequestTimeoutError):
     """A request was not sent: its response could not be told from a late one."""
 

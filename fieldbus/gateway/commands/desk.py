@@ -33,7 +33,7 @@ from fieldbus.gateway.commands.access import LOCAL, Access
 from fieldbus.gateway.commands.attempts import Attempt, Attempts, Write, record_of
 from fieldbus.gateway.commands.audit import Audit
 from fieldbus.gateway.commands.command import LONGEST_EXPIRY_S, Answer, Command, id_of, read_command
-from fieldbus.gateway.commands.gate import Gate, Guard, outcome_of
+from fieldbus.gateway.commands.gate import ExpiredError, Gate, Guard, outcome_of
 from fieldbus.gateway.commands.recall import CLOCK, restore
 from fieldbus.gateway.commands.routed import RouteLog
 from fieldbus.link import Delivery, Instruction, WriteOutcome
@@ -212,6 +212,11 @@ class Desk:
     async def _in_turn(self, attempt: Attempt) -> tuple[WriteOutcome, str | None]:
         """Do what a command wants when those before it to the same point are done."""
         command = attempt.command
+        # What is left is measured from now on: a wall clock that is set back meanwhile makes it no longer.
+        left_s = LONGEST_EXPIRY_S
+        if command.expires_ns is not None:
+            left_s = (command.expires_ns - attempt.received_ns) / 1e9
+        until_s = self._clock.monotonic_s() + left_s
         async with self._locks.setdefault(command.point, asyncio.Lock()):
             self.mind_clock()
             now_s, now_ns = self._clock.monotonic_s(), self._clock.wall_ns()
@@ -220,16 +225,16 @@ class Desk:
                 self.gate.forbid(command, refusal, now_ns)
                 return WriteOutcome.REFUSED, refusal
             try:
+                if now_s >= until_s:
+                    raise ExpiredError("its turn came too late")
                 point, attempt.value = self.gate.decide(command, now_s, now_ns)
             except RefusedError as error:
+                self.gate.forbid(command, str(error), now_ns)
                 return outcome_of(error), str(error)
             attempt.old = self._sample_of(point)
             if command.mode == "arm":
                 return WriteOutcome.ARMED, None
-            left_s = LONGEST_EXPIRY_S
-            if command.expires_ns is not None:
-                left_s = (command.expires_ns - now_ns) / 1e9
-            outcome, reason = await self._attempts.once(attempt, point, now_s, now_s + left_s)
+            outcome, reason = await self._attempts.once(attempt, point, now_s, until_s)
             if outcome in _DONE:
                 self._commanded_s[point.address] = self._clock.monotonic_s()
             return outcome, reason

@@ -159,13 +159,13 @@ class Connections:
             self._reopen(lane, self.policy.connect_timeout_s + self.policy.rest_s)
 
     def finish(self, lane: Lane, next_due_s: float, rest_s: float) -> None:
-        """Close a free connection on which nothing is due, if that is the policy.
+        """Close a free connection on which nothing is due, for those that are not kept.
 
         Args:
             next_due_s: in how many seconds the next request is due.
             rest_s: the longest rest that a device needs between two requests.
         """
-        if self.policy.lifetime is not Lifetime.KEEP and next_due_s > rest_s and lane.line is not None:
+        if next_due_s > rest_s and lane.line is not None:
             lane.drop()
             lane.is_resting = True
 

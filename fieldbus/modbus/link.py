@@ -113,6 +113,8 @@ class ModbusClientLink:
         self._has_said_echo = False
         policy = ConnectionPolicy(connections, connect_timeout_s, lifetime, rest_after_connect_s)
         self.policy = policy
+        self.is_on_demand = lifetime is Lifetime.ON_DEMAND
+        """Whether nothing is polled."""
         self._traffic = LineTraffic(place.framing, self._found_others, takes_any_unit=quirks.any_unit_id)
         self._has_said_others = False
         self._connections = Connections(self, quirks, policy, self._echo, self._traffic)
@@ -203,11 +205,6 @@ class ModbusClientLink:
     def connections(self) -> int:
         """How many requests may be under way at once."""
         return self.policy.count
-
-    @property
-    def is_on_demand(self) -> bool:
-        """Whether nothing is polled."""
-        return self.policy.lifetime is Lifetime.ON_DEMAND
 
     def cost_of(self, unit: Unit, block: Block) -> tuple[float, bool]:
         """Return how long a request takes on the line, in seconds, and whether that was measured."""
@@ -452,7 +449,9 @@ class ModbusClientLink:
                 self._drive(lane, self._writes.begin())
                 continue
             now_s = self.clock.monotonic_s()
-            step = None if lane.was_background else self._pick_background(now_s)
+            step = None
+            if self._background and not lane.was_background:
+                step = self._pick_background(now_s)
             if step is not None:
                 steps, state, ask = step
                 lane.was_background = lane.is_background = True
@@ -464,7 +463,9 @@ class ModbusClientLink:
                 if was_background and self._background:
                     continue
                 self._arm(now_s)
-                self._connections.finish(lane, self._agenda.next_due_s() - now_s, self._longest_pause_s)
+                if self.policy.lifetime is not Lifetime.KEEP:
+                    due_s = self._agenda.next_due_s() - now_s
+                    self._connections.finish(lane, due_s, self._longest_pause_s)
                 return
             self._read(lane, poll, now_s)
 

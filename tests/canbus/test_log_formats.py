@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fieldbus.canbus.bus import BITRATE_SWITCH, ERROR, EXTENDED, FD, REMOTE
 from fieldbus.canbus.kernel.error_frames import decode_error_frame
+from fieldbus.canbus.logs.asc import AscParser
 from fieldbus.canbus.logs.detection import detect
 from fieldbus.canbus.logs.lines import LineError, NotThisFormatError, decimal_ns
 from fieldbus.canbus.logs.logged import ERROR_STATE, LogError, LoggedFrame
@@ -221,6 +222,136 @@ def test_error_frames_and_bus_states_of_version_1_0():
     assert decode_error_frame(frame.can_id, frame.data).rx_errors == 8
     assert parser.parse("  3) 1843 FFFFFFFF 4 00 00 00 04 BUSLIGHT") is None
     assert parser.others == 1
+
+
+MS = 10**6
+
+
+@pytest.mark.parametrize(
+    ("columns", "line", "frame"),
+    [
+        ("N,O,T,I,d,l,D", "1 1.5 DT 0123 Tx 2 01 02", LoggedFrame(1_500_000, "1", 0x123, b"\1\2", 0, False)),
+        ("N,O,T,I,L,D", "1 1 DT 0123 2 01 02", LoggedFrame(MS, "1", 0x123, b"\1\2")),
+        ("N,O,T,B,I,d,R,L,D", "1 1 DT 2 00000123 Rx - 1 05", LoggedFrame(MS, "2", 0x123 | EXTENDED, b"\5")),
+        ("N,O,T,I,d,L,D", "1 1 DT 0123 Rx 15 " + "07 " * 8, LoggedFrame(MS, "1", 0x123, b"\7" * 8)),
+        ("N,O,T,I,d,l,D", "1 1 DT 0123 Rx 8 " + "07 " * 8, LoggedFrame(MS, "1", 0x123, b"\7" * 8)),
+        ("N,O,T,I,d,l,D", "1 1 RR 0123 Rx 8", LoggedFrame(MS, "1", 0x123 | REMOTE, bytes(8))),
+        ("N,O,T,I,d,L,D", "1 1 FD 0123 Rx 9 " + "07 " * 12, LoggedFrame(MS, "1", 0x123, b"\7" * 12, FD)),
+        ("N,O,T,I,d,L,D", "1 1 FD 0123 Rx 12 " + "07 " * 12, LoggedFrame(MS, "1", 0x123, b"\7" * 12, FD)),
+        ("N,O,T,I,d,L,D", "1 1 FD 0123 Rx 12 " + "07 " * 24, LoggedFrame(MS, "1", 0x123, b"\7" * 24, FD)),
+        ("N,O,T,I,d,L,D", "1 1 FD 0123 Rx 15 " + "07 " * 64, LoggedFrame(MS, "1", 0x123, b"\7" * 64, FD)),
+        ("N,O,T,I,d,L,D", "1 1 FD 0123 Rx 16 " + "07 " * 16, LoggedFrame(MS, "1", 0x123, b"\7" * 16, FD)),
+        (
+            "N,O,T,I,d,l,D",
+            "1 1 FB 0123 Rx 64 " + "07 " * 64,
+            LoggedFrame(MS, "1", 0x123, b"\7" * 64, FD | BITRATE_SWITCH),
+        ),
+        (
+            "N,O,T,I,d,l,D",
+            "1 1 FE 0123 Rx 1 07",
+            LoggedFrame(MS, "1", 0x123, b"\7", FD | BITRATE_SWITCH | ERROR_STATE),
+        ),
+        ("N,O,T,I,d,l,D", "1 1 BI 0123 Rx 0", LoggedFrame(MS, "1", 0x123, b"", FD | ERROR_STATE)),
+        (
+            "N,O,T,I,d,l,D",
+            "1 1 ER - Rx 5 10 01 1F 0A 00",
+            LoggedFrame(MS, "1", ERROR | 0x208, bytes([0, 0, 0, 0, 0, 0, 0, 10])),
+        ),
+        (
+            "N,O,T,I,d,l,D",
+            "1 1 ER - Tx 2 01 00",
+            LoggedFrame(MS, "1", ERROR | 8, bytes([0, 0, 0x81, 0, 0, 0, 0, 0])),
+        ),
+    ],
+)
+def test_columns_of_version_2_are_those_of_its_header(columns, line, frame):
+    parser = TrcParser()
+    for header in (";$FILEVERSION=2.0", f";$COLUMNS={columns}"):
+        parser.parse(header)
+    assert parser.parse(line) == frame
+
+
+@pytest.mark.parametrize(
+    ("version", "line"),
+    [
+        ("1.1", "1) 1.0 Rx 0123 16 " + "00 " * 16), ("1.1", "1) 1.0 Rx 0800 1 00"), ("1.1", "1) 1.0 Rx 0123 2 00"),
+        ("1.1", "1 1.0 Rx 0123 1 00"), ("1.1", "1) 1.0 Rx 0123"), ("1.1", "1) 1.0 Rx 0123 1 GG"),
+        ("2.1", "1 1 DT 0123 Rx 16 " + "00 " * 16), ("2.1", "1 1 FD 0123 Rx 17 " + "00 " * 17),
+        ("2.1", "1 1 DT 20000000 Rx 1 00"), ("2.1", "1 1 DT"), ("2.1", "1 x DT 0123 Rx 1 00"),
+    ],
+)  # fmt: skip
+def test_a_row_that_cannot_be_is_refused(version, line):
+    parser = TrcParser()
+    parser.parse(f";$FILEVERSION={version}")
+    parser.parse(";$COLUMNS=N,O,T,I,d,L,D")
+    with pytest.raises(LineError):
+        parser.parse(line)
+
+
+def test_the_start_of_a_trace_counts_days_since_1899():
+    parser = TrcParser()
+    for line in (";$FILEVERSION=1.1", ";$STARTTIME=45248.5"):
+        parser.parse(line)
+    assert parser.parse("1) 1.0 Rx 0123 0").time_ns == utc(2023, 11, 18, 12) + MS
+    assert list(parser.notes()) == []
+    assert list(TrcParser().notes()) == ["the file does not say when it began: times start at 0"]
+    with pytest.raises(LineError, match="start time"):
+        parser.parse(";$STARTTIME=1e300")
+
+
+@pytest.mark.parametrize(
+    ("line", "frame"),
+    [
+        ("0.5 1 123 Rx d 2 01 02", LoggedFrame(S // 2, "1", 0x123, b"\1\2")),
+        ("0.5 2 123x Tx d 0", LoggedFrame(S // 2, "2", 0x123 | EXTENDED, b"", 0, False)),
+        ("0.5 1 123 Rx r 8", LoggedFrame(S // 2, "1", 0x123 | REMOTE, bytes(8))),
+        ("0.5 1 123 Rx r", LoggedFrame(S // 2, "1", 0x123 | REMOTE, b"")),
+        ("0.5 1 123 Rx r Length = 0", LoggedFrame(S // 2, "1", 0x123 | REMOTE, b"")),
+        ("0.5 1 ErrorFrame Flags = 0x1", LoggedFrame(S // 2, "1", ERROR, b"")),
+        ("0.5 CANFD 1 Rx ErrorFrame", LoggedFrame(S // 2, "1", ERROR, b"")),
+        ("0.5 CANFD 1 Tx 123 0 0 1 1 07", LoggedFrame(S // 2, "1", 0x123, b"\7", FD, False)),
+        ("0.5 CANFD 1 Rx 123 1 0 1 1 07", LoggedFrame(S // 2, "1", 0x123, b"\7", FD | BITRATE_SWITCH)),
+        ("0.5 CANFD 1 Rx 123 0 1 1 1 07", LoggedFrame(S // 2, "1", 0x123, b"\7", FD | ERROR_STATE)),
+        ("0.5 CANFD 1 Rx 123 0 0 8 0 0 0 10", LoggedFrame(S // 2, "1", 0x123 | REMOTE, bytes(8))),
+        ("0.5 1 123 TxRq d 1 00", None),
+        ("0.5 CANFD 1 TxRq 123 0 0 1 1 07", None),
+        ("Begin Triggerblock", None),
+    ],
+)
+def test_an_event_of_an_asc_log_is_a_frame(line, frame):
+    assert AscParser().parse(line) == frame
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["0.5 1 800 Rx d 1 00", "0.5 1 123 Rx d 16 00", "0.5 1 123 Rx d", "0.5 1 123 Rx d 2 00", "0.5 1 20000000x Rx d 0",
+     "0.5 CANFD 1 Rx 123 0 0 F", "0.5 CANFD 1 Rx 123 0 0 10 1 00", "0.5 CANFD 1 Rx 123 0 0 F 65 " + "00 " * 65,
+     "0.5 CANFD 1 Rx 123 0 0 9 12 " + "00 " * 12 + "0 0 0", "date Mon Apr 31 09:00:00 2020",
+     "date Mon Foo 1 09:00:00 2020"],
+)  # fmt: skip
+def test_an_event_that_cannot_be_is_refused(line):
+    with pytest.raises(LineError):
+        AscParser().parse(line)
+
+
+@pytest.mark.parametrize(
+    ("date", "hour"),
+    [("Mon Apr 6 12:00:00.000 am 2020", 0), ("Mon Apr 6 12:00:00 pm 2020", 12), ("Mon Apr 6 01:00:00.5 PM 2020", 13),
+     ("Mon Apr 6 13:00:00 2020", 13), ("Mon Apr 6 13:00:00 pm 2020", 13), ("Mo Apr 6 09:00:00 2020", 9)],
+)  # fmt: skip
+def test_dates_of_asc_logs_have_twelve_or_twenty_four_hours(date, hour):
+    parser = AscParser(zone=datetime.UTC)
+    parser.parse(f"date {date}")
+    fraction = S // 2 if ".5 " in date else 0
+    assert parser.parse("0.0 1 123 Rx d 0").time_ns == utc(2020, 4, 6, hour) + fraction
+
+
+def test_numbers_of_an_asc_log_may_be_decimal():
+    parser = AscParser()
+    parser.parse("base dec  timestamps absolute")
+    assert parser.parse("0.5 1 291 Rx d 2 10 255") == LoggedFrame(S // 2, "1", 0x123, b"\x0a\xff")
+    with pytest.raises(LineError):
+        parser.parse("0.5 1 291 Rx d 1 256")
 
 
 def test_a_trace_of_another_program_has_no_frames(tmp_path):

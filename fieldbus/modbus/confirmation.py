@@ -20,9 +20,7 @@ from collections.abc import Collection, Generator, Iterator, Sequence
 from fieldbus.errors import BadResponseError, DeviceExceptionError
 from fieldbus.modbus import pdu
 from fieldbus.modbus.framing import Ask
-from fieldbus.modbus.other_functions import MAX_FILE_READ
-from fieldbus.modbus.planner import MAX_BITS, MAX_REGISTERS
-from fieldbus.modbus.registers import Table
+from fieldbus.modbus.planner import most_of
 from fieldbus.modbus.traffic import Shape
 from fieldbus.modbus.units import UnitState
 
@@ -87,7 +85,7 @@ def _ways(ask: Ask, shapes: Collection[Shape]) -> Iterator[Sequence[Ask]]:
     if table.is_whole:
         return  # there is one way to read it
     step = 8 if table.is_bits else 1
-    most = MAX_BITS if table.is_bits else MAX_FILE_READ if table is Table.FILE else MAX_REGISTERS
+    most = most_of(table)
     end = (address | 0xFFFF) + 1
     cuts = sorted(range(step, count, step), key=lambda cut: abs(2 * cut - count))
     found: list[Sequence[Ask]] = [

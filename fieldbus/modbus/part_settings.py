@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from fieldbus.modbus.formats.composite import Part
 from fieldbus.modbus.register_settings import RegisterSettings
-from fieldbus.modbus.register_types import RegisterType
+from fieldbus.modbus.register_types import RegisterType, Table
 from fieldbus.modbus.registers import RegisterPoint
 from fieldbus.model import Kind, Point
 from fieldbus.settings import Number, problem
@@ -24,8 +24,8 @@ class PartSettings(RegisterSettings):
     def _check(self) -> PartSettings:
         table, address = self.place()
         kind = self.register_type
-        if table.is_bits:
-            raise problem(f"a part lies in registers: the table is input or holding, not {table}")
+        if table.is_bits or table.is_whole:
+            raise problem(f"a part lies in registers: the table is input, holding or file, not {table}")
         if kind is RegisterType.STRING:
             raise problem("a part is a number, not text")
         if kind is RegisterType.BOOL and self.bit is None:
@@ -37,8 +37,9 @@ class PartSettings(RegisterSettings):
             raise problem("a sign has no `factor`")
         if self.sign and kind.is_float:
             raise problem("a sign is 0 or 1: a whole number or a bit")
-        if address + self.size > 0x10000:
-            raise problem(f"{table} {address} and what follows goes beyond address 65535")
+        if (address + self.size - 1) >> 16 > address >> 16:
+            what = "record" if table is Table.FILE else "address"
+            raise problem(f"{table.place_name(address)} and what follows goes beyond {what} 65535")
         return self
 
     def build(self, whole: Point) -> Part:

@@ -30,6 +30,14 @@ from fieldbus.modbus.registers import RegisterPoint, Table
 MAX_REGISTERS = 125
 MAX_BITS = 2000
 
+
+def most_of(table: Table) -> int:
+    """Return how many addresses of a table one request reads at most."""
+    if table.is_bits:
+        return MAX_BITS
+    return MAX_FILE_READ if table is Table.FILE else MAX_REGISTERS
+
+
 Barriers = Sequence[tuple[int, int]]
 """Ranges (first address, address behind the last) that no request may touch, sorted. An empty range (a, a)
 is a seam: a request may end or begin there and not go over it."""
@@ -142,7 +150,7 @@ def plan_together(
         return list(_anchored(members, limits.first_address, size, unit_id, period_s))
     gap = limits.max_gap
     if table is Table.FILE:  # what lies between records that somebody wants may be no record
-        size, gap = min(size, MAX_FILE_READ), 0
+        size, gap = min(size, most_of(table)), 0
     if gap is not None and table.is_bits:
         gap *= 16
     address_s = cost.byte_s / 8 if table.is_bits else cost.byte_s * 2

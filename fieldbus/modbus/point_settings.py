@@ -23,7 +23,7 @@ from fieldbus.modbus.formats.numbers import engineering_range
 from fieldbus.modbus.formats.text import Chars, Pad
 from fieldbus.modbus.other_functions import MAX_QUEUE, MAX_SERVER_ID, SIZE_OF_WHOLE
 from fieldbus.modbus.part_settings import PartSettings, with_table
-from fieldbus.modbus.planner import MAX_REGISTERS
+from fieldbus.modbus.planner import most_of
 from fieldbus.modbus.register_settings import RegisterSettings
 from fieldbus.modbus.register_types import RegisterType, Table
 from fieldbus.modbus.registers import OnBad, RegisterPoint
@@ -159,9 +159,10 @@ class PointSettings(GuardSettings, WriteSettings, RegisterSettings):
         if sum(part.sign for part in self.parts) > 1:
             raise problem("only one of the `parts` is the sign")
         first, end = self.span
-        if end - first > MAX_REGISTERS:
+        most = most_of(next(iter(tables)))
+        if end - first > most:
             raise problem(
-                f"the `parts` lie over {end - first} registers, and one request reads at most {MAX_REGISTERS}"
+                f"the `parts` lie over {end - first} registers, and one request reads at most {most}"
             )
 
     def _check_width(self, table: Table, kind: RegisterType) -> None:
@@ -218,6 +219,10 @@ class PointSettings(GuardSettings, WriteSettings, RegisterSettings):
             return
         if self.on_bad != "exception" or self.initial is not None:
             raise problem(f"the table `{table}` cannot be served, and has no `on_bad` and no `initial`")
+        if self.size > most_of(table):
+            raise problem(
+                f"it has {self.size} registers, and one request reads at most {most_of(table)} of a {table}"
+            )
         if table is Table.SERVER_ID and self.span[1] > SIZE_OF_WHOLE[table]:
             raise problem(f"a server id has at most {MAX_SERVER_ID} registers")
         if table is not Table.FIFO:

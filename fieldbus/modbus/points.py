@@ -25,7 +25,7 @@ from fieldbus.modbus.converters import power_of_ten
 from fieldbus.modbus.formats.composite import is_exact
 from fieldbus.modbus.image import nan_bytes
 from fieldbus.modbus.other_functions import MAX_QUEUE
-from fieldbus.modbus.planner import MAX_REGISTERS
+from fieldbus.modbus.planner import most_of
 from fieldbus.modbus.point_settings import PointSettings
 from fieldbus.modbus.register_types import RegisterType, Table
 from fieldbus.modbus.registers import OnBad, RegisterPoint
@@ -189,11 +189,11 @@ def _is_in_reach(name: str, made: Sequence[RegisterPoint], factor: RegisterPoint
     """Return whether one request can read points and their factor, else say so."""
     for item in made:
         span = max(item.end, factor.end) - min(item.address, factor.address)
-        if span > MAX_REGISTERS:
+        if span > most_of(item.table):
             text = (
                 f"{item.table} {item.address} and '{factor.point.name}' of `scale_from` are {span} registers"
             )
-            fault(name, text, f"one request reads at most {MAX_REGISTERS}: scale it by `scale` instead")
+            fault(name, text, f"one request reads at most {most_of(item.table)}: scale it by `scale` instead")
             return False
     return True
 

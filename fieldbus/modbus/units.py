@@ -12,9 +12,8 @@ from fieldbus.modbus.agenda import Turns
 from fieldbus.modbus.blocks import BlockReader
 from fieldbus.modbus.framing import Ask
 from fieldbus.modbus.learned import Explorer, Knowledge, fingerprint
-from fieldbus.modbus.other_functions import MAX_FILE_READ
 from fieldbus.modbus.places import Framing, Place, SerialPlace
-from fieldbus.modbus.planner import MAX_BITS, MAX_REGISTERS, Block, Cost, Limits, plan, plan_together
+from fieldbus.modbus.planner import MAX_BITS, MAX_REGISTERS, Block, Cost, Limits, most_of, plan, plan_together
 from fieldbus.modbus.quirks import UnitQuirks
 from fieldbus.modbus.registers import RegisterPoint, Table
 from fieldbus.model import Group, Reason
@@ -359,8 +358,7 @@ class UnitState:
         best: Ask | None = None
         for table, start, size, width in self._askable():
             # Shorter than the block if possible; one more than it if it is a single register.
-            most = MAX_BITS if table.is_bits else MAX_FILE_READ if table is Table.FILE else MAX_REGISTERS
-            most = most * 16 // width
+            most = most_of(table) * 16 // width
             for count in (size,) if table.is_whole else (*range(1, min(size, 64) + 1), size + 1):
                 address = min(start, (start | 0xFFFF) + 1 - count)
                 if count > most and not table.is_whole:

@@ -28,7 +28,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from fieldbus.errors import ConversionError, DeviceExceptionError, RequestError
 from fieldbus.link import WriteOutcome
 from fieldbus.modbus import pdu
-from fieldbus.modbus.planner import MAX_BITS, MAX_REGISTERS
+from fieldbus.modbus.planner import most_of
 from fieldbus.modbus.quirks import UnitQuirks
 from fieldbus.modbus.registers import RegisterPoint
 from fieldbus.modbus.write_trouble import NO_REFUSAL, NOT_READABLE, Trouble, TroubleError, trouble_of
@@ -240,7 +240,7 @@ class _Performance:
     def _read(self, point: RegisterPoint) -> Generator[bytes, bytes, bytes]:
         """Read what a point's place holds, or shows elsewhere."""
         place = point.shown or point
-        begin, most = place.address, MAX_BITS if place.table.is_bits else MAX_REGISTERS
+        begin, most = place.address, most_of(place.table)
         first = self._first_address
         if first is not None and begin - most + place.count <= first < begin:
             begin = first

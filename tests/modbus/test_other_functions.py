@@ -264,6 +264,9 @@ def test_a_server_id_is_text_and_bytes():
         ({"table": "fifo", "address": 1, "count": 32}, "at most 31 entries"),
         ({"table": "server_id", "access": "write"}, "`server_id` cannot be written"),
         ({"table": "server_id", "address": 124, "type": "uint32"}, "at most 125 registers"),
+        ({"table": "file", "file": 4, "record": 1, "type": "string", "length": 122}, "at most 121 of a file"),
+        ({"table": "file", "parts": [{"file": 1, "record": 0}, {"file": 1, "record": 121}]}, "at most 121"),
+        ({"table": "file", "parts": [{"file": 1, "record": 0}, {"file": 2, "record": 0}]}, "at most 121"),
         ({"table": "file", "file": 4, "record": 1, "on_bad": "hold"}, "cannot be served"),
         (
             {"table": "file", "file": 4, "record": 1, "access": "readwrite", "read_from": 2},

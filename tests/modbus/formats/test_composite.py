@@ -258,7 +258,7 @@ def test_served_points_may_lie_between_parts_and_not_on_them():
         ({"parts": [{"address": 0}, {"address": 1, "type": "string", "length": 2}]}, "not text"),
         ({"parts": [{"address": 0}, {"address": 65535, "type": "uint32"}]}, "beyond address 65535"),
         ({"parts": [{"address": 0}, {"address": 1, "scale": 2}]}, "Extra inputs"),
-        ({"table": "coil"}, "the table is input or holding"),
+        ({"table": "coil"}, "the table is input, holding or file"),
     ],
 )
 def test_parts_that_make_no_sense_are_refused(more, words):

@@ -167,16 +167,19 @@ class RegisterSettings(Settings):
     @property
     def plain_order(self) -> str:
         """The order, as the word that it amounts to if there is one."""
-        return plain_order(self.order, self.size * 2)
+        return plain_order(self.order, self.byte_count)
+
+    @property
+    def byte_count(self) -> int:
+        """How many bytes it takes, however wide its addresses are."""
+        clock = 0 if self.value_format is None else self.value_format.clock_registers
+        return 2 * (clock or self.length or max(1, -(-self.register_type.bits // 16)))
 
     @property
     def size(self) -> int:
         """How many addresses it takes: bits or registers."""
         table, _ = self.place()
-        if table.is_bits:
-            return 1
-        clock = 0 if self.value_format is None else self.value_format.clock_registers
-        return clock or self.length or max(1, -(-self.register_type.bits // 16))
+        return 1 if table.is_bits else self.byte_count // 2
 
     def place(self) -> tuple[Table, int]:
         """Return table and 0-based address."""
@@ -294,7 +297,7 @@ class RegisterSettings(Settings):
                 raise problem(f"`{key}` is for strings, not for a clock")
 
     def _check_order(self, kind: RegisterType) -> None:
-        size = self.size * 2
+        size = self.byte_count
         if kind is RegisterType.STRING and not is_order(self.order, 0):
             raise problem(f"'{self.order[:20]}' is not an order of text: ABCD, CDAB, BADC or DCBA")
         if not is_order(self.order, size):

@@ -9,7 +9,8 @@ from support.memory_broker import MemoryBroker, Published, packet
 from support.virtual import World
 
 from fieldbus.errors import LinkDownError, RefusedError
-from fieldbus.model import Kind, Point
+from fieldbus.link import Delivery, Target
+from fieldbus.model import Kind, Point, Quality, Sample
 from fieldbus.mqtt.inbound import REFUSED
 from fieldbus.mqtt.link import MqttLink
 from fieldbus.mqtt.packets import Subscription
@@ -314,6 +315,40 @@ def test_how_long_a_packet_may_be_is_announced_and_a_longer_one_never_comes():
         await until(lambda: "level2" in kept.newest)
         assert kept.newest["level2"][:3] == (None, "bad", "bad response")
         assert "level1" not in kept.newest
+        assert not kept.reasons
+        await kept.end()
+        await broker.end()
+
+    world.run(main())
+
+
+def test_half_a_surrogate_on_any_topic_tears_no_link():
+    """A stored message comes again with each connection: one that tears the link tears it for ever."""
+    world = World()
+    text = Point("remote", "text", Kind.STRING)
+    label = Point("\ud800", "label", Kind.STRING, unit="\udfff")
+
+    async def main():
+        broker = MemoryBroker()
+        await broker.listen(PORT)
+        for topic in ("plant/text", "plant/level1", "fieldbus/gw/want/peer", "fieldbus/gw/command/a/b/c",
+                      "fieldbus/gw/answer/x", "fieldbus/gw/ack/x"):  # fmt: skip
+            payload = b'{"value": "\\ud800", "reason": "\\udfff", "boot": "\\ud800", "stream": "x", "seq": 1}'
+            broker.publish(Published(topic, payload, 1, is_retained=True))
+        places = [TopicPoint(text, "plant/text"), TopicPoint(LEVELS[1], "plant/level1")]
+        kept = Kept(MqttLink("broker", "gw", "127.0.0.1", PORT, places, keepalive_s=3.0), world)
+        await until(lambda: "text" in kept.newest and "level1" in kept.newest)
+        assert kept.newest["text"][:3] == (None, "bad", "conversion")
+        sample = Sample("half \ud83d of it", Quality.UNCERTAIN, "\ud800", 1)
+        for target in (
+            Target("broker", None, "out/one"),
+            Target("broker", None, "out/\ud800"),
+            Target("broker", None, "out/many", gathers=True, label="\udc00"),
+        ):
+            kept.link.send([Delivery(target, label, sample)])
+        await until(lambda: kept.link.counters["published"] == 2)
+        assert kept.link.counters["tx_refused"] == 1
+        await asyncio.sleep(10)
         assert not kept.reasons
         await kept.end()
         await broker.end()

@@ -102,6 +102,7 @@ class Edge:
 
     __slots__ = (
         "_is_stale_told",
+        "_is_unchanged",
         "_pending",
         "_scale_float",
         "_scale_int",
@@ -137,6 +138,7 @@ class Edge:
         self.configured = self.key
         """The `key` that it had as it was configured: its target may be led elsewhere."""
         linear = policy.linear
+        self._is_unchanged = linear.is_identity and policy.mapping is None
         self._scale_int = None if linear.is_identity else linear.forward_int()
         self._scale_float = linear.forward_float()
 
@@ -247,6 +249,8 @@ class Edge:
                 return None
             value = None
         if value is not None:
+            if self._is_unchanged:
+                return sample
             if policy.mapping is not None:
                 if value in policy.mapping:
                     value = policy.mapping[value]

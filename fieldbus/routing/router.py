@@ -187,12 +187,13 @@ class Router:
 
     def dispatch(self, batch: Batch, now_s: float) -> Deliveries:
         """Take what a link acquired and return what is to be sent because of it."""
-        group, time_ns, _, values, flaws, changed = batch
+        group, time_ns, at_s, values, flaws, changed = batch
         self.latest[group] = batch
         exits = self._exits.get(group)
         if exits is None:
             return _NOTHING
         is_live = type(batch) is Batch
+        heard_s = at_s if is_live else batch.heard_s
         by_index = exits.by_index
         if not (changed and by_index) and not exits.missed and not exits.always:
             return _NOTHING
@@ -210,7 +211,7 @@ class Router:
             sample: Sample | None = None
             for edge in edges:
                 if not (is_good and edge.is_plain and is_live):
-                    self._offer(edge, batch.sample(index), batch.heard_s, now_s, out)
+                    self._offer(edge, batch.sample(index), heard_s, now_s, out)
                     continue
                 last = edge.sent
                 if last is not None:
@@ -227,7 +228,7 @@ class Router:
                 items.append(_new(Delivery, (target, edge.source, sample)))
         if exits.always:
             for index, edge in exits.always:
-                self._offer(edge, batch.sample(index), batch.heard_s, now_s, out)
+                self._offer(edge, batch.sample(index), heard_s, now_s, out)
         return out
 
     def missed(self, target: Point) -> None:

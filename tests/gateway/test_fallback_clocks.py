@@ -40,6 +40,7 @@ devices:
   field: {link: broker, type: gateway}
   wish: {link: broker, points: {level: {topic: wish, type: uint16}}}
   press: {link: net, unit_id: 1, scan: 5s, points: {
+    speed: {table: holding, address: 0, access: readwrite, min_interval: 1s},
     valve: {table: holding, address: 0, access: readwrite, fallback: {after: 2s, value: 9999}}}}
 routes:
   - {from: SOURCE, to: press.valve, every: 500ms}

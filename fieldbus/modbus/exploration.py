@@ -316,6 +316,7 @@ def resynchronise(state: UnitState, clock: Clock) -> Steps:
     except RequestError:
         return
     else:
+        state.proof_ask = ask
         state.in_step()
 
 

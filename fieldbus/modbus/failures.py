@@ -5,7 +5,7 @@ Rules: `unit_health.py` decides; here it is done.
 * For a while after a silence on a line of several units, a timeout is at most eight times what the unit, or
   the slowest other, usually takes. A unit that is given up early has no values until it is asked when nobody
   else waits, which decides.
-* A lost unit is asked whether it is back, after 0.5 s, then at most every 10 s; every second time for a
+* A lost unit is asked whether it is back, after 0.5 s, then at most every 10 s; from the second time on for a
   single point, since it may be a part of a block that is silent.
 * A block of which no part can be read is asked again after a growing time.
 """
@@ -36,6 +36,8 @@ from fieldbus.model import Reason
 
 FIRST_PROBE_S = 0.5
 LONGEST_PROBE_S = 10.0
+LONGEST_GARBLED_PROBE_S = 2.0
+"""The same after a response that nobody could read: somebody is there."""
 TROUBLE_S = 5.0
 """For so long after a silence on a line nobody is waited for in full while others wait."""
 _SHORTEST_PATIENCE_S = 0.05
@@ -248,7 +250,8 @@ class Failures:
             self._host.spoil(other, reason)
         state.probes += 1
         state.turns.probe_at_s = now_s + state.probe_after_s * random.uniform(0.9, 1.0)
-        state.probe_after_s = min(state.probe_after_s * 2, LONGEST_PROBE_S)
+        longest_s = LONGEST_GARBLED_PROBE_S if isinstance(error, BadResponseError) else LONGEST_PROBE_S
+        state.probe_after_s = min(state.probe_after_s * 2, longest_s)
         self._host.agenda.demote(state.turns)
         if poll is not None:
             self._host.agenda.add(poll)

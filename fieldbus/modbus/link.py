@@ -536,7 +536,7 @@ class ModbusClientLink:
             poll.due_s = state.rests_until_s  # others may have their turn meanwhile
             self._agenda.add(poll)
             return
-        if state.turns.rank is Rank.DEMOTED and state.probes and state.probes % 2 == 0:
+        if state.turns.rank is Rank.DEMOTED and state.probes >= 2:
             ask = state.knock_ask()
             if ask is not None and ask.pdu != poll.ask.pdu:
                 state.turns.probe_at_s = now_s + state.unit.timeout_s

@@ -125,5 +125,8 @@ def judge(
         return Verdict.NEXT_TIME
     if failure is Failure.GARBLED and any(not poll.failures for poll in state.polls if not poll.is_retry):
         return Verdict.NEXT_TIME  # something else of it may be understood
+    untried = (poll for poll in state.polls if poll.is_fresh and not (poll.failures or poll.is_retry))
+    if state.is_online and any(untried):
+        return Verdict.NEXT_TIME  # it has answered, and was not asked for everything yet
     is_first = state.turns.rank is not Rank.DEMOTED and not state.is_proving
     return Verdict.PROVE if is_silence and is_first and state.proof() is not None else Verdict.LOSE

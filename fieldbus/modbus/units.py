@@ -176,7 +176,7 @@ class UnitState:
         self.heard_s = 0.0
         """When it last answered anything but 0A and 0B."""
         self.proof_ask: Ask | None = None
-        """A read that it answered during an exploration."""
+        """A read that it answered, while no block of it could be read."""
         self.relapses: dict[tuple[Table, int, int], int] = {}
         """How often a place was readable again after it had failed in a way that may pass."""
         self._knocks = 0
@@ -373,6 +373,8 @@ class UnitState:
     def _askable(self) -> list[tuple[Table, int, int, int]]:
         """Return what can best be asked: table, address, count and width."""
         known = [poll for poll in self.polls if poll.reason is None and not poll.is_fresh]
+        if not known and self.proof_ask is not None and self.failures < FAILURES_TO_DOUBT:
+            return [(*pdu.read_place(self.proof_ask.pdu), self.proof_ask.width)]
         found = []
         for block in (poll.block for poll in known or self.polls):
             shift = 0

@@ -1,4 +1,4 @@
-"""Modbus TCP devices with habits: each is drawn from a seed, lives in virtual time and knows what it can be read.
+"""Devices on a stream, with habits: each is drawn from a seed, lives in virtual time and knows what it can be read.
 
 Rules:
 
@@ -16,6 +16,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import Any
 
+from fieldbus.modbus.checksum import crc16
 from fieldbus.modbus.registers import RegisterPoint, RegisterType, Table
 from fieldbus.model import Kind, Point, Value
 
@@ -66,6 +67,10 @@ class Personality:
     requests: list[tuple[float, int, int, int, str]] = field(default_factory=list)
     """Time, function code, address, count, and what was done."""
     clients: int = 0
+    is_rtu: bool = False
+    """Whether its frames are those of a serial line, without transaction ids."""
+    whole_units: frozenset[int] = frozenset()
+    """Unit ids behind the same connection that have everything and make no mistakes."""
 
     def can_read(self, function: int, address: int, count: int) -> bool:
         """Return whether a read is answered, apart from what goes wrong for a while."""
@@ -165,16 +170,21 @@ class DeviceConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take requests."""
         self._buffer += data
-        while len(self._buffer) >= 12:
-            request, self._buffer = self._buffer[:12], self._buffer[12:]
+        size = 8 if self._device.is_rtu else 12
+        while len(self._buffer) >= size:
+            request, self._buffer = self._buffer[:size], self._buffer[size:]
+            if self._device.is_rtu:  # as if it had a header
+                request = bytes(6) + request[:6]
             asyncio.get_running_loop().call_later(self._device.delay_s, self._answer, request)
 
     def _answer(self, request: bytes) -> None:
         device = self._device
         transaction, _, _, unit, function, address, count = struct.unpack(">HHHBBHH", request)
         loop = asyncio.get_running_loop()
-        manner = device.manner(function, address, count, loop.time())
-        device.requests.append((loop.time(), function, address, count, manner))
+        manner = "good"
+        if unit not in device.whole_units:
+            manner = device.manner(function, address, count, loop.time())
+            device.requests.append((loop.time(), function, address, count, manner))
         if manner == "silent":
             return
         length = 0
@@ -193,6 +203,9 @@ class DeviceConnection(asyncio.Protocol):
         elif manner == "false transaction":
             transaction = (transaction + 7000) & 0xFFFF
         frame = struct.pack(">HHHB", transaction, 0, length or len(payload) + 1, unit) + payload
+        if device.is_rtu:
+            frame = bytes((unit,)) + payload
+            frame += crc16(frame).to_bytes(2, "little")
         loop.call_later(0.8 if manner == "late" else 0.0, self._send, frame)
 
     def _send(self, frame: bytes) -> None:

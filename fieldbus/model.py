@@ -123,6 +123,9 @@ class Point:
     """For people."""
     carries_quality: bool = False
     """Whether, as a target, it can be told that its value went bad (a served register, a CAN signal)."""
+    is_topic: bool = False
+    """Whether it lives on a topic: a route that holds bad values back leaves it its last one. Other targets
+    that carry quality decide themselves what they show."""
     origin: str = ""
     """Where it first was, ``gateway/address``, if another gateway gave it to us; empty if it is ours."""
     hops: int = 0

@@ -125,6 +125,7 @@ class TopicPointSettings(GuardSettings):
             labels=dict(self.enum or {}),
             description=self.description,
             carries_quality=True,
+            is_topic=True,
         )
         return TopicPoint(point, self.topic, parse_path(self.path) if self.path else ())
 

@@ -15,9 +15,8 @@ Order of the steps, each optional:
 
 ``every`` repeats the newest sample when nothing was sent for that long.
 
-A target that carries quality (a served register, a CAN signal) is always told that its source went
-bad, whatever ``on_bad`` says: holding a value back is a matter of what the peer sees, and that such
-a target decides itself.
+A served register and a CAN signal are always told that their source went bad, whatever ``on_bad`` says:
+holding a value back is a matter of what the peer sees, and that such a target decides itself.
 
 Design: an edge holds the state of one source-target pair and nothing else. It has no timer: it says
 by `due_s` when it wants to be asked again.
@@ -134,7 +133,8 @@ class Edge:
         self._sent_at_s = -NEVER
         self._pending: Sample | None = None
         self._is_stale_told = False
-        self._tells_quality = target.point is not None and target.point.carries_quality
+        point = target.point
+        self._tells_quality = point is not None and point.carries_quality and not point.is_topic
         self.configured = self.key
         """The `key` that it had as it was configured: its target may be led elsewhere."""
         linear = policy.linear

@@ -102,8 +102,17 @@ def test_bad_is_sent_once_where_the_target_carries_quality(target):
     assert edge(target).policy.on_bad is OnBad.SEND
 
 
-def test_what_the_route_says_of_bad_wins_on_a_topic():
-    assert offer(edge(None, on_bad=OnBad.HOLD), good(1.0), bad(), good(1.0)) == [good(1.0), None, None]
+ON_TOPIC = Point("copy", "speed", Kind.FLOAT, Access.WRITE, carries_quality=True, is_topic=True)
+
+
+@pytest.mark.parametrize("target", [None, ON_TOPIC])
+def test_what_the_route_says_of_bad_wins_on_a_topic(target):
+    assert offer(edge(target, on_bad=OnBad.HOLD), good(1.0), bad(), good(1.0)) == [good(1.0), None, None]
+    assert offer(edge(target), good(1.0), bad()) == [good(1.0), bad()]
+
+
+def test_a_served_point_decides_itself_what_it_shows():
+    assert offer(edge(SERVED, on_bad=OnBad.HOLD), good(1.0), bad()) == [good(1.0), bad()]
 
 
 UNCERTAIN = Sample(60000.0, Quality.UNCERTAIN, "out of range", 1)

@@ -255,6 +255,8 @@ def _describe_nothing(device: str, settings: DeviceSettings, around: Surrounding
 
 def _assemble_client(parts: Assembly) -> Link:
     devices, points = _modbus_parts(parts)
+    if parts.settings.is_listening:
+        _check_listening(parts, points)
     return build_client(
         parts.name,
         parts.settings,
@@ -265,6 +267,19 @@ def _assemble_client(parts: Assembly) -> Link:
         secret=parts.secret,
         clock=parts.clock,
     )
+
+
+def _check_listening(parts: Assembly, points: Mapping[str, Sequence[RegisterPoint]]) -> None:
+    """Report whatever would send something on a link that only listens."""
+    own = {item.point for members in points.values() for item in members}
+    routed = sorted({point.address for point in parts.targets if point in own})
+    written = sorted(item.address for item in own if item.access.can_write)
+    if routed:
+        text = f"a route writes to {routed[0]}, but nothing is ever sent on a link that listens"
+        parts.fault(("listen",), text, "remove the route, or `listen`")
+    elif written:
+        text = f"{written[0]} can be written, but nothing is ever sent on a link that listens"
+        parts.fault(("listen",), text, "access: read")
 
 
 def _assemble_server(parts: Assembly) -> Link:

@@ -25,6 +25,7 @@ from fieldbus.gateway.commands.recall import restore
 from fieldbus.gateway.plant import Plant
 from fieldbus.link import Link, Regrouped, WriteOutcome, WriteResult
 from fieldbus.modbus.link import ModbusClientLink
+from fieldbus.modbus.listening import REFUSAL, ModbusListeningLink
 from fieldbus.modbus.places import Place, SerialPlace, TcpPlace
 from fieldbus.modbus.server import ModbusServerLink
 from fieldbus.modbus.units import Unit
@@ -292,6 +293,8 @@ def _link_for(plant: Plant, name: str, points: Sequence[Point], *, is_write: boo
     if isinstance(link, ModbusClientLink):
         units = [_unit_for(unit, wanted, is_write=is_write) for unit in link.units]
         return link.aside([unit for unit in units if unit.points])
+    if isinstance(link, ModbusListeningLink):
+        raise LinkDownError(f"{REFUSAL}; `fieldbus watch` shows what a running gateway hears")
     if isinstance(link, ModbusServerLink):
         as_master = [
             Unit(

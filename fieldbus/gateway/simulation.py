@@ -19,6 +19,7 @@ from fieldbus.canbus.messages import CanMessage
 from fieldbus.errors import LinkDownError
 from fieldbus.gateway.plant import Plant
 from fieldbus.modbus.link import ModbusClientLink
+from fieldbus.modbus.listening import ModbusListeningLink
 from fieldbus.modbus.places import Framing, SerialPlace, TcpPlace
 from fieldbus.modbus.server import ModbusServerLink
 from fieldbus.simulate.can import SimulatedNodes
@@ -59,6 +60,8 @@ class Simulation:
         for name, link in plant.links.items():
             if isinstance(link, ModbusClientLink):
                 self._add_plc(name, link)
+            elif isinstance(link, ModbusListeningLink):
+                _LOG.info("%s: not simulated: it only listens to others", name)
             elif isinstance(link, CanLink):
                 self._add_nodes(name, link)
             elif isinstance(link, ModbusServerLink) and isinstance(link.place, SerialPlace):

@@ -35,7 +35,6 @@ from fieldbus.errors import (
 )
 from fieldbus.modbus import pdu
 from fieldbus.modbus.framing import Ask, Framer
-from fieldbus.modbus.traffic import LineTraffic
 
 _GARBLED_S = 0.05
 """Longer than USB adapters hold bytes back (16 ms), shorter than anybody notices."""
@@ -76,6 +75,26 @@ class Owner(Protocol):
 
     def lost(self, error: LinkDownError) -> None:
         """Learn that the connection is gone; a request under way ends by this."""
+
+
+class Others(Protocol):
+    """What is told of a line's bytes that are no part of a response to us, see `traffic.py`."""
+
+    def begin(self) -> None:
+        """Take up a new connection."""
+
+    def sent(self, ask: Ask) -> None:
+        """Learn that a request was sent."""
+
+    def gave_up(self, ask: Ask, now_s: float) -> None:
+        """Learn that a request was given up: its response may still come."""
+
+    def heard(self, data: bytes, now_s: float) -> None:
+        """Take bytes that are no part of the response to a request under way."""
+
+    def is_shared(self, now_s: float) -> bool:
+        """Return whether others ask on the line, too."""
+        ...
 
 
 class Line(asyncio.Protocol, asyncio.DatagramProtocol):
@@ -128,7 +147,7 @@ class Line(asyncio.Protocol, asyncio.DatagramProtocol):
         self.settled_at_s = 0.0
         """When the line has been listened to for long enough."""
         self._heard_at_s = 0.0
-        self._traffic: LineTraffic | None = None
+        self._traffic: Others | None = None
         self.where: str | None = None
         """The other side's name, if it is not the one that was asked for first."""
         self.is_lost = False
@@ -166,7 +185,7 @@ class Line(asyncio.Protocol, asyncio.DatagramProtocol):
         """Let the line be silent for a while before the first request: who had it before may have asked."""
         self.settled_at_s = self._clock.monotonic_s() + seconds
 
-    def watch_others(self, traffic: LineTraffic) -> None:
+    def watch_others(self, traffic: Others) -> None:
         """Tell from now on what is heard and is no response to us, where responses have no number."""
         if self._is_serial:
             self._traffic = traffic

@@ -12,9 +12,10 @@ from fieldbus.clock import SYSTEM, Clock
 from fieldbus.modbus.connection import Lifetime
 from fieldbus.modbus.device_settings import MappedDeviceSettings
 from fieldbus.modbus.link import ModbusClientLink
+from fieldbus.modbus.listening import ModbusListeningLink
 from fieldbus.modbus.places import DialInPlace, Framing, Place, SerialPlace, TcpPlace, TlsFiles, UdpPlace
 from fieldbus.modbus.planner import Limits
-from fieldbus.modbus.quirks import LineQuirks, UnitQuirks
+from fieldbus.modbus.quirk_settings import LineQuirkSettings, UnitQuirkSettings
 from fieldbus.modbus.registers import RegisterPoint
 from fieldbus.modbus.units import Unit
 from fieldbus.settings import (
@@ -43,40 +44,6 @@ Host = Annotated[str, AfterValidator(_check_host)]
 SecretOf = Callable[[str, Secret | None], str | None]
 
 
-class LineQuirkSettings(Settings):
-    """Habits of what is at the other end of the connection, see README."""
-
-    zero_transaction_id: bool = Field(False, description="Answers carry transaction id 0.")
-    any_unit_id: bool = Field(False, description="Answers carry another unit id than was asked.")
-    echo: bool | None = Field(
-        None, description="Whether the adapter hears what it sends. By default that is learned from reads."
-    )
-    reconnect_on_timeout: bool = Field(False, description="Nobody is served any more after a timeout.")
-
-    def build(self) -> LineQuirks:
-        """Return what the link works with."""
-        return LineQuirks(self.zero_transaction_id, self.any_unit_id, self.echo, self.reconnect_on_timeout)
-
-
-class UnitQuirkSettings(Settings):
-    """Habits of one device, see README."""
-
-    pause: Duration | None = Field(None, description="A rest that it needs between two requests.")
-    single_writes: bool = Field(False, description="It has no FC 15 and 16.")
-    multiple_writes: bool = Field(False, description="It has no FC 5 and 6.")
-    mask_write: bool = Field(False, description="It has FC 22.")
-
-    @model_validator(mode="after")
-    def _check(self) -> UnitQuirkSettings:
-        if self.single_writes and self.multiple_writes:
-            raise problem("`single_writes` and `multiple_writes` exclude each other")
-        return self
-
-    def build(self) -> UnitQuirks:
-        """Return what the link works with."""
-        return UnitQuirks(self.pause or 0.0, self.single_writes, self.multiple_writes, self.mask_write)
-
-
 class PollingLinkSettings(LinkSettings):
     """What every link has that polls."""
 
@@ -90,6 +57,11 @@ class PollingLinkSettings(LinkSettings):
         None, description="How long a device rests after the connection is made, before the first request."
     )
     quirks: LineQuirkSettings = LineQuirkSettings()
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether nothing is ever sent."""
+        return False
 
     @property
     def is_serial_line(self) -> bool:
@@ -120,6 +92,19 @@ class _HostSettings(PollingLinkSettings):
         return None if self.backup is None else _host_and_port(self.backup, port)
 
 
+LISTEN = Field(
+    False,
+    description="Only listen: values come out of the traffic between another client and its devices, and "
+    "nothing is ever sent.",
+)
+
+
+def _check_listening(settings: PollingLinkSettings) -> None:
+    """Refuse what has no meaning on a link that only listens."""
+    if settings.is_listening and (settings.connection != "keep" or settings.rest_after_connect is not None):
+        raise problem("`listen: true` sends nothing: leave `connection` and `rest_after_connect` out")
+
+
 class TcpLinkSettings(_HostSettings):
     """A connection to a Modbus TCP server, which may have several units behind it."""
 
@@ -136,14 +121,21 @@ class RtuTcpLinkSettings(_HostSettings):
 
     type: Literal["modbus-rtu-tcp"]
     port: Port = 502
+    listen: bool = LISTEN
 
     @model_validator(mode="after")
     def _check(self) -> RtuTcpLinkSettings:
+        _check_listening(self)
         if self.connections > 1:
             raise problem(
                 "`connections` means nothing here: behind them is one line, without transaction ids"
             )
         return self
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether nothing is ever sent."""
+        return self.listen
 
     @property
     def is_serial_line(self) -> bool:
@@ -212,11 +204,19 @@ class SerialLinkSettings(PollingLinkSettings):
         None, description="Silence before each request beyond what frames need."
     )
 
+    listen: bool = LISTEN
+
     @model_validator(mode="after")
     def _check(self) -> SerialLinkSettings:
+        _check_listening(self)
         if self.type == "modbus-rtu" and self.bytesize == 7:
             raise problem("RTU frames need 8 bits a character")
         return self
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether nothing is ever sent."""
+        return self.listen
 
     @property
     def is_serial_line(self) -> bool:
@@ -341,8 +341,8 @@ def build_client(
     file: FileOf = lambda _, name: Path(name),
     secret: SecretOf = lambda _, __: None,
     clock: Clock = SYSTEM,
-) -> ModbusClientLink:
-    """Return the link that polls `devices`.
+) -> ModbusClientLink | ModbusListeningLink:
+    """Return the link that polls `devices`, or listens to them.
 
     Args:
         settings: any `PollingLinkSettings`.
@@ -367,6 +367,15 @@ def build_client(
     place = settings.place(file, secret)
     if place is None:  # a file is missing, for which the configuration is refused
         place = TcpPlace("127.0.0.1", 802)
+    if settings.is_listening:
+        return ModbusListeningLink(
+            name,
+            place,
+            units,
+            quirks=settings.quirks.build(),
+            connect_timeout_s=getattr(settings, "connect_timeout", 3.0),
+            clock=clock,
+        )
     return ModbusClientLink(
         name,
         place,

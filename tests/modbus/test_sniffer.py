@@ -70,7 +70,7 @@ def test_a_request_and_the_response_after_it_are_an_exchange(bus: Bus, step: int
     assert bus.sniffer.requests == 4
 
 
-@pytest.mark.parametrize("table", list(Table))
+@pytest.mark.parametrize("table", [Table.COIL, Table.DISCRETE, Table.HOLDING, Table.INPUT])
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 24, 25, 100, 125])
 def test_every_read_has_its_response(bus: Bus, table: Table, count: int) -> None:
     for address in range(12):

@@ -97,4 +97,5 @@ class Health:
 
 def payload(found: Mapping[str, Any]) -> bytes:
     """Return it as a payload."""
-    return json.dumps(found, ensure_ascii=False, separators=(",", ":")).encode()
+    text = json.dumps(found, ensure_ascii=False, separators=(",", ":"))
+    return text.encode("utf-8", "backslashreplace")  # half surrogates, as JSON writes them

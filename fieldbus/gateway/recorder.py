@@ -40,6 +40,7 @@ from fieldbus.link import (
 )
 from fieldbus.model import Group, Point, Sample, Value
 from fieldbus.sample_json import GatheredFormat, Inside, gathered_inside, iso_time, sample_object
+from fieldbus.text import printable_json
 
 _text = json.JSONEncoder(ensure_ascii=False).encode
 
@@ -75,7 +76,8 @@ class Recorder:
         if self.trouble is not None:
             return
         try:
-            self._output.write(f'{{"time":"{iso_time(self._clock.wall_ns())}",{rest}}}\n')
+            line = printable_json(f'{{"time":"{iso_time(self._clock.wall_ns())}",{rest}}}')
+            self._output.write(line + "\n")
         except OSError as error:
             self.trouble = error
             self.on_trouble()

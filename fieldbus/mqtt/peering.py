@@ -121,7 +121,8 @@ def encode_birth(gateway: str, version: str, points: Iterable[Point], time_ns: i
             item["labels"] = {str(number): label for number, label in point.labels.items()}
         shown[point.address] = item
     found = {"gateway": gateway, "version": version, "time": iso_time(time_ns), "points": shown}
-    return json.dumps(found, ensure_ascii=False, separators=(",", ":")).encode()
+    text = json.dumps(found, ensure_ascii=False, separators=(",", ":"))
+    return text.encode("utf-8", "backslashreplace")  # half surrogates, as JSON writes them
 
 
 def decode_birth(payload: bytes, gateway: str) -> Birth:

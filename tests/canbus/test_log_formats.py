@@ -17,6 +17,7 @@ from fieldbus.canbus.logs.detection import detect
 from fieldbus.canbus.logs.lines import LineError, NotThisFormatError, decimal_ns
 from fieldbus.canbus.logs.logged import ERROR_STATE, LogError, LoggedFrame
 from fieldbus.canbus.logs.reading import _PARSERS, FORMATS, LogReader
+from fieldbus.canbus.logs.tables import CrtdParser, CsvParser
 from fieldbus.canbus.logs.trc import TrcParser
 from fieldbus.canbus.logs.writing import LogWriter
 
@@ -324,7 +325,7 @@ def test_an_event_of_an_asc_log_is_a_frame(line, frame):
 
 @pytest.mark.parametrize(
     "line",
-    ["0.5 1 800 Rx d 1 00", "0.5 1 123 Rx d 16 00", "0.5 1 123 Rx d", "0.5 1 123 Rx d 2 00", "0.5 1 20000000x Rx d 0",
+    ["0.5 1 800 Rx d 1 00", "0.5 1 123 Rx d 10 " + "00 " * 16, "0.5 1 123 Rx d", "0.5 1 123 Rx d 2 00", "0.5 1 20000000x Rx d 0",
      "0.5 CANFD 1 Rx 123 0 0 F", "0.5 CANFD 1 Rx 123 0 0 10 1 00", "0.5 CANFD 1 Rx 123 0 0 F 65 " + "00 " * 65,
      "0.5 CANFD 1 Rx 123 0 0 9 12 " + "00 " * 12 + "0 0 0", "date Mon Apr 31 09:00:00 2020",
      "date Mon Foo 1 09:00:00 2020"],
@@ -415,6 +416,96 @@ def test_savvycan_and_crtd_are_read(tmp_path):
     ]
 
 
+PYTHON_CAN = "timestamp,arbitration_id,extended,remote,error,dlc,data"
+NO_START = "the file does not say when it began: times start at 0"
+
+
+@pytest.mark.parametrize(
+    ("head", "line", "frame"),
+    [
+        (PYTHON_CAN, "1.5,0x123,0,0,0,2,AQI=", LoggedFrame(1_500_000_000, "1", 0x123, b"\1\2")),
+        (PYTHON_CAN, "1.5,0x123,1,0,0,0,", LoggedFrame(1_500_000_000, "1", 0x123 | EXTENDED, b"")),
+        (PYTHON_CAN, "1.5,0x1a,0,1,0,8,", LoggedFrame(1_500_000_000, "1", 0x1A | REMOTE, bytes(8))),
+        (PYTHON_CAN, "1.5,0x4,0,0,1,1,AQ==", LoggedFrame(1_500_000_000, "1", 4 | ERROR, b"\1")),
+        (PYTHON_CAN, "1.5,0x1,0,0,0,9,AAAAAAAAAAAA", LoggedFrame(1_500_000_000, "1", 1, bytes(9), FD)),
+        (PYTHON_CAN, "# a note", None),
+        (PYTHON_CAN, "", None),
+        (
+            "Time Stamp,ID,Extended,Bus,LEN,D1,D2",
+            "5,00000123,true,3,2,01,02",
+            LoggedFrame(5000, "3", 0x123 | EXTENDED, b"\1\2"),
+        ),
+        ("Time Stamp,ID,Extended,LEN", "5,123,false,1,01", LoggedFrame(5000, "0", 0x123, b"\1")),
+        (
+            "Time Stamp,ID,Extended,Dir,Bus,LEN,D1",
+            "5,123,1,Tx,0,0,",
+            LoggedFrame(5000, "0", 0x123 | EXTENDED, b"", 0, False),
+        ),
+        (
+            "Time Stamp,ID,Extended,Dir,Bus,LEN,D1",
+            "5,123,false,Rx,0,9," + "07," * 9,
+            LoggedFrame(5000, "0", 0x123, b"\7" * 9, FD),
+        ),
+    ],
+)
+def test_rows_of_tables_are_frames(head, line, frame):
+    parser = CsvParser()
+    assert parser.parse(head) is None
+    assert parser.parse(line) == frame
+
+
+@pytest.mark.parametrize(
+    ("head", "line"),
+    [
+        (PYTHON_CAN, "1.5,0x800,0,0,0,0,"), (PYTHON_CAN, "1.5,0x123,0,0,0,2,AQ=="), (PYTHON_CAN, "1.5,0x123,0,0,0,1,?"),
+        (PYTHON_CAN, "1.5,0x123,0,0,0,65,"), (PYTHON_CAN, "1.5,0x123"), (PYTHON_CAN, "now,0x123,0,0,0,0,"),
+        (GVRET.splitlines()[0], "1,800,false,Rx,0,0"), (GVRET.splitlines()[0], "1,123,false,Rx,0,2,01"),
+        (GVRET.splitlines()[0], "1,123,false,Rx,0,65," + "01," * 65), (GVRET.splitlines()[0], "1,123"),
+    ],
+)  # fmt: skip
+def test_rows_of_tables_that_cannot_be_are_refused(head, line):
+    parser = CsvParser()
+    parser.parse(head)
+    with pytest.raises(LineError):
+        parser.parse(line)
+
+
+def test_tables_say_when_their_times_do_not_count_from_the_epoch():
+    parser = CsvParser()
+    parser.parse(GVRET.splitlines()[0])
+    assert list(parser.notes()) == []
+    parser.parse("1700000000000000,123,false,Rx,0,0")
+    assert list(parser.notes()) == []
+    parser.parse("1,123,false,Rx,0,0")
+    assert list(parser.notes()) == [NO_START]
+    with pytest.raises(NotThisFormatError):
+        CsvParser().parse("a,b,c")
+
+
+def test_lines_of_crtd():
+    parser = CrtdParser()
+    assert parser.parse("1.0 CEV an event") is None
+    assert parser.others == 0
+    assert parser.parse("1.0 1RZZ what is this") is None
+    assert parser.others == 1
+    assert list(parser.notes()) == []
+    assert parser.parse("1600000000.0 R11 123") == LoggedFrame(1_600_000_000 * S, "1", 0x123, b"")
+    assert list(parser.notes()) == []
+    long = parser.parse("2.5 3T29 123 " + "07 " * 64)
+    assert long == LoggedFrame(2_500_000_000, "3", 0x123 | EXTENDED, b"\7" * 64, FD, False)
+    assert list(parser.notes()) == [NO_START]
+    for line in (
+        "1.0 R11",
+        "1.0 R11 800",
+        "1.0 R11 123 0G",
+        "1.0 R11 123 " + "07 " * 65,
+        "R11 123",
+        "1 R11 123",
+    ):
+        with pytest.raises(LineError):
+            parser.parse(line)
+
+
 def test_symbolic_identifiers_are_those_of_the_database(tmp_path):
     reader = LogReader(put(tmp_path, "a.asc", SYMBOLIC), names={"Status": 0x123}, zone=datetime.UTC)
     found = list(reader)
@@ -480,6 +571,7 @@ HEADS = {
     "asc": "base hex timestamps relative",
     "trc": ";$FILEVERSION=2.1\n;$COLUMNS=N,O,T,B,I,d,L,D",
     "csv": GVRET.splitlines()[0],
+    "csv of python-can": PYTHON_CAN,
     "crtd": "",
 }
 PIECES = st.sampled_from(
@@ -492,7 +584,7 @@ PIECES = st.sampled_from(
 @pytest.mark.parametrize("form", HEADS)
 @given(st.lists(st.one_of(PIECES, st.text(max_size=8)), max_size=16), st.sampled_from([" ", ",", "  "]))
 def test_no_line_is_a_surprise(form, words, separator):
-    parser = _PARSERS[form]({"Status": 0x123}, datetime.UTC)
+    parser = _PARSERS[form.split(" ")[0]]({"Status": 0x123}, datetime.UTC)
     for line in [*HEADS[form].split("\n"), separator.join(words)]:
         try:
             frame = parser.parse(line)
@@ -512,6 +604,7 @@ LINES = {
     "trc": [";$FILEVERSION=1.1", *(f"  {n}) {n}.0 Rx {n + 256:04X} 3 {n:02X} 11 22" for n in range(20))],
     "csv": [GVRET.splitlines()[0], *(f"{n}000,{n + 256:08X},false,Rx,0,3,{n:02X},11,22," for n in range(20))],
     "crtd": [f"{n}.000000 1R11 {n + 256:03X} {n:02X} 11 22" for n in range(20)],
+    "csv of python-can": [PYTHON_CAN, *(f"{n}.0,{n + 256:#x},0,0,0,3,{'AbC'[n % 3]}REi" for n in range(20))],
 }  # fmt: skip
 
 
@@ -521,6 +614,7 @@ def test_an_odd_line_costs_itself(tmp_path, form, seed):
     """Words of some lines are dropped, doubled or replaced by dice; the other lines say what they said."""
     dice = random.Random(f"{form} {seed}")
     lines = LINES[form]
+    form = form.split(" ")[0]
     first = 0 if form in ("candump", "view", "crtd") else 1
     whole = [next(iter(LogReader(put(tmp_path, "whole", "\n".join([*lines[:first], line])), form=form)))
              for line in lines[first:]]  # fmt: skip

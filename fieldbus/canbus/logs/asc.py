@@ -149,7 +149,7 @@ class AscParser:
             return LoggedFrame(time_ns, channel, can_id | REMOTE, data, 0, is_received)
         if not words:
             raise LineError("its length is missing")
-        length = whole(words[0], self._base if self._base == 10 else 16)
+        length = whole(words[0], self._base)
         if length > 15:
             raise LineError(f"a length code of {length}")
         data = data_bytes(words[1:], min(length, MAX_DATA), self._base)

@@ -38,6 +38,7 @@ from fieldbus.canbus.logs.lines import (
 from fieldbus.canbus.logs.logged import MAX_DATA, MAX_FD_DATA, LoggedFrame
 
 _SECOND_NS = 1_000_000_000
+_PYTHON_CAN_COLUMNS = 7
 _CRTD = re.compile(r"\s*(\d{1,12}\.\d{1,9})\s+(\d{0,3})([A-Z]\w{2})(?:\s+(.*))?", re.ASCII | re.DOTALL)
 _CRTD_FRAMES = {"R11": (False, True), "R29": (True, True), "T11": (False, False), "T29": (True, False)}
 """Whether it is extended, and whether it was received."""
@@ -96,7 +97,9 @@ class CsvParser:
 
 
 def _python_can(words: list[str]) -> LoggedFrame:
-    stamp, number, extended, remote, error, length_text, text = words[:7]
+    if len(words) < _PYTHON_CAN_COLUMNS:
+        raise LineError("too few columns")
+    stamp, number, extended, remote, error, length_text, text = words[:_PYTHON_CAN_COLUMNS]
     time_ns = decimal_ns(stamp, _SECOND_NS)
     length = whole(length_text)
     if length > MAX_FD_DATA:

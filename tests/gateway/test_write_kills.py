@@ -245,10 +245,11 @@ class Machine:
         self.is_killed = False
         self.world.network.refused.discard(PORT)
         await self.begin()
+        self.give_again()
 
     async def pause(self):
         """The gateway is down; a clock may be set back meanwhile."""
-        await asyncio.sleep(self.dice.choice([0.1, 1, 1, 10, 1800, 4 * 3600, 9 * 3600]))
+        await asyncio.sleep(self.dice.choice([0.1, 0.1, 1, 1, 10, 1800, 4 * 3600, 9 * 3600]))
         if self.dice.random() < 0.2:
             self.wall.jump(-self.dice.choice([0.5, 5, 3600, 30 * DAY_S]))
 
@@ -256,6 +257,12 @@ class Machine:
         await self.end()
         await self.pause()
         await self.begin()
+        self.give_again()
+
+    def give_again(self):
+        """Let the broker deliver to the next life what it is not sure that the one before has got."""
+        for attempt in list(self.attempts.values())[-10:]:
+            self.give(attempt)
 
     # --- who commands
 
@@ -302,7 +309,7 @@ class Machine:
         self.words[WANTED], self.words[WANTED + 1] = self.number >> 16, self.number & 0xFFFF
 
     def set_clock(self):
-        seconds = self.dice.choice([0.5, 3, 15, 3600, DAY_S, 100 * DAY_S]) * self.dice.choice([-1, 1])
+        seconds = self.dice.choice([0.5, 3, 15, 3600, 2 * DAY_S, 100 * DAY_S]) * self.dice.choice([-1, 1])
         if self.dice.random() < 0.1:
             seconds = 50 - self.wall() / 1e9  # 1970
         elif self.wall() < 10**18:

@@ -280,6 +280,11 @@ def _check_listening(parts: Assembly, points: Mapping[str, Sequence[RegisterPoin
     elif written:
         text = f"{written[0]} can be written, but nothing is ever sent on a link that listens"
         parts.fault(("listen",), text, "access: read")
+    others = [item for members in points.values() for item in members if not item.table.is_numbered]
+    if others:
+        first = min(others, key=lambda item: item.point.address)
+        text = f"{first.point.address} is in the table `{first.table}`, which a link that listens cannot read"
+        parts.fault(("listen",), text, "a link that listens reads coil, discrete, input and holding")
 
 
 def _assemble_server(parts: Assembly) -> Link:

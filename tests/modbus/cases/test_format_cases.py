@@ -363,3 +363,13 @@ async def test_a_configuration_with_formats_can_be_simulated(tmp_path, devices):
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     assert {name for name, sample in found.items() if sample.quality != "good"} == set()
+
+
+@pytest.mark.parametrize(
+    "point", ["{table: file, file: 4, record: 1}", "{table: fifo, address: 5}", "{table: server_id}"]
+)
+def test_a_link_that_listens_has_the_four_tables_only(tmp_path, point):
+    link = "  net: {type: modbus-rtu-tcp, host: 127.0.0.1, port: 1, listen: true}"
+    [told] = problems(write_config(tmp_path, f"  a: {{link: net, points: {{x: {point}}}}}", link))
+    assert told.path == "links.net.listen"
+    assert "which a link that listens cannot read" in told.message

@@ -53,20 +53,19 @@ def confirmed(
         rounds += 1
         try:
             for part in ways[0]:
-                found = pdu.check_read_reply(part.pdu, (yield state, part))
+                found = pdu.check_read_reply(part.pdu, (yield state, part), part.width)
                 parts.append((part, found))
         except DeviceExceptionError as error:
             refusal = error
-            if len(ways[0]) == 1:
-                ways.pop(0)  # perhaps it has no such neighbour
-                rounds -= 1
+            ways.pop(0)  # perhaps it has no such neighbour, or is not read from there
+            rounds -= 1
             continue
         except BadResponseError:
             continue
         for _ in range(_TRIES):
             try:
                 whole = yield state, ask
-                data = pdu.check_read_reply(ask.pdu, whole)
+                data = pdu.check_read_reply(ask.pdu, whole, ask.width)
             except DeviceExceptionError as error:
                 refusal = error
                 continue
@@ -74,6 +73,7 @@ def confirmed(
                 continue
             if all(_agree(ask, data, part, found) for part, found in parts):
                 return whole
+        ways.append(ways.pop(0))
     if refusal is not None and not ways:
         raise refusal
     raise BadResponseError("others ask on the line, too, and no two responses agree")
@@ -85,24 +85,23 @@ def _ways(ask: Ask, shapes: Collection[Shape]) -> Iterator[Sequence[Ask]]:
     if table.is_whole:
         return  # there is one way to read it
     step = 8 if table.is_bits else 1
-    most = most_of(table)
+    most = most_of(table) * 16 // ask.width if not table.is_bits else most_of(table)
     end = (address | 0xFFFF) + 1
     cuts = sorted(range(step, count, step), key=lambda cut: abs(2 * cut - count))
     found: list[Sequence[Ask]] = [
         (_ask(ask, address, cut), _ask(ask, address + cut, count - cut)) for cut in cuts[:16]
     ]
-    if not found:
-        for more in range(1, 4):
-            wider = (count + step - 1) // step * step + more * step
-            if wider <= most and address + wider <= end:
-                found.append((_ask(ask, address, wider),))
-            if wider <= most and (address & 0xFFFF) + count >= wider:
-                found.append((_ask(ask, address + count - wider, wider),))
+    for more in range(1, 4):
+        wider = (count + step - 1) // step * step + more * step
+        if wider <= most and address + wider <= end:
+            found.append((_ask(ask, address, wider),))
+        if wider <= most and (address & 0xFFFF) + count >= wider:
+            found.append((_ask(ask, address + count - wider, wider),))
     yield from sorted(found, key=lambda way: sum(_shape(part) in shapes for part in way))
 
 
 def _ask(ask: Ask, address: int, count: int) -> Ask:
-    return Ask(ask.unit_id, pdu.read_request(pdu.read_place(ask.pdu)[0], address, count))
+    return Ask(ask.unit_id, pdu.read_request(pdu.read_place(ask.pdu)[0], address, count), ask.width)
 
 
 def _shape(ask: Ask) -> Shape:
@@ -120,5 +119,8 @@ def _agree(ask: Ask, data: bytes, other: Ask, found: bytes) -> bool:
         ours = int.from_bytes(data, "little") >> (begin - address)
         theirs = int.from_bytes(found, "little") >> (begin - other_address)
         return ours & mask == theirs & mask
-    ours_at, theirs_at, size = 2 * (begin - address), 2 * (begin - other_address), 2 * (end - begin)
+    width = ask.width // 8
+    ours_at, theirs_at, size = (
+        width * (begin - address), width * (begin - other_address), width * (end - begin),
+    )  # fmt: skip
     return data[ours_at : ours_at + size] == found[theirs_at : theirs_at + size]

@@ -254,6 +254,31 @@ def test_a_neighbour_that_the_device_does_not_have_is_left_alone() -> None:
     assert drive(request(10, 1), lonely)[0] == "DeviceExceptionError"
 
 
+def test_addresses_of_32_bits_are_confirmed() -> None:
+    def device(part: Ask) -> bytes:
+        _, address, count = struct.unpack(">BHH", part.pdu)
+        data = b"".join(struct.pack(">HH", address + n, 7) for n in range(count))
+        return bytes((3, len(data))) + data
+
+    for count in (1, 2, 5, 60):
+        ask = Ask(UNIT, pdu.read_request(Table.HOLDING, 10, count), 32)
+        assert drive(ask, device) == (device(ask), 2 if count == 1 else 3)
+
+
+def test_a_device_that_is_only_read_from_one_address_is_confirmed() -> None:
+    def from_ten(part: Ask) -> bytes:
+        return memory(part) if part.pdu[1:3] == b"\x00\x0a" else bytes((0x83, 2))
+
+    def wrong_elsewhere(part: Ask) -> bytes:
+        return (
+            memory(part) if part.pdu[1:3] == b"\x00\x0a" else bytes((3, part.size - 2)) + bytes(part.size - 2)
+        )
+
+    for count in (1, 2, 3):
+        assert drive(request(10, count), from_ten)[0] == memory(request(10, count))
+    assert drive(request(10, 2), wrong_elsewhere)[0] == memory(request(10, 2))
+
+
 def test_lengths_that_others_use_are_avoided() -> None:
     asked: list[int] = []
 

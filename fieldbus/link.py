@@ -260,7 +260,7 @@ class LazyLink(Protocol):
 
 @runtime_checkable
 class CautiousLink(Protocol):
-    """What a link has as well if it does not repeat what a device may have been given already."""
+    """What a link has as well if it repeats nothing that a device may have, and writes groups as a whole."""
 
     @property
     def has_doubts(self) -> bool:
@@ -270,6 +270,9 @@ class CautiousLink(Protocol):
     def holds_back(self, point: Point, value: Value) -> bool:
         """Return whether a route's value is not written now, since it may have been already."""
         ...
+
+    def refuse_group(self, point: Point) -> None:
+        """Refuse what routes gave the other members of a point's group and was not sent yet."""
 
 
 @runtime_checkable

@@ -126,6 +126,8 @@ class Point:
     is_topic: bool = False
     """Whether it lives on a topic: a route that holds bad values back leaves it its last one. Other targets
     that carry quality decide themselves what they show."""
+    group: str = ""
+    """Points of one device with the same group are written together or not at all; empty if it has none."""
     origin: str = ""
     """Where it first was, ``gateway/address``, if another gateway gave it to us; empty if it is ours."""
     hops: int = 0

@@ -166,17 +166,22 @@ def _write_or_refuse(
 async def _write_by_gateway(
     data_dir: Path, values: Mapping[Point, Value], mode: str, timeout_s: float
 ) -> list[dict[str, Any]]:
-    found = []
+    found: dict[str, dict[str, Any]] = {}
+    together: dict[tuple[str, str], dict[str, Value]] = {}
     for point, value in values.items():
-        request = {
-            "do": "write", "point": point.address, "value": value, "mode": mode,
-            "expires_s": min(timeout_s, LONGEST_EXPIRY_S),
-        }  # fmt: skip
+        key = (point.device, point.group) if point.group else (point.address, "")
+        together.setdefault(key, {})[point.address] = value
+    for members in together.values():
+        request: dict[str, Any] = {"do": "write", "mode": mode, "expires_s": min(timeout_s, LONGEST_EXPIRY_S)}
+        if len(members) == 1:
+            [(request["point"], request["value"])] = members.items()
+        else:
+            request["values"] = members
         answer = await ask(data_dir, request, timeout_s + _GRACE_S)
         if answer is None:
             raise LinkDownError("the gateway has ended")
-        found.append(answer)
-    return found
+        found |= dict(zip(members, answer.get("answers", [answer]), strict=False))
+    return [found[point.address] for point in values]
 
 
 async def _write_afar(

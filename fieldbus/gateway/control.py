@@ -11,6 +11,8 @@ object behind the token, on the same line, asks for something, and gets one line
 
 =======================================================  ===================================================
 ``{"do": "write", "point": …, "value": …, …}``           an answer, ``{"point", "value", "outcome", …}``
+``{"do": "write", "values": {POINT: …, …}, …}``          ``{"answers": […]}``, one for each point; points of
+                                                         one group are written together or not at all
 ``{"do": "reload"}``                                     ``{"ok": …, "text": …, "problems": […]}``
 ``{"do": "health"}``                                     what `health` describes
 ``{"do": "read", "points": […], "timeout_s": …}``        ``{"ok", "points": [{"point", "value", …}, …]}``
@@ -191,23 +193,42 @@ class ControlServer:
         if mode not in MODES or not is_number or not 0 < expires_s <= LONGEST_EXPIRY_S:
             text = f"`mode` is {', '.join(MODES)}; `expires_s` at most {LONGEST_EXPIRY_S:.0f}"
             return {"ok": False, "text": text, "problems": []}
-        value = request.get("value")
+        values = request.get("values")
+        if not isinstance(values, dict):
+            command = self._command(request.get("point"), request.get("value"), mode, expires_s)
+            return (await self._gateway.desk.execute(command)).object()
+        groups: dict[tuple[str, str], list[str]] = {}
+        for name in values:
+            point = self._gateway.plant.points.get(name)
+            key = (name, "") if point is None or not point.group else (point.device, point.group)
+            groups.setdefault(key, []).append(name)
+        answers: dict[str, dict[str, Any]] = {}
+        for names in groups.values():
+            commands = [self._command(name, values[name], mode, expires_s) for name in names]
+            if len(commands) == 1:
+                found = [await self._gateway.desk.execute(commands[0])]
+            else:
+                found = await self._gateway.execute_together(commands)
+            answers |= {name: answer.object() for name, answer in zip(names, found, strict=True)}
+        return {"answers": [answers[name] for name in values]}
+
+    def _command(self, point: object, value: object, mode: str, expires_s: float) -> Command:
+        """Return a command of somebody on this machine."""
         if not isinstance(value, bool | int | float | str) or (
             isinstance(value, float) and not math.isfinite(value)
         ):
             value = str(value)
         now_ns = self._gateway.clock.wall_ns()
-        command = Command(
+        return Command(
             "local",
             "this machine",
             LOCAL,
-            str(request.get("point"))[:LONGEST_ADDRESS],
+            str(point)[:LONGEST_ADDRESS],
             value,
             given_ns=now_ns,
             expires_ns=now_ns + round(expires_s * 1e9),
             mode=mode,
         )
-        return (await self._gateway.desk.execute(command)).object()
 
     async def _stream(self, writer: asyncio.StreamWriter) -> None:
         told: Told = {}

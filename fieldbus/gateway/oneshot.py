@@ -146,13 +146,14 @@ async def write(plant: Plant, values: Mapping[Point, Value], timeout_s: float) -
             results[point] = WriteResult(point, value, WriteOutcome.REFUSED, refusal)
         else:
             by_link.setdefault(plant.link_of[point.device], {})[point] = value
+    _refuse_groups(results, by_link)
     trouble = await _on_disk(audit) if intents else None
     if trouble is not None:
         results |= {
             point: WriteResult(point, values[point], WriteOutcome.REFUSED, trouble) for point in intents
         }
         by_link = {}
-    for name, members in by_link.items():
+    for name, members in ((name, members) for name, members in by_link.items() if members):
         try:
             link = _link_for(plant, name, list(members), is_write=True)
         except LinkDownError as error:
@@ -166,6 +167,18 @@ async def write(plant: Plant, values: Mapping[Point, Value], timeout_s: float) -
         _record(audit, result, samples.get(result.point), intents.get(result.point), clock)
     audit.close()
     return [results[point] for point in values]
+
+
+def _refuse_groups(results: dict[Point, WriteResult], by_link: Mapping[str, dict[Point, Value]]) -> None:
+    """Refuse the members of each group of which one was refused: they are written together or not at all."""
+    broken = {(point.device, point.group): point for point in results if point.group}
+    for members in by_link.values():
+        for point, value in list(members.items()):
+            culprit = broken.get((point.device, point.group))
+            if point.group and culprit is not None:
+                text = f"not written: {culprit.name} of the same group ({point.group}) was refused"
+                results[point] = WriteResult(point, value, WriteOutcome.REFUSED, text)
+                del members[point]
 
 
 async def _read_needed(plant: Plant, values: Mapping[Point, Value], timeout_s: float) -> dict[Point, Sample]:

@@ -21,6 +21,7 @@ import asyncio
 import gc
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fieldbus import __version__
@@ -28,6 +29,8 @@ from fieldbus.clock import Clock
 from fieldbus.durable.spool import Spool
 from fieldbus.errors import ConfigError, LinkDownError
 from fieldbus.gateway.commands.audit import Audit
+from fieldbus.gateway.commands.bundle import Bundle
+from fieldbus.gateway.commands.command import Answer, Command
 from fieldbus.gateway.commands.dead_man import DeadMen
 from fieldbus.gateway.commands.desk import Desk
 from fieldbus.gateway.commands.gate import Gate
@@ -566,10 +569,22 @@ class Gateway:
                 allowed.extend(self._examined(delivery, point, value))
         return allowed
 
+    def _refusal_of_group(self, point: Point) -> str | None:
+        """Return why a member of a group is not written: another one has a value that was refused."""
+        for other, refusal in self._refused.items():
+            if other is not point and (other.device, other.group) == (point.device, point.group):
+                return f"not written: {other.name} of the same group ({point.group}) was refused: {refusal}"
+        return None
+
     def _examined(self, delivery: Delivery, point: Point, value: Value) -> Sequence[Delivery]:
         """Return what a point gets that must perhaps not be given a value, or was refused one before."""
         refusal = point.refusal(value)
         is_forever = refusal is not None
+        if refusal is None and point.group and (others := self._refusal_of_group(point)) is not None:
+            self.desk.routed(point, delivery.source, value, others)
+            self.router.missed(point)
+            self.delivered.pop(point, None)
+            return ()
         is_worn = point in self._worn
         now_s = self.clock.monotonic_s()
         if refusal is None and is_worn and self._worn_points.holds(delivery, point, now_s):
@@ -588,6 +603,8 @@ class Gateway:
         if point not in self._refused:
             _LOG.warning("%s: value of %s refused, %s", point.address, delivery.source.address, refusal)
         self._refused[point] = refusal
+        if point.group and (cautious := self._cautious.get(delivery.target.link)) is not None:
+            cautious.refuse_group(point)
         if not is_forever:
             # What the guard did not let through now it may when the source has its next sample.
             self.router.missed(point)
@@ -644,6 +661,31 @@ class Gateway:
             _LOG.exception("%s: internal error while it was written", point.address)
             return WriteResult(point, value, WriteOutcome.UNKNOWN, "internal error")
         return result
+
+    async def execute_together(self, commands: Sequence[Command]) -> list[Answer]:
+        """Do what commands to points of one group want: all of it or nothing."""
+        bundle = Bundle(len(commands), self._write_all, self.clock)
+
+        async def execute(command: Command) -> Answer:
+            answer = await self.desk.execute(replace(command, bundle=bundle))
+            if not bundle.has(command.point):
+                bundle.withdraw(command.point)
+            return answer
+
+        return list(await asyncio.gather(*map(execute, commands)))
+
+    async def _write_all(self, values: Mapping[Point, Value], until_s: float) -> list[WriteResult]:
+        """Have the link of some points write them, together."""
+        first = next(iter(values))
+        link = self._links[self.plant.link_of[first.device]]
+        try:
+            return await link.write(values, until_s=until_s)
+        except LinkDownError as error:
+            outcome, reason = WriteOutcome.FAILED, str(error)
+        except Exception:
+            _LOG.exception("%s: internal error while it was written", first.address)
+            outcome, reason = WriteOutcome.UNKNOWN, "internal error"
+        return [WriteResult(point, value, outcome, reason) for point, value in values.items()]
 
     # --- what is told
 

@@ -293,6 +293,10 @@ class ModbusClientLink:
         """Return whether a route's value is not taken now, because the device may have it already."""
         return self._writes.holds_back(point, value)
 
+    def refuse_group(self, point: Point) -> None:
+        """Refuse what routes gave the other members of a point's group and was not sent yet."""
+        self._writes.refuse_group(point)
+
     @property
     def has_doubts(self) -> bool:
         """Whether any value is held back."""

@@ -368,6 +368,7 @@ class PointSettings(GuardSettings, WriteSettings, RegisterSettings):
             labels=dict(self.enum or {}),
             description=self.description,
             carries_quality=is_served,
+            group="" if is_served else self.group or "",
         )
         action = (
             OnBad("value", self.on_bad.value) if isinstance(self.on_bad, Substitute) else OnBad(self.on_bad)

@@ -119,6 +119,7 @@ def _flag(word: RegisterPoint, bit: int, name: str, origin: str, *, is_served: b
         highest=1,
         description=word.point.description,
         carries_quality=is_served,
+        group=word.point.group,
     )
     on_bad, initial = word.on_bad, word.initial
     if isinstance(on_bad.value, int):

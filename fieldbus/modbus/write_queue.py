@@ -61,6 +61,9 @@ class Host(Protocol):
     def drive_aside(self, steps: Steps) -> None:
         """Begin something whose steps let polls go between them."""
 
+    def poke(self) -> None:
+        """Look at what waits in the next turn of the loop."""
+
     def wrote(self, result: WriteResult, *, is_routed: bool) -> None:
         """Take the end of a write, and whether a route gave it."""
 
@@ -191,6 +194,14 @@ class WriteQueue:
         """Fail what waits."""
         for write in self._take():
             self._finish(write, WriteOutcome.FAILED, reason)
+
+    def refuse_group(self, point: Point) -> None:
+        """Refuse what routes gave the other members of a point's group and was not sent yet."""
+        for other, write in list(self._waiting.items()):
+            if write.is_routed and (other.device, other.group) == (point.device, point.group):
+                del self._waiting[other]
+                text = writing.with_group(point.group, point.name, "was refused")
+                self._finish(write, WriteOutcome.REFUSED, text)
 
     def close(self) -> None:
         """Answer everything: the connection is gone."""
@@ -336,6 +347,7 @@ class WriteQueue:
 
     def _read_back(self, state: UnitState, write: writing.Write) -> None:
         self._host.drive_aside(self._reading_back(state, write))
+        self._host.poke()
 
     def _reading_back(self, state: UnitState, write: writing.Write) -> Steps:
         quirks, first = state.unit.quirks, state.unit.limits.first_address

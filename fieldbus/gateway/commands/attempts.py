@@ -139,7 +139,9 @@ class Attempts:
             self._under_way[point.address] = attempt
             attempt.is_sent = True
             try:
-                result = await self._write(point, attempt.value, until_s)
+                bundle = attempt.command.bundle
+                write = self._write if bundle is None else bundle.write
+                result = await write(point, attempt.value, until_s)
             finally:
                 self._under_way.pop(point.address, None)
         attempt.value = result.value

@@ -26,11 +26,11 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from dataclasses import dataclass, field
+from typing import Any, NoReturn, Protocol
 
 from fieldbus.errors import RefusedError
-from fieldbus.link import WriteOutcome
+from fieldbus.link import WriteOutcome, WriteResult
 from fieldbus.model import Kind, Point, Value
 from fieldbus.sample_json import iso_time, parse_time
 from fieldbus.settings import parse_duration
@@ -47,6 +47,14 @@ LOWEST_INT = -(1 << 63)
 HIGHEST_INT = (1 << 64) - 1
 _KEYS = {"value", "id", "time", "expires", "mode"}
 MODES = ("write", "arm", "execute")
+
+
+class Writer(Protocol):
+    """Has a link write, if it is not the usual way."""
+
+    async def write(self, point: Point, value: Value, until_s: float) -> WriteResult:
+        """Write a value until a moment (monotonic)."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +77,8 @@ class Command:
     """When it was given, wall clock, which may lie before 1970; None if it is executed at once."""
     expires_ns: int | None = None
     """From this moment on it must not be executed, wall clock; None if it is executed at once or never."""
+    bundle: Writer | None = field(default=None, compare=False, repr=False)
+    """Of commands whose values are written together or not at all: what gathers them."""
     mode: str = "write"
     """``arm`` and ``execute`` of points that want to be confirmed."""
 

@@ -77,10 +77,10 @@ class Command:
     """When it was given, wall clock, which may lie before 1970; None if it is executed at once."""
     expires_ns: int | None = None
     """From this moment on it must not be executed, wall clock; None if it is executed at once or never."""
-    bundle: Writer | None = field(default=None, compare=False, repr=False)
-    """Of commands whose values are written together or not at all: what gathers them."""
     mode: str = "write"
     """``arm`` and ``execute`` of points that want to be confirmed."""
+    bundle: Writer | None = field(default=None, compare=False, repr=False)
+    """Of commands whose values are written together or not at all: what gathers them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,8 @@ class Personality:
     requests: list[tuple[float, int, int, int, str]] = field(default_factory=list)
     """Time, function code, address, count, and what was done."""
     clients: int = 0
+    closes_after_s: float | None = None
+    """After so long without a request it closes the connection."""
     is_rtu: bool = False
     """Whether its frames are those of a serial line, without transaction ids."""
     whole_units: frozenset[int] = frozenset()
@@ -122,6 +124,7 @@ def draw(seed: int) -> Personality:
         transients_end_s=12.0,
         is_only_for_one=rng.random() < 0.3,
         rng=rng,
+        closes_after_s=rng.choice((None, None, None, 0.7, 5.0)),
     )
 
 
@@ -151,24 +154,37 @@ class DeviceConnection(asyncio.Protocol):
         self._buffer = b""
         self._transport: Any = None
         self._is_served = False
+        self._closing: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Serve it, unless the device serves another one already."""
         self._transport = transport
+        self._wait()
         self._is_served = not (self._device.is_only_for_one and self._device.clients)
         if self._is_served:
             self._device.clients += 1
         else:
             self._transport.close()
 
+    def _wait(self) -> None:
+        """Close the connection some time after the last request."""
+        if self._closing is not None:
+            self._closing.cancel()
+        if self._device.closes_after_s is not None:
+            loop = asyncio.get_running_loop()
+            self._closing = loop.call_later(self._device.closes_after_s, self._transport.close)
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Be free for another one."""
+        if self._closing is not None:
+            self._closing.cancel()
         if self._is_served:
             self._device.clients -= 1
             self._is_served = False
 
     def data_received(self, data: bytes) -> None:
         """Take requests."""
+        self._wait()
         self._buffer += data
         size = 8 if self._device.is_rtu else 12
         while len(self._buffer) >= size:

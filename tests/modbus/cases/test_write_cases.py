@@ -168,6 +168,20 @@ def test_a_write_that_nobody_can_check_is_repeated_after_growing_pauses(tmp_path
     played(tmp_path, plc, points, "[{from: hmi.a, to: plc.setpoint}]", script)
 
 
+def test_what_one_message_changes_is_written_in_the_order_of_its_sources(tmp_path):
+    """Not in that of the routes: registers go by their address."""
+    plc = Plc({})
+
+    async def script(put):
+        plc.writes.clear()
+        await put(7, 9)
+        assert plc.writes == ["0600640007", "0600320009"]
+
+    points = """{first: {table: holding, address: 100, access: write},
+       second: {table: holding, address: 50, access: write}}"""
+    played(tmp_path, plc, points, "[{from: hmi.b, to: plc.second}, {from: hmi.a, to: plc.first}]", script)
+
+
 # --- one-shot, and through a gateway that runs --------------------------------------------------------
 
 
@@ -272,6 +286,67 @@ async def test_a_pulse_is_written_and_a_slow_setting_is_verified_in_its_time(tmp
         [(outcome, doubt)] = (await written(fan, plain=True)).values()
         assert outcome is WriteOutcome.WRITTEN
         assert doubt == "read back, the device has another value"
+
+
+async def test_what_a_board_that_answers_only_the_whole_was_given_is_verified(tmp_path):
+    """It answers every read from coil 0 on; only coil 5 is on at first."""
+    coils = [0, 0, 0, 0, 0, 1, 0, 0]
+
+    def answer(_, pdu):
+        address, count = int.from_bytes(pdu[1:3], "big"), int.from_bytes(pdu[3:5], "big")
+        if pdu[0] == 1:
+            return bytes((1, 1, sum(coils[n] << n for n in range(min(count, 8)))))
+        coils[address] = int(count > 0)
+        return pdu
+
+    points = "{valve5: {table: coil, address: 5, access: readwrite, verify: true}}"
+    async with TableDevice({}, answer) as device:
+        board = plant(tmp_path, device, points, first_address=0)
+        sample = await oneshot.read(board, [board.points["plc.valve5"]], 5.0)
+        assert [item.value for item in sample.values()] == [True]
+        for value in (False, True):
+            assert await written(board, valve5=value) == {"valve5": (WriteOutcome.VERIFIED, None)}
+            assert coils[5] == value
+
+
+@pytest.mark.parametrize("refuses", [True, False])
+async def test_a_one_shot_write_on_a_line_that_echoes_ends_as_the_drive_says(tmp_path, refuses, caplog):
+    """RTU frames on TCP; nothing in the configuration says that the adapter hears itself."""
+
+    def framed(body):
+        crc = 0xFFFF
+        for byte in body:
+            crc ^= byte
+            for _ in range(8):
+                crc = crc >> 1 ^ (0xA001 if crc & 1 else 0)
+        return body + crc.to_bytes(2, "little")
+
+    async def serve(reader, writer):
+        with closing(writer), suppress(OSError, asyncio.IncompleteReadError):
+            while True:
+                request = await reader.readexactly(8)
+                writer.write(request)  # the echo
+                await asyncio.sleep(0.02)
+                if request[1] == 3:
+                    writer.write(framed(bytes((7, 3, 2 * request[5])) + b"\0\7" * request[5]))
+                else:
+                    writer.write(framed(b"\x07\x86\x03") if refuses else request)
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    file = tmp_path / "gw.yaml"
+    file.write_text(f"""
+version: 1
+gateway: {{name: gw, data_dir: gw-data}}
+links: {{bus: {{type: modbus-rtu-tcp, host: 127.0.0.1, port: {port}, timeout: 300ms}}}}
+devices: {{plc: {{link: bus, unit_id: 7, points: {{
+  speed: {{table: holding, address: 0}}, setpoint: {{table: holding, address: 5, access: readwrite}}}}}}}}
+""")
+    async with server:
+        found = await written(load(file), setpoint=50)
+    expected = (WriteOutcome.FAILED, "device exception 03") if refuses else (WriteOutcome.WRITTEN, None)
+    assert found == {"setpoint": expected}
+    assert "quirks: {echo: true}" in caplog.text
 
 
 async def test_a_slow_write_has_its_own_timeout(tmp_path):

@@ -268,6 +268,39 @@ async def test_a_write_that_the_bus_refuses_is_not_written(monkeypatch):
         assert (result.outcome, result.reason) == (WriteOutcome.FAILED, "the interface has no CAN FD")
 
 
+async def test_a_write_is_asked_again_when_there_is_room_and_what_is_refused_is_never_sent(monkeypatch):
+    message = command({"Y": 9})
+    async with Running(monkeypatch, [message], all_points(message)) as running:
+        x, y = all_points(message)
+        running.route(y, 7)
+        running.route(x, 1)
+        running.bus.taken()
+        running.bus.room = 0
+        refusals = []
+        running.link.still_allowed = lambda point, value: refusals[0] if refusals else None
+        writing = asyncio.create_task(running.link.write({x: 5}))
+        await asyncio.sleep(0.02)
+        refusals.append((WriteOutcome.REFUSED, "interlock"))
+        (result,) = await writing
+        assert (result.outcome, result.reason) == (WriteOutcome.REFUSED, "interlock")
+        running.bus.room = None
+        running.route(y, 8)  # the same message: it does not carry the value that was refused
+        assert running.bus.taken() == [(0x200, b"\x01\x08")]
+
+
+@pytest.mark.parametrize("left_s", [-1.0, 0.03])
+async def test_a_write_whose_time_is_over_before_there_is_room_is_not_sent(monkeypatch, left_s):
+    message = command()
+    async with Running(monkeypatch, [message], routed(message)) as running:
+        running.bus.room = 0
+        until_s = running.link._clock.monotonic_s() + left_s
+        (result,) = await running.link.write({point_of(message, "X"): 5}, until_s=until_s)
+        assert (result.outcome, result.reason) == (WriteOutcome.EXPIRED, "its turn came too late")
+        running.bus.room = None
+        await asyncio.sleep(0.05)
+        assert running.bus.taken() == []
+
+
 async def test_of_a_message_of_which_one_value_is_refused_nothing_is_sent(monkeypatch):
     message = command()
     async with Running(monkeypatch, [message], all_points(message)) as running:

@@ -15,6 +15,7 @@ from recording_plc import RecordingPlc
 from fieldbus.cli.run import load_again
 from fieldbus.gateway import oneshot
 from fieldbus.gateway.commands.access import Access, Actor
+from fieldbus.gateway.commands.attempts import DISK_GRACE_S
 from fieldbus.gateway.commands.audit import Audit, export, verify
 from fieldbus.gateway.commands.command import Command
 from fieldbus.gateway.commands.conditions import Condition
@@ -175,12 +176,12 @@ async def test_a_disk_that_hangs_costs_commands_and_not_the_loop_nor_a_safe_valu
     office = Office(tmp_path, guards)
     hangs = threading.Event()
     monkeypatch.setattr(os, "fdatasync", lambda _: hangs.wait(10))
-    office.desk.instruct(office.instruction(5, id="a", expires=0.3))
-    office.desk.instruct(office.instruction(6, point="press.level", id="b", expires=0.3))
+    office.desk.instruct(office.instruction(5, id="a", expires=1))
+    office.desk.instruct(office.instruction(6, point="press.level", id="b", expires=1))
     await asyncio.sleep(0.02)
     assert not office.sent
     assert office.desk.is_busy(SPEED)  # a command that is about to be written is waited for
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(DISK_GRACE_S)
     assert not office.desk.is_busy(SPEED)  # but not for long
     begun_s = time.monotonic()
     assert await office.desk.fall_back(SPEED, guards[SPEED]) is WriteOutcome.VERIFIED

@@ -36,6 +36,7 @@ KEY = "a key that nobody sees"
 HIGHEST = 4_000_000_000
 SAFE = 5
 BUDGET = 40
+OVERTAKEN = "the point went to its safe value while this waited for the disk"
 LATE_S = 0.25
 """How late what was sent in time may be seen here, where all share two processors."""
 
@@ -526,7 +527,13 @@ class Machine:
         count = Counter(value for _, _, value in commanded)
         assert not [value for value, times in count.items() if times > 1], "done twice"
         places = {value: point for _, point, value in commanded}
-        missing = [(value, place) for value, place in books.sure.items() if places.get(value) != place[1]]
+        # A disk that takes long lets a safe value overtake; then what was given before is not written after it.
+        overtaken = {record["value"] for record in books.records if record["reason"] == OVERTAKEN}
+        missing = [
+            (value, place)
+            for value, place in books.sure.items()
+            if places.get(value) != place[1] and not (place[1] == "pump" and value in overtaken)
+        ]
         assert not missing, f"allowed, and not done: {missing[:5]}"
         for at_s, point, value in commanded:
             if value not in books.sure:

@@ -29,8 +29,9 @@ from fieldbus.gateway.commands.gate import Gate, outcome_of
 from fieldbus.link import WriteOutcome, WriteResult
 from fieldbus.model import Point, Sample, Value
 
-DISK_GRACE_S = 0.1
-"""For so long a command that waits for the disk counts as one that is about to be written."""
+DISK_GRACE_S = 0.5
+"""For so long a command that waits for the disk counts as one that is about to be written: a safe value does
+not overtake it. Memory cards take 300 ms now and then."""
 _UNSENT = (WriteOutcome.REFUSED, WriteOutcome.EXPIRED)
 """How a write ended that never left, although it was let through."""
 

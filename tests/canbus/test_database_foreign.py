@@ -148,6 +148,20 @@ def test_accented_letters_are_not_chinese(text):
     assert decode(text.encode("cp1252"))[0] == text
 
 
+@pytest.mark.parametrize(
+    ("data", "is_it"),
+    [
+        ("b0a1 d7f9", True),  # the first and the last common letter
+        ("b0a1 b0a1", False),  # the same one twice may be two accented letters
+        ("b0a1", False), ("b0a1 b0a2 a1e6 a1e7", True), ("b0a1 b0a2 a1e6 a1e7 a1e8", False),
+        ("b0a1 b0a2 a1a0", False), ("b0a1 b0a2 a0a1", False), ("b0a1 b0a2 f8a1", False), ("b0a1 b0a2 f7fe", True),
+        ("b0a1b0a2b0", False), ("b0a1 b0a2 b0", False), ("afa1 afa2", False), ("d8a1 d8a2", False), ("", False),
+    ],
+)  # fmt: skip
+def test_chinese_is_what_is_made_of_common_letters(data, is_it):
+    assert is_chinese(b" x ".join(bytes.fromhex(word) for word in data.split())) is is_it
+
+
 def test_only_encodings_of_text_are_taken():
     assert encoding_named("GBK") == "gbk"
     assert encoding_named("latin-1") == "iso8859-1"

@@ -62,10 +62,24 @@ def test_a_constant_changes_only_when_it_was_bad():
 
 @pytest.mark.parametrize(
     ("values", "kind"),
-    [((False, True), Kind.BOOL), ((0, 1), Kind.INT), ((0, 1.5), Kind.FLOAT), (("a", "b"), Kind.STRING)],
+    [
+        ((False, True), Kind.BOOL),
+        ((0, 1), Kind.INT),
+        ((0, 1.5), Kind.FLOAT),
+        (("a", "b"), Kind.STRING),
+        ((False, 2), Kind.INT),
+        (("a", 2), Kind.STRING),
+    ],
 )
 def test_the_kind_of_a_source_is_that_of_its_values(values, kind):
     assert Generator(Generated("toggle", 1.0, values), None).point.kind is kind
+
+
+def test_a_period_is_kept_and_what_is_due_now_comes_now():
+    toggle = Generator(TOGGLE, TIED)
+    came = [n for n in range(1000, 2001) if toggle.next(GOOD, n / 100, 0) is not None]
+    assert came[:2] == [1000, 1050]  # it was due long before, and soon keeps its rhythm
+    assert came[2:] == list(range(1150, 2001, 100))
 
 
 @given(st.lists(st.tuples(st.floats(0.01, 5.0), st.sampled_from([GOOD, BAD, UNCERTAIN])), max_size=60))

@@ -514,6 +514,31 @@ def test_no_record_is_endless(audit, tmp_path):
     assert (tmp_path / FILE_NAME).stat().st_size < 2000
 
 
+def test_who_waits_for_the_disk_waits_for_what_another_has_begun(audit, monkeypatch):
+    """Housekeeping synchronises too: what it has only begun is not on the disk."""
+    ended = []
+    begun, may_end = threading.Event(), threading.Event()
+
+    def slow(_):
+        begun.set()
+        may_end.wait(10)
+        ended.append("first")
+
+    monkeypatch.setattr(os, "fdatasync", slow)
+    write(audit, 1)
+    first = threading.Thread(target=audit.sync)
+    first.start()
+    begun.wait(10)
+    second = threading.Thread(target=lambda: (audit.sync(), ended.append("second")))
+    second.start()
+    second.join(0.05)
+    assert ended == []
+    may_end.set()
+    first.join(10)
+    second.join(10)
+    assert ended == ["first", "second"]
+
+
 def test_a_log_in_whose_place_is_a_link_is_not_written(tmp_path):
     folder, other = tmp_path / "audit", tmp_path / "other"
     folder.mkdir()

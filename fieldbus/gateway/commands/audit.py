@@ -108,6 +108,7 @@ class Audit:
         self._unsynced: list[int] = []
         """Descriptors of files that were closed before they were on the disk."""
         self._mutex = threading.Lock()
+        self._turn = threading.Lock()
         self._is_dirty = False
         self._is_new = False
         """Whether the file's name may not be on the disk yet."""
@@ -154,23 +155,24 @@ class Audit:
         Raises:
             OSError: it is not there.
         """
-        with self._mutex:  # the file may be turned over meanwhile
-            closed, self._unsynced = self._unsynced, []
-            is_new, self._is_new = self._is_new, False
-            if self._is_dirty and self._fd is not None:
-                closed.append(os.dup(self._fd))
-            self._is_dirty = False
-        try:
-            while closed:
-                os.fdatasync(closed[-1])
-                os.close(closed.pop())
-            if is_new:
-                _sync_folder(self.folder)
-        except OSError:
-            with self._mutex:
-                self._unsynced += closed
-                self._is_new = self._is_new or is_new
-            raise
+        with self._turn:  # what another thread is about to have on the disk is not there yet
+            with self._mutex:  # the file may be turned over meanwhile
+                closed, self._unsynced = self._unsynced, []
+                is_new, self._is_new = self._is_new, False
+                if self._is_dirty and self._fd is not None:
+                    closed.append(os.dup(self._fd))
+                self._is_dirty = False
+            try:
+                while closed:
+                    os.fdatasync(closed[-1])
+                    os.close(closed.pop())
+                if is_new:
+                    _sync_folder(self.folder)
+            except OSError:
+                with self._mutex:
+                    self._unsynced += closed
+                    self._is_new = self._is_new or is_new
+                raise
 
     def close(self) -> None:
         """Close the file."""

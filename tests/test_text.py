@@ -63,6 +63,10 @@ def test_half_surrogates_are_replaced_and_nothing_else(text):
     assert is_well_formed(text) is (found == text)
 
 
+def test_the_first_and_the_last_half_surrogate_are_replaced():
+    assert well_formed("\ud7ff\ud800\udfff\ue000") == "\ud7ff\ufffd\ufffd\ue000"
+
+
 @pytest.fixture
 def logged():
     root, ours = logging.getLogger(), logging.getLogger("fieldbus")

@@ -81,7 +81,7 @@ def read_connack(rest: bytes) -> Connack:
     """
     if len(rest) < 2:
         raise MalformedPacketError("CONNACK is too short")
-    if rest[0] > 1 or (rest[0] and not rest[1]):
+    if rest[0]:
         # Each of our sessions begins anew, so the broker cannot have one.
         raise MalformedPacketError("CONNACK speaks of a session that was never kept")
     found = properties_to_end(rest, 2)

@@ -41,6 +41,11 @@ def test_a_maximum_qos_of_one_is_what_brokers_may_say():
     assert answers.read_connack(of("0000 02 2400")).maximum_qos == 0
 
 
+def test_the_lowest_limits_that_there_are_are_taken():
+    answer = answers.read_connack(of("0000 08 2700000001 210001"))
+    assert (answer.maximum_packet_size, answer.receive_maximum) == (1, 1)
+
+
 def test_the_brokers_own_words_are_one_harmless_line():
     told = "\x1b[2J no\nentry\u202e".encode()
     rest = of("0087") + bytes((len(told) + 3,)) + of("1f00") + bytes((len(told),)) + told

@@ -58,6 +58,9 @@ def test_it_is_full_by_messages_or_by_bytes_and_then_over():
     while inbox.take() is not None:
         pass
     assert not inbox.is_full
+    inbox.put(message("b", bytes(99)))
+    assert not inbox.is_full
+    inbox.take()
     inbox.put(message("b", bytes(100)))
     assert inbox.is_full
     assert not inbox.is_over

@@ -76,6 +76,7 @@ def ear(request: pytest.FixtureRequest) -> Ear:
         "10000100020400010002",
         "0100000008",
         "010155",
+        "1000010002",
     ],
 )
 def test_a_whole_frame_while_nothing_is_asked_is_evidence(ear: Ear, body: str, step: int) -> None:
@@ -149,6 +150,30 @@ def test_a_new_connection_may_bring_one_response_for_its_last_owner(ear: Ear) ->
     ear.traffic.sent(request(0, 1))
     ear.hear(response(1, 2))
     assert len(ear.found) == 2, "none after we have asked"
+
+
+@pytest.mark.parametrize("body", ["83ff", "c102", "8300", "030300010203", "0300", "4100010002"])
+def test_frames_that_no_modbus_device_sends_are_no_evidence(ear: Ear, body: str) -> None:
+    ear.hear(bytes.fromhex(body))
+    assert ear.found == []
+
+
+def test_a_late_exception_is_one_to_its_function(ear: Ear) -> None:
+    ear.traffic.gave_up(request(0, 2, table=Table.INPUT), ear.now_s)
+    ear.hear(b"\x84\x02")
+    assert ear.found == []
+    ear.traffic.gave_up(request(0, 2, table=Table.INPUT), ear.now_s)
+    ear.hear(b"\x83\x02")
+    assert ear.found
+
+
+def test_an_echo_is_one_of_the_last_eight_requests(ear: Ear) -> None:
+    for count in range(1, 10):
+        ear.traffic.sent(request(0, count))
+    ear.hear(request(0, 2).pdu)
+    assert ear.found == []
+    ear.hear(request(0, 1).pdu)
+    assert ear.found
 
 
 def test_a_line_is_ours_alone_again_when_nothing_was_heard_for_long(ear: Ear) -> None:
@@ -279,6 +304,26 @@ def test_a_device_that_is_only_read_from_one_address_is_confirmed() -> None:
     assert drive(request(10, 2), wrong_elsewhere)[0] == memory(request(10, 2))
 
 
+@pytest.mark.parametrize("bit", range(20))
+def test_responses_that_differ_in_one_bit_do_not_agree(bit: int) -> None:
+    ask = request(0, 20, table=Table.COIL)
+
+    def flipped(part: Ask) -> bytes:
+        answer = bytearray(memory(part))
+        if part.size == ask.size and part.pdu == ask.pdu:
+            answer[2 + bit // 8] ^= 1 << bit % 8
+        return bytes(answer)
+
+    assert drive(ask, flipped)[0] == "BadResponseError"
+
+
+def test_what_never_agrees_is_given_up_after_four_rounds() -> None:
+    def never(part: Ask) -> bytes:
+        return response(*([part.size] * ((part.size - 2) // 2)))
+
+    assert drive(request(0, 4), never) == ("BadResponseError", 3 * (2 + 3) + 1 + 3)
+
+
 def test_lengths_that_others_use_are_avoided() -> None:
     asked: list[int] = []
 
@@ -288,6 +333,9 @@ def test_lengths_that_others_use_are_avoided() -> None:
 
     drive(request(0, 4), note, {Shape(UNIT, 3, 6)})
     assert asked == [4, 8, 10], "one and three registers, not twice two"
+    asked.clear()
+    drive(request(0, 4), note)
+    assert asked == [6, 6, 10]
     asked.clear()
     drive(request(0, 1), note, {Shape(UNIT, 3, 6)})
     assert asked == [8, 4]

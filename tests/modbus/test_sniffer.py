@@ -116,6 +116,12 @@ def test_noise_before_a_request_costs_nothing_but_itself(bus: Bus) -> None:
         assert found + bus.wait(1) == PAIR
 
 
+def test_frames_behind_a_garbled_one_in_one_piece_count(bus: Bus) -> None:
+    broken = bytearray(bus.frame(ASK))
+    broken[5] ^= 1
+    assert bus.raw(bytes(broken) + bus.frame(ASK) + bus.frame(ANSWER)) + bus.wait(1) == PAIR
+
+
 def test_a_response_of_another_unit_or_length_belongs_to_nobody(bus: Bus) -> None:
     for unit_id, body in ((8, ANSWER), (7, words(1)), (7, words(1, 2, 3)), (7, words(1, 2, code=4))):
         assert bus.say(ASK) == []

@@ -9,8 +9,9 @@ Rules:
 * A write whose bytes may have left is never sent again: it ends with `ConnectionLostError`. A request that
   was not sent yet is sent on the next connection.
 * The link is down when a connection cannot be opened, when it ends under its first request, and when it ends
-  under a request that was sent again. Serial ports and devices that dial in are down whenever they end: no
-  request of ours brings them back.
+  under a request that was sent again. If that request has brought the link down before, and its unit answered
+  others since, it is taken for a request that failed. Serial ports and devices that dial in are down whenever
+  they end: no request of ours brings them back.
 * Of several connections, one that ends under a request or cannot be opened is tried later; the others go on.
 * `per_request` and `on_demand`: a connection is closed when nothing is due. `on_demand`: it is opened for
   reads and writes that somebody asks for, and a connection that cannot be opened costs those only.
@@ -193,6 +194,8 @@ class Connections:
             self._go_on_without(lane, poll, steps, error)
         elif is_ours_to_open and lane.is_proven and not (poll is not None and poll.is_sent_again):
             self._send_again(lane, state, ask, poll, steps, error)
+        elif is_ours_to_open and state is not None and self._host.blame(lane, state, poll, steps, error):
+            self.reopen(lane)
         else:
             if steps is not None:
                 self._host.interrupt(lane, steps, ConnectionLostError(str(error)))

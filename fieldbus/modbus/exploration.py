@@ -194,6 +194,8 @@ class Exploration:
                 pdu.check_read_reply(ask.pdu, answer, width)
             except RequestError as error:
                 failure, reason = failure_of(error), reason_of(error)
+                if isinstance(error, ConnectionLostError):
+                    reason = Reason.BAD_RESPONSE  # what follows from it: the connection is there again
             else:
                 state.proof_ask = ask
                 return TAKEN

@@ -17,7 +17,7 @@ from collections.abc import MutableMapping, Sequence
 from typing import Protocol
 
 from fieldbus.clock import Clock
-from fieldbus.errors import BadResponseError, RequestError, RequestTimeoutError
+from fieldbus.errors import BadResponseError, ConnectionLostError, RequestError, RequestTimeoutError
 from fieldbus.link import DeviceHealth
 from fieldbus.modbus.agenda import NEVER, Agenda, Rank
 from fieldbus.modbus.client import Line
@@ -177,6 +177,8 @@ class Failures:
     ) -> None:
         """Do what a failed request calls for."""
         reason = reason_of(error)
+        if isinstance(error, ConnectionLostError):
+            reason = Reason.BAD_RESPONSE  # it is the request's doing: the connection is opened again
         if verdict is Verdict.DOUBT:
             self._doubt(state, poll, now_s)
             return

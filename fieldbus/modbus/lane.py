@@ -48,6 +48,12 @@ class Host(Protocol):
     def interrupt(self, lane: Lane, steps: Steps, error: RequestError) -> None:
         """Tell steps that their request failed."""
 
+    def blame(
+        self, lane: Lane, state: UnitState, poll: Poll | None, steps: Steps | None, error: LinkDownError
+    ) -> bool:
+        """Take the end of a connection for the failure of its request, if it is; return whether."""
+        ...
+
     def poke(self) -> None:
         """Look in the next turn of the loop whether something can be sent."""
 

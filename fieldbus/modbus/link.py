@@ -31,6 +31,7 @@ from pathlib import Path
 from fieldbus.clock import SYSTEM, Clock
 from fieldbus.errors import (
     BadResponseError,
+    ConnectionLostError,
     LinkDownError,
     RequestError,
     RequestTimeoutError,
@@ -395,6 +396,22 @@ class ModbusClientLink:
         """Tell steps that their request failed."""
         self._drive(lane, steps, None, error)
 
+    def blame(
+        self, lane: Lane, state: UnitState, poll: Poll | None, steps: Steps | None, error: LinkDownError
+    ) -> bool:
+        """Take the end of a connection for the failure of its request, if it is; return whether."""
+        lost, now_s = ConnectionLostError(str(error)), self.clock.monotonic_s()
+        if steps is not None and steps is state.exploring:
+            self._drive(lane, steps, None, lost)
+            return True
+        if poll is None:
+            return False
+        if 0.0 < poll.broke_s < state.heard_s or (poll.is_retry and state.has_readable):
+            self._failed(lane, state, poll, lost, now_s)
+            return True
+        poll.broke_s = now_s
+        return False
+
     def give_up_writes(self) -> None:
         """Fail what waits to be written: it is not to be done later."""
         self._writes.fail_waiting(Reason.NOT_CONNECTED)
@@ -633,7 +650,8 @@ class ModbusClientLink:
         poll.state.heard_s = now_s
         poll.reason = None
         poll.tries = poll.failures = poll.explorations = 0
-        poll.is_sent_again = False
+        if poll.is_sent_again:
+            poll.is_sent_again, poll.broke_s = False, 0.0
         missed = self._agenda.reschedule(poll, now_s)
         if missed:
             self._missed(poll, missed)

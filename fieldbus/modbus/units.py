@@ -31,6 +31,8 @@ _LATE_TIMEOUTS = 4
 """After so long, or so many timeouts, nobody expects a late answer any more."""
 _SMOOTHING = 0.1
 _SHORTEST_TRIAL_S = 0.1
+BROKE_S = 0.2
+"""How much later than the others a poll is due in a new session that ended the last one."""
 FAILURES_TO_DOUBT = 2
 """After so many failures in a row a unit may answer something else than what it is asked."""
 _GOLDEN = 0.618034
@@ -78,10 +80,9 @@ class Poll:
     """One block, its request, and when it is due."""
 
     __slots__ = (
-        "ask", "block", "due_s", "explorations", "explore_at_s", "failed_before_s", "failed_s", "failures",
-        "group", "is_first", "is_fresh", "is_gone", "is_plain", "is_retry", "is_sent_again", "misses",
-        "period_s",
-        "reader", "reason", "state", "tries", "turns",
+        "ask", "block", "broke_s", "due_s", "explorations", "explore_at_s", "failed_before_s", "failed_s",
+        "failures", "group", "is_first", "is_fresh", "is_gone", "is_plain", "is_retry", "is_sent_again",
+        "misses", "period_s", "reader", "reason", "state", "tries", "turns",
     )  # fmt: skip
 
     def __init__(self, block: Block, state: UnitState, due_s: float, *, is_retry: bool = False) -> None:
@@ -108,6 +109,8 @@ class Poll:
         """Whether it asks for what the device is known to refuse."""
         self.is_sent_again = False
         """Whether the connection ended under it, and it was sent again since."""
+        self.broke_s = 0.0
+        """When a connection last ended under it although it was sent again; 0 if none did."""
         self.explore_at_s = 0.0
         """Not explored before."""
         self.explorations = 0
@@ -187,7 +190,8 @@ class UnitState:
         self.turns = Turns(slot=self.turns.slot)
         for poll in self.polls:
             poll.turns = self.turns
-            poll.due_s = now_s
+            # What ended the last session comes after the others, or they would never be read.
+            poll.due_s = now_s + (BROKE_S if poll.broke_s else 0.0)
             poll.is_first = not poll.is_retry
             poll.tries = poll.failures = poll.explorations = 0
             poll.is_sent_again = False

@@ -165,6 +165,16 @@ def test_a_register_that_comes_and_goes_is_read_alone_in_the_end() -> None:
     assert asked == {(0, 17), (17, 1), (18, 22)}
 
 
+def test_an_address_at_which_a_device_hangs_up_costs_one_point_in_the_end() -> None:
+    """The first time it is a lost link, since nobody knows better."""
+    addresses = [*range(40), *range(1000, 1010)]
+    line = Line(World(), device({17: "hang up"}, addresses))
+    line.run(60.0)
+    assert line.bad == {"holding17": "bad response"}
+    assert line.keeper.lost.total() <= 2
+    assert len(line.own.requests) < 60 * 3 + 80
+
+
 def test_blocks_that_fail_together_are_explored_in_one_pass() -> None:
     addresses = [*range(40), *range(1000, 1040), *range(2000, 2040)]
     line = Line(World(), device({7: "exception 04", 1007: "short", 2007: "exception 02"}, addresses))

@@ -203,6 +203,9 @@ class DeviceConnection(asyncio.Protocol):
             device.requests.append((loop.time(), function, address, count, manner))
         if manner == "silent":
             return
+        if manner == "hang up":
+            self._transport.abort()
+            return
         length = 0
         payload = bytes((function,)) + _data(function, address, count)
         if manner.startswith("exception"):

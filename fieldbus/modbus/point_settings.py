@@ -21,9 +21,8 @@ from fieldbus.modbus.converters import Epoch
 from fieldbus.modbus.formats.composite import is_exact, weights
 from fieldbus.modbus.formats.numbers import engineering_range
 from fieldbus.modbus.formats.text import Chars, Pad
-from fieldbus.modbus.other_functions import MAX_QUEUE, MAX_SERVER_ID, SIZE_OF_WHOLE
 from fieldbus.modbus.part_settings import PartSettings, with_table
-from fieldbus.modbus.planner import most_of
+from fieldbus.modbus.point_checks import check_other_table, check_parts
 from fieldbus.modbus.register_settings import RegisterSettings
 from fieldbus.modbus.register_types import RegisterType, Table
 from fieldbus.modbus.registers import OnBad, RegisterPoint
@@ -109,7 +108,7 @@ class PointSettings(GuardSettings, WriteSettings, RegisterSettings):
 
     @model_validator(mode="after")
     def _check(self) -> PointSettings:
-        self._check_parts()
+        check_parts(self)
         table, address = self.place()
         kind = self.register_type
         if table.is_bits:
@@ -125,7 +124,7 @@ class PointSettings(GuardSettings, WriteSettings, RegisterSettings):
         self._check_time(kind)
         if self.min is not None and self.max is not None and self.min > self.max:
             raise problem(f"min {self.min} is above max {self.max}")
-        self._check_other(table)
+        check_other_table(self, table)
         first, end = self.span
         if (end - 1) >> 16 > first >> 16:
             what = "record" if table is Table.FILE else "address"
@@ -134,36 +133,6 @@ class PointSettings(GuardSettings, WriteSettings, RegisterSettings):
         if self.scale_from is not None and (self.read_from is not None or self.group is not None):
             raise problem("a point with `scale_from` has neither `read_from` nor `group`")
         return self
-
-    def _check_parts(self) -> None:
-        if self.parts is None:
-            return
-        for key in ("address", "reference", "type", "length", "encoding", "bit", "bits", "signed", "format",
-                    "timezone", "flags", "count", "timestamp", "scale_from",
-                    "read_from", "group", "then"):  # fmt: skip
-            if getattr(self, key) is not None:
-                raise problem(
-                    f"`parts` say what the registers are: `{key}` belongs to a part, or is not for them"
-                )
-        if self.order != "ABCD" or self.invalid:
-            raise problem("`parts` say what the registers are: `order` and `invalid` belong to a part")
-        if self.access != "read":
-            raise problem(
-                "a value of `parts` is only read: one request cannot write registers that do not adjoin"
-            )
-        if self.on_bad == "nan":
-            raise problem("a value of `parts` has no NaN")
-        tables = {part.place()[0] for part in self.parts}
-        if len(tables) > 1 or (self.table is not None and tables != {Table(self.table)}):
-            raise problem("all `parts` are in one table: they are read with one request")
-        if sum(part.sign for part in self.parts) > 1:
-            raise problem("only one of the `parts` is the sign")
-        first, end = self.span
-        most = most_of(next(iter(tables)))
-        if end - first > most:
-            raise problem(
-                f"the `parts` lie over {end - first} registers, and one request reads at most {most}"
-            )
 
     def _check_width(self, table: Table, kind: RegisterType) -> None:
         if self.width == 16:
@@ -210,27 +179,6 @@ class PointSettings(GuardSettings, WriteSettings, RegisterSettings):
         if not self.is_clock or self.timezone is not None:
             return self
         return self.model_copy(update={"timezone": timezone})
-
-    def _check_other(self, table: Table) -> None:
-        """Refuse what makes no sense of files, queues and server ids."""
-        if table.is_whole and self.access != "read":
-            raise problem(f"the table `{table}` cannot be written")
-        if table.is_numbered:
-            return
-        if self.on_bad != "exception" or self.initial is not None:
-            raise problem(f"the table `{table}` cannot be served, and has no `on_bad` and no `initial`")
-        if self.size > most_of(table):
-            raise problem(
-                f"it has {self.size} registers, and one request reads at most {most_of(table)} of a {table}"
-            )
-        if table is Table.SERVER_ID and self.span[1] > SIZE_OF_WHOLE[table]:
-            raise problem(f"a server id has at most {MAX_SERVER_ID} registers")
-        if table is not Table.FIFO:
-            return
-        if self.size > 1 or self.register_type is RegisterType.STRING or self.parts or self.scale_from:
-            raise problem("an entry of a queue is one register, and is not scaled by another point")
-        if self.span[1] & 0xFFFF > SIZE_OF_WHOLE[table]:
-            raise problem(f"a queue has at most {MAX_QUEUE} entries: `count` is 2 to {MAX_QUEUE}")
 
     def _check_one_bit(self, table: Table, kind: RegisterType) -> None:
         if self.format is not None:

@@ -158,3 +158,17 @@ def test_a_held_sample_never_counts_before_it_was_quiet_for_a_while(steps):
         last_s = now_s if is_held else -math.inf
         if value is not None:
             assert arrivals._last[GROUP].value == value
+
+
+def test_the_first_of_several_backlogs_is_due_first():
+    arrivals, other = Arrivals(), Group("y", (Point("remote", "y", Kind.INT),))
+    take(arrivals, good(1, NOW_NS - 5, HeldSample), 0.0)
+    arrivals.take(other, good(2, NOW_NS - 5, HeldSample), NOW_NS, 0.4, is_retained=False)
+    assert arrivals.next_due_s == pytest.approx(SETTLE_S)
+    assert due(arrivals, SETTLE_S) == [(1, False)]
+    assert arrivals.next_due_s == pytest.approx(0.4 + SETTLE_S)
+
+
+def test_a_time_that_is_just_tolerated_stays():
+    assert dated(good(1, NOW_NS + TOLERANCE_NS), NOW_NS, TOLERANCE_NS).reason is None
+    assert dated(good(1, NOW_NS + TOLERANCE_NS + 1), NOW_NS, TOLERANCE_NS).reason == "clock"

@@ -11,6 +11,7 @@ from conftest import eventually, free_port
 from recording_plc import RecordingPlc
 
 from fieldbus.gateway import door_reads
+from fieldbus.gateway.commands.audit import export
 from fieldbus.gateway.config.loader import load
 from fieldbus.gateway.control import ControlServer, ask
 from fieldbus.gateway.runtime import Gateway
@@ -94,7 +95,7 @@ async def runs(tmp_path, plc):
         yield found
 
 
-async def fieldbus(*arguments):
+async def run(*arguments):
     """Run a command; return its exit code and what it printed."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "fieldbus", *map(str, arguments),
@@ -110,7 +111,7 @@ async def read(runs, *points, timeout_s=3.0):
 
 async def test_read_goes_through_the_gateway_where_a_device_serves_one_client(runs, plc):
     plc.words["holding", 0] = 43
-    code, said = await fieldbus("read", runs.file, "node.value", "--json")
+    code, said = await run("read", runs.file, "node.value", "--json")
     assert (code, json.loads(said)[0]["value"]) == (0, 43)
     assert plc.clients == 1
 
@@ -162,7 +163,7 @@ async def test_a_read_that_makes_no_sense_is_refused_in_words(runs, request_, te
 
 async def test_a_deleted_data_folder_is_noticed_and_nobody_goes_past_the_gateway(runs, plc, caplog):
     shutil.rmtree(runs.data)
-    code, said = await fieldbus("write", runs.file, "node.value=5", "--timeout", "5s")
+    code, said = await run("write", runs.file, "node.value=5", "--timeout", "5s")
     assert code == 0, said
     assert plc.values(0) == [5]
     assert plc.clients == 1
@@ -182,10 +183,36 @@ async def test_without_a_door_a_write_is_refused_and_not_done_beside_the_gateway
     shutil.rmtree(tmp_path / "data")
     try:
         for command in (("write", file, "node.value=5", "--timeout", "1s"), ("read", file, "node.value")):
-            code, said = await fieldbus(*command)
+            code, said = await run(*command)
             assert code == 1
             assert "its local door cannot be reached" in said
     finally:
         locks.release()
     assert plc.clients == 0
     assert not plc.written
+
+
+@pytest.mark.system
+async def test_a_gateway_that_was_killed_tells_of_the_write_that_was_under_way(tmp_path, fieldbus):
+    file = tmp_path / "gateway.yaml"
+    data = tmp_path / "data"
+    async with RecordingPlc() as plc:
+        file.write_text(PLANT.format(plc=plc.port, hmi=free_port()))
+        process = fieldbus("run", str(file))
+        await eventually((data / "gateway.json").exists, 20)
+        asked = await ask(data, {"do": "write", "point": "node.value", "value": 4})
+        assert asked["outcome"] == "written"
+        plc.answers.clear()
+        asking = asyncio.create_task(ask(data, {"do": "write", "point": "node.value", "value": 5}))
+        await eventually(lambda: plc.values(0) == [4, 5], 10)
+        process.kill()
+        await asyncio.gather(asking, return_exceptions=True)
+        plc.answers.set()
+        (data / "gateway.json").unlink()
+        again = fieldbus("run", str(file))
+        await eventually((data / "gateway.json").exists, 20)
+        said = await asyncio.to_thread(again.stop)
+        assert "node.value: unknown outcome of the write of 5 by local" in said
+        assert plc.values(0) == [4, 5]
+    records = [(record["outcome"], record["value"]) for record in export(data / "audit")]
+    assert records == [("intent", 4), ("written", 4), ("intent", 5), ("unknown outcome", 5)]

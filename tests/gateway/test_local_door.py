@@ -73,8 +73,8 @@ class Runs:
         self.locks = take(self.data, self.file)
 
     async def __aenter__(self):
-        door = ControlServer(self.gateway, None, self.locks)
-        self.tasks = [asyncio.create_task(self.gateway.run()), asyncio.create_task(door.run())]
+        self.door = ControlServer(self.gateway, None, self.locks)
+        self.tasks = [asyncio.create_task(self.gateway.run()), asyncio.create_task(self.door.run())]
         await eventually((self.data / "gateway.json").exists)
         await eventually(
             lambda: self.gateway.router.sample(self.plant.points["node.value"]).value is not None
@@ -82,6 +82,8 @@ class Runs:
         return self
 
     async def __aexit__(self, *_):
+        await eventually(lambda: not self.door._clients)  # who has only looked is noticed to be gone
+        await asyncio.sleep(0.01)
         self.gateway.stop()
         await asyncio.wait_for(self.tasks[0], 10)
         self.tasks[1].cancel()

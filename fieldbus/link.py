@@ -368,9 +368,18 @@ class PeerLink(Protocol):
         ...
 
     def publish(
-        self, topic: str, payload: bytes, done: Callable[[bool], None] | None, *, is_retained: bool = False
+        self,
+        topic: str,
+        payload: bytes,
+        done: Callable[[bool], None] | None,
+        *,
+        is_retained: bool = False,
+        expiry_s: int | None = None,
     ) -> None:
-        """Send a message that its giver keeps until `done` says that the broker has it."""
+        """Send a message that its giver keeps until `done` says that the broker has it.
+
+        After `expiry_s` the broker forgets it.
+        """
 
     def look_after(self, peer: str) -> None:
         """Have `peer_is` told of a gateway that is no device of ours."""

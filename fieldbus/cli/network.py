@@ -15,8 +15,8 @@ from fieldbus.cli.common import JsonOption, Rows, cell, fail, out, print_json, s
 from fieldbus.errors import LinkDownError
 from fieldbus.gateway import loop
 from fieldbus.gateway.health import REPEAT_S
-from fieldbus.mqtt.peering import ROOT, is_gateway_name
-from fieldbus.mqtt.visitor import Visitor
+from fieldbus.mqtt.peering import HEALTH_EXPIRY_S, ROOT, is_gateway_name
+from fieldbus.mqtt.visitor import Heard, Visitor
 
 _QUIET_S = 0.7
 """So long nothing more comes before all is known: what is retained comes at once."""
@@ -50,6 +50,7 @@ def network(
 
 async def _look(visitor: Visitor) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
+    ages_s: dict[str, float] = {}
     async with visitor:
         await visitor.hear(f"{ROOT}/+/status", f"{ROOT}/+/health")
         messages = visitor.messages()
@@ -75,13 +76,15 @@ async def _look(visitor: Visitor) -> dict[str, dict[str, Any]]:
                 gateway, {"gateway": gateway, "online": False, "status": None, "health": None}
             )
             entry[kind] = data
+            if kind == "health":
+                ages_s[gateway] = _age_s(data.get("time"), heard)
             if kind == "status":
                 entry["online"] = data.get("status") == "online"
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
     for entry in found.values():
         # A broker that was killed knows nothing of those that went meanwhile.
-        entry["silent"] = entry["online"] and _age_s((entry["health"] or {}).get("time")) > _STALE_S
+        entry["silent"] = entry["online"] and ages_s.get(entry["gateway"], math.inf) > _STALE_S
     return found
 
 
@@ -166,8 +169,16 @@ def _count(parts: list[tuple[str, dict[str, Any]]], key: str) -> str:
     return f"{good}/{len(parts)}"
 
 
-def _age_s(time: object) -> float:
-    """Return how long ago a moment is; infinity if it is none."""
+def _age_s(time: object, heard: Heard) -> float:
+    """Return how long ago a gateway said how it is; infinity if that cannot be told.
+
+    The broker has counted the time, so that two clocks that differ do not matter. A message of version 0.1
+    has no expiry: there the gateway's own time counts.
+    """
+    if not heard.is_retained:
+        return 0.0
+    if heard.expires_s is not None:
+        return float(HEALTH_EXPIRY_S - heard.expires_s)
     try:
         moment = datetime.datetime.fromisoformat(str(time))
         return (datetime.datetime.now(datetime.UTC) - moment).total_seconds()

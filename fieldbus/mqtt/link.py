@@ -46,7 +46,7 @@ from fieldbus.mqtt.gather import DEFAULT_WINDOW_S
 from fieldbus.mqtt.inbound import TopicReader
 from fieldbus.mqtt.opening import guess
 from fieldbus.mqtt.outbound import TopicWriter
-from fieldbus.mqtt.packets import Subscription
+from fieldbus.mqtt.packets import Subscription, publish_properties
 from fieldbus.mqtt.payload import TopicPoint
 from fieldbus.mqtt.peer_port import PeerPort
 from fieldbus.mqtt.peers import BEATS, Peers, RemoteGateway
@@ -367,11 +367,18 @@ class MqttLink:
         return {remote.gateway: remote.device for remote in self.remotes}
 
     def publish(
-        self, topic: str, payload: bytes, done: Callable[[bool], None] | None, *, is_retained: bool = False
+        self,
+        topic: str,
+        payload: bytes,
+        done: Callable[[bool], None] | None,
+        *,
+        is_retained: bool = False,
+        expiry_s: int | None = None,
     ) -> None:
         """Send a message that its giver keeps until `done` says that the broker has it."""
         if self.is_sending:
-            self._publisher.put_sure(topic, payload, done, is_retained=is_retained)
+            properties = b"" if expiry_s is None else publish_properties(expiry_s=expiry_s)
+            self._publisher.put_sure(topic, payload, done, is_retained=is_retained, properties=properties)
         elif done is not None:
             done(False)
 

@@ -46,6 +46,9 @@ from fieldbus.text import well_formed
 
 MAX_HOPS = 8
 VISIT_S = 30.0
+HEALTH_EXPIRY_S = 7 * 86400
+"""So long a broker keeps what a gateway says of its health. The broker itself counts the time down (MQTT 5.0,
+3.3.2.3.3), so that the receiver knows how old the message is, whatever the clocks show."""
 RENEW_S = 10.0
 """How often a visitor says what it wants."""
 MAX_POINTS = 100_000

@@ -90,6 +90,8 @@ class Heard(NamedTuple):
     topic: str
     payload: bytes
     is_retained: bool
+    expires_s: int | None = None
+    """For how long the broker will keep it from now on; None if that was not said."""
 
 
 class Visitor:
@@ -195,7 +197,8 @@ class Visitor:
             async for message in self._client.messages:
                 payload = message.payload
                 data = payload if isinstance(payload, bytes) else str(payload or "").encode()
-                yield Heard(str(message.topic), data, bool(message.retain))
+                expires_s = getattr(message.properties, "MessageExpiryInterval", None)
+                yield Heard(str(message.topic), data, bool(message.retain), expires_s)
         except aiomqtt.MqttError as error:
             raise LinkDownError(f"{self._url.place}: {reason_of(error)}") from error
 

@@ -37,7 +37,7 @@ class FakeLink:
         self.emitted = []
         self.wanted = []
 
-    def publish(self, topic, payload, done, *, is_retained=False):
+    def publish(self, topic, payload, done, *, is_retained=False, expiry_s=None):
         self.published.append((topic, payload))
         if done is not None:
             done(True)

@@ -28,7 +28,7 @@ class FakeLink:
         self.live = []
         self.dones = []
 
-    def publish(self, topic, payload, done, *, is_retained=False):
+    def publish(self, topic, payload, done, *, is_retained=False, expiry_s=None):
         self.published.append((topic, payload))
         self.dones.append(done)
 

@@ -500,7 +500,13 @@ class Exchange:
         """Say how we are."""
         for link in self._links.values():
             if link.is_sending:
-                link.publish(topic(self.me, "health"), health, None, is_retained=True)
+                link.publish(
+                    topic(self.me, "health"),
+                    health,
+                    None,
+                    is_retained=True,
+                    expiry_s=peering.HEALTH_EXPIRY_S,
+                )
 
     # --- pumps
 

@@ -235,6 +235,9 @@ class SpoolFile:
                 # What is appended behind it is for who wants the stream again.
                 self._write(connection, appended, rows)
                 self._empty(connection, item.stream)
+            elif isinstance(item, About):
+                number = self._id_of(connection, item.stream)
+                connection.execute("UPDATE streams SET about = ? WHERE id = ?", (item.about, number))
         self._write(connection, appended, rows)
         for item in items:
             if isinstance(item, Acknowledge):
@@ -245,9 +248,6 @@ class SpoolFile:
                     "ON CONFLICT(source) DO UPDATE SET seq = max(seq, excluded.seq)",
                     (item.source, item.seq),
                 )
-            elif isinstance(item, About) and item.about is not None:
-                number = self._id_of(connection, item.stream)
-                connection.execute("UPDATE streams SET about = ? WHERE id = ?", (item.about, number))
         self._trim(connection, dropped)
         self.time.keep(connection)
         connection.execute("PRAGMA incremental_vacuum(64)")

@@ -20,6 +20,8 @@ from fieldbus.canbus.database.loading import FORMATS, DatabaseError, content, lo
 from fieldbus.canbus.database.reader import read
 from fieldbus.canbus.settings import CanDeviceSettings
 
+# Half a minute of processor time, of which others may have their share.
+pytestmark = pytest.mark.timeout(180)
 BROKEN = {
     "cantools/arxml/system-bad-root-tag-4.2.arxml": "another root element",
     "cantools/arxml/system-illegal-namespace-4.2.arxml": "another namespace",

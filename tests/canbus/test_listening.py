@@ -2,6 +2,7 @@
 
 import asyncio
 
+import pytest
 from conftest import eventually
 from fake_bus import FakeBus, Running
 
@@ -76,6 +77,7 @@ async def test_each_branch_of_a_multiplexed_message_has_a_deadline_of_its_own(mo
         assert running.latest("Paged.Page") == (2, None)
 
 
+@pytest.mark.alone
 async def test_a_gateway_that_was_held_up_looks_into_the_buffer_before_it_calls_anybody_silent(monkeypatch):
     message = status(deadline_s=0.1)
     async with Running(monkeypatch, [message]) as running:

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from conftest import free_port, wait_for_port
 
+# Some start many processes, beside others that do: processor time, and no bound of the program.
+pytestmark = pytest.mark.timeout(180)
 PLANT = """version: 1
 gateway: {{name: test}}
 links:

@@ -198,7 +198,7 @@ async def test_a_gateway_at_work_says_no_secret_whatever_happens_to_it(
                 )
             # and an error that nobody foresaw, with the link in it
             link = gateway.plant.links["by_env"]
-            monkeypatch.setattr(link, "_receive", lambda *_: 1 / 0)
+            monkeypatch.setattr(link._reader, "take", lambda *_: 1 / 0)
             await visitor.say("a/b", b"1")
             await eventually(lambda: "internal error" in said.getvalue(), 10)
             monkeypatch.undo()

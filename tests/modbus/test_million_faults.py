@@ -442,6 +442,7 @@ def similar_blocks(number: int, timeout_s: float) -> Unit:
     return Unit(device, number, points, scan_s=0.01, timeout_s=timeout_s)
 
 
+@pytest.mark.alone
 async def test_late_answers_on_a_serial_line_are_never_taken_for_the_next_one() -> None:
     """Three blocks of one shape: only the time tells whose answer it is."""
     lines, timeout_s = 10, 0.08

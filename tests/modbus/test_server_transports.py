@@ -374,6 +374,7 @@ async def test_an_adapter_that_hears_itself_makes_no_loop(wire: Wire) -> None:
         assert await wire.ask(WRITE) == WRITE
 
 
+@pytest.mark.alone
 async def test_a_master_on_a_line_that_reads_no_answers_costs_bounded_memory(wire: Wire) -> None:
     async with serving(wire.place()) as served:
         for _ in range(300):

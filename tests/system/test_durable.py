@@ -520,6 +520,7 @@ def delays_of(messages, since_s, until_s):
     ]
 
 
+@pytest.mark.alone
 def test_a_backlog_for_a_peer_is_kept_and_drains_while_what_is_new_is_not_held_up(tmp_path, broker):
     routes = '  - {from: "line.press.c0", to: "broker:live/{point}", when: sample}'
     pair = Pair(tmp_path, broker.port, receiver_routes=routes, spool=", spool: {max_size: 2GiB}")
@@ -559,6 +560,7 @@ def test_a_backlog_for_a_peer_is_kept_and_drains_while_what_is_new_is_not_held_u
         pair.end()
 
 
+@pytest.mark.alone
 def test_a_backlog_for_topics_is_kept_and_drains_while_what_is_new_is_not_held_up(tmp_path, broker):
     routes = '[{from: "press.*", to: "broker:plant/{point}", durable: true, when: sample}]'
     pair = Pair(tmp_path, broker.port, routes=routes, spool=", spool: {max_size: 2GiB}")
@@ -801,6 +803,7 @@ def test_in_a_ring_of_three_each_datum_comes_to_each_once_and_then_there_is_peac
             member.end()
 
 
+@pytest.mark.alone
 def test_when_the_sender_dies_its_points_are_bad_in_time_and_good_when_it_is_back(tmp_path, broker):
     keepalive_s = 4
     routes = '  - {from: "line.press.*", to: "broker:seen/{point}", on_bad: send}'

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fieldbus.link import Target
-from fieldbus.model import NO_FLAWS, Access, Batch, Group, Kind, Point, bad
+from fieldbus.model import NO_FLAWS, Access, Batch, Group, HeldBatch, Kind, Point, bad
 from fieldbus.routing.policy import NEVER, Edge, OnBad, Policy, When
 from fieldbus.routing.router import Router
 
@@ -273,3 +273,217 @@ def test_repeats_go_on_after_a_regroup():
     subject.dispatch(batch([1, 2, 3, 4], range(4)), 0.0)
     subject.regroup([GROUP], [Group("one", POINTS[:1]), Group("others", POINTS[1:])])
     assert delivered(subject.expire(2.0)) == [("p0", 1)]
+
+
+# --- one odd item hides nothing that follows it
+
+OTHER = [Point("panel", f"r{index}", Kind.INT, Access.WRITE, carries_quality=True) for index in range(4)]
+
+
+def route(source, target, link="hmi", **policy):
+    return Edge(source, Target(link, target), Policy(**policy))
+
+
+def test_a_change_that_nobody_wants_hides_no_other_one():
+    subject = Router([route(POINTS[3], OUT[3])], [GROUP])
+    assert delivered(subject.dispatch(batch([1, 2, 3, 4], range(4)), 0.0)) == [("p3", 4)]
+
+
+def test_each_of_several_routes_from_one_point_gets_its_value():
+    edges = [
+        route(POINTS[0], OUT[0], deadband=5.0),
+        route(POINTS[0], OUT[1]),
+        route(POINTS[0], OUT[2]),
+        route(POINTS[1], OUT[3]),
+    ]
+    subject = Router(edges, [GROUP])
+    edges[1].offer(batch([1, 2, 3, 4], range(4)).sample(0), 0.0, 0.0)  # it has the value already
+    found = subject.dispatch(batch([1, 2, 3, 4], range(4)), 0.0)
+    assert delivered(found) == [("p0", 1), ("p2", 1), ("p3", 2)]
+    assert delivered(subject.dispatch(batch([3, 2, 3, 4], [0], 1.0), 1.0)) == [("p1", 3), ("p2", 3)]
+
+
+def test_what_goes_to_two_links_in_turn_keeps_its_order_on_each():
+    edges = [route(POINTS[index], OUT[index], ("hmi", "plant")[index % 2]) for index in range(4)]
+    found = Router(edges, [GROUP]).dispatch(batch([1, 2, 3, 4], range(4)), 0.0)
+    names = {link: [item.target.point.name for item in items] for link, items in found.items()}
+    assert names == {"hmi": ["p0", "p2"], "plant": ["p1", "p3"]}
+
+
+def test_a_flawed_point_early_in_a_batch_hides_no_good_one():
+    edges = [route(a, b, on_bad=OnBad.SEND) for a, b in zip(POINTS, OUT, strict=True)]
+    subject = Router(edges, [GROUP])
+    found = subject.dispatch(Batch(GROUP, 0, 0.0, [None, 2, 3, 4], {0: bad("timeout")}, range(4)), 0.0)
+    assert delivered(found) == [("p0", None), ("p1", 2), ("p2", 3), ("p3", 4)]
+
+
+def test_an_appointment_that_was_moved_hides_no_other_one():
+    subject = Router(
+        [route(POINTS[0], OUT[0], every_s=5.0, min_interval_s=2.0), route(POINTS[1], OUT[1], every_s=5.0)],
+        [GROUP],
+    )
+    subject.dispatch(batch([1, 2, 3, 4], range(4)), 0.0)
+    subject.dispatch(batch([9, 2, 3, 4], [0], 1.0), 1.0)
+    assert delivered(subject.expire(2.0)) == [("p0", 9)]
+    assert delivered(subject.expire(5.0)) == [("p1", 2)]
+    assert delivered(subject.expire(7.0)) == [("p0", 9)]
+
+
+def test_an_appointment_without_a_sample_hides_no_other_one():
+    lone = Point("plc", "lone", Kind.INT)
+    edges = [route(lone, OUT[0], every_s=1.0), route(POINTS[1], OUT[1], every_s=1.0)]
+    first = Group("lone", [lone])
+    subject = Router(edges, [GROUP, first])
+    subject.dispatch(batch([7], [0], 0.0, first), 0.0)
+    subject.dispatch(batch([1, 2, 3, 4], range(4)), 0.0)
+    del subject.latest[first]
+    assert delivered(subject.expire(1.0)) == [("p1", 2)]
+
+
+def test_an_appointment_that_comes_too_early_hides_no_other_one():
+    subject = router(every_s=2.0)
+    subject.dispatch(batch([1, 2, 3, 4], range(4)), 0.0)
+    subject.dispatch(batch([9, 9, 3, 4], [0, 1], 1.0), 1.0)
+    assert delivered(subject.expire(2.0)) == [("p2", 3), ("p3", 4)]
+    assert delivered(subject.expire(3.0)) == [("p0", 9), ("p1", 9)]
+
+
+def test_a_target_without_a_route_hides_no_other_one():
+    subject = router()
+    subject.dispatch(batch([1, 2, 3, 4], range(4), 5.0), 5.0)
+    for point in (*OTHER, *OUT):
+        subject.missed(point)
+    assert delivered(subject.offer_missed([OTHER[0], OUT[1], OTHER[1], OUT[2]], 5.0, 5.0)) == [
+        ("p1", 2), ("p2", 3)
+    ]  # fmt: skip
+
+
+def test_a_group_that_nobody_knows_hides_no_other_one():
+    subject = Router([], [GROUP])
+    subject.dispatch(batch([1, 2, 3, 4], range(4)), 0.0)
+    subject.regroup([Group("unknown", []), GROUP, FIRST], [Group("rest", POINTS[1:])])
+    assert subject.sample(POINTS[0])[:3] == (None, "bad", "not available")
+    assert subject.sample(POINTS[1])[:2] == (2, "good")
+
+
+def test_a_missed_route_that_wants_every_sample_is_not_offered_twice():
+    subject = Router(
+        [route(POINTS[0], OUT[0], when=When.SAMPLE), route(POINTS[1], OUT[1]), route(POINTS[2], OUT[2])],
+        [GROUP],
+    )
+    subject.dispatch(batch([1, 2, 3, 4], range(4)), 0.0)
+    for point in OUT[:3]:
+        subject.missed(point)
+    assert delivered(subject.dispatch(batch([1, 9, 3, 4], [1], 1.0), 1.0)) == [
+        ("p2", 3), ("p1", 9), ("p0", 1)
+    ]  # fmt: skip
+
+
+def test_a_route_that_hears_nothing_new_takes_no_more_memory():
+    subject = router(every_s=60.0)
+    subject.dispatch(batch([1, 2, 3, 4], range(4)), 0.0)
+    for second in range(1, 50):
+        subject.dispatch(batch([1, 2, 3, 4], range(4), float(second)), float(second))
+    assert len(subject._heap) == 4
+    for second in range(50, 60):
+        subject.dispatch(batch([second] * 4, range(4), float(second)), float(second))
+    assert len(subject._heap) == 4
+    assert len(delivered(subject.expire(119.0))) == 4
+
+
+# --- what is wanted, and what is held
+
+
+def test_a_group_is_wanted_if_any_route_leaves_it():
+    empty = Group("empty", [Point("plc", "x", Kind.INT)])
+    edges = [*gathering(PLC[:1]), route(PLC[4], OUT[0], when=When.SAMPLE), route(POINTS[0], OUT[1])]
+    subject = Router(edges, [FIRST, SECOND, GROUP, empty])
+    assert [subject.wants(group) for group in (FIRST, SECOND, GROUP, empty)] == [True, True, True, False]
+    assert not subject.wants(Group("unknown", POINTS))
+
+
+def test_after_a_regroup_only_what_waited_on_its_way_is_held():
+    whole = Group("whole", PLC)
+    for kinds, is_held in (
+        ((Batch, Batch), False),
+        ((Batch, HeldBatch), True),
+        ((HeldBatch, HeldBatch), True),
+    ):
+        subject = Router([], [FIRST, SECOND])
+        for kind, group, at_s in zip(kinds, (FIRST, SECOND), (5.0, 3.0), strict=True):
+            subject.dispatch(kind(*everything(group, at_s)), 5.0)
+        subject.regroup([FIRST, SECOND], [whole])
+        found = subject.batch_of(PLC[0])
+        assert (found.at_s, found.time_ns) == (3.0, 3_000_000_000)
+        assert found.heard_s == (-NEVER if is_held else 3.0)
+        assert subject.sample(PLC[5]).is_held is is_held
+
+
+def test_a_held_sample_is_too_old_for_a_route_with_an_age():
+    subject = router(max_age_s=10.0)
+    [*_, last] = subject.dispatch(HeldBatch(*batch([1, 2, 3, 4], range(4))), 0.0)["hmi"]
+    assert last.sample == (None, "bad", "stale", 0)
+    assert last.sample.is_bad
+    plain = router()
+    [*_, last] = plain.dispatch(HeldBatch(*batch([1, 2, 3, 4], range(4))), 0.0)["hmi"]
+    assert (last.sample.value, last.sample.is_held) == (4, True)
+
+
+def test_a_missed_sample_is_offered_up_to_its_bound():
+    subject = router()
+    subject.dispatch(batch([1, 2, 3, 4], range(4), 5.0), 5.0)
+    subject.missed(OUT[0])
+    assert subject.offer_missed(OUT, 5.001, 9.0) == {}
+    assert delivered(subject.offer_missed(OUT, 5.0, 9.0)) == [("p0", 1)]
+
+
+# --- a reload, and further routes
+
+
+def test_after_a_reload_routes_that_stay_repeat_nothing():
+    edges = [route(a, b) for a, b in zip(POINTS, OUT, strict=True)]
+    before = Router(edges, [GROUP])
+    before.dispatch(batch([1, 2, 3, 4], range(4)), 0.0)
+    before.missed(OUT[1])
+    new = route(POINTS[3], OTHER[0])
+    after = Router([*edges, new], [GROUP])
+    after.adopt(before)
+    assert after.sample(POINTS[2])[:2] == (3, "good")
+    found = after.dispatch(batch([1, 2, 3, 4], (), 1.0), 1.0)
+    assert sorted(delivered(found)) == [("p1", 2), ("r0", 4)]
+    assert after.dispatch(batch([1, 2, 3, 4], (), 2.0), 2.0) == {}
+
+
+def test_after_a_reload_a_group_that_is_gone_has_no_picture():
+    before = Router([], [GROUP, FIRST])
+    before.dispatch(batch([1, 2, 3, 4], range(4)), 0.0)
+    before.dispatch(everything(FIRST), 0.0)
+    after = Router([], [FIRST])
+    after.adopt(before)
+    assert set(after.latest) == {FIRST}
+
+
+def test_after_a_reload_repeats_come_when_they_were_due():
+    edges = [route(POINTS[0], OUT[0], every_s=5.0), route(POINTS[1], OUT[1])]
+    before = Router(edges, [GROUP])
+    before.dispatch(batch([1, 2, 3, 4], range(4)), 0.0)
+    after = Router(edges, [GROUP])
+    after.adopt(before)
+    assert after.next_due_s == 5.0
+    assert delivered(after.expire(5.0)) == [("p0", 1)]
+
+
+def test_further_routes_are_exchanged_and_equal_ones_go_on():
+    subject = router()
+    subject.set_extra([route(POINTS[0], OTHER[0]), route(POINTS[1], OTHER[1])])
+    assert len(delivered(subject.dispatch(batch([1, 2, 3, 4], range(4)), 0.0))) == 6
+    subject.set_extra([route(POINTS[1], OTHER[1]), route(POINTS[2], OTHER[2])])
+    assert [edge.target.point.name for edge in subject.edges_from(POINTS[0])] == ["p0"]
+    found = subject.dispatch(batch([1, 2, 3, 4], range(4), 1.0), 1.0)
+    assert delivered(found) == [("r2", 3)]
+    after = Router([], [GROUP])
+    after.adopt(subject)
+    assert delivered(after.dispatch(batch([5, 6, 7, 8], range(4), 2.0), 2.0)) == [("r1", 6), ("r2", 7)]
+    gone = Router([], [Group("less", POINTS[:2])])
+    gone.adopt(subject)
+    assert [edge.target.point.name for point in POINTS for edge in gone.edges_from(point)] == ["r1"]

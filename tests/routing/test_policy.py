@@ -203,3 +203,157 @@ def test_a_source_whose_clock_goes_back_loses_no_sample():
     thinned = edge(when=When.SAMPLE, min_interval_s=1)
     sent = [thinned.offer(good(float(at)), at, at) for at in (10.0, 10.5, 5.0, 5.5, 6.0)]
     assert values(sent) == [10.0, None, 5.0, None, 6.0]
+
+
+# --- bounds, and which of two times counts
+
+
+@pytest.mark.parametrize(
+    ("deadband", "given", "sent"),
+    [
+        (5.0, ["a", "b", "b"], ["a", "b", None]),
+        (5.0, ["a", 1.0, 2.0, "a"], ["a", 1.0, None, "a"]),
+        (5.0, [1.0, 6.0, 10.9, 11.0], [1.0, 6.0, None, 11.0]),
+        (5.0, [6.0, 1.0, -4.0], [6.0, 1.0, -4.0]),
+        (0.0, [1.0, 1.0, 1.5], [1.0, None, 1.5]),
+        (None, [1.0, 1.0, 1.5], [1.0, None, 1.5]),
+    ],
+)
+def test_a_deadband_is_for_numbers_alone(deadband, given, sent):
+    assert values(offer(edge(deadband=deadband), *map(good, given))) == sent
+
+
+def test_the_same_flaw_is_no_change_under_a_deadband():
+    assert offer(edge(SERVED, deadband=5.0), bad(), bad(), bad("x")) == [bad(), None, bad("x")]
+
+
+def test_a_sample_may_be_as_old_as_the_route_allows():
+    subject = edge(SERVED, max_age_s=2.0)
+    assert subject.offer(good(1.0), 0.0, 2.0) == good(1.0)
+    assert subject.offer(good(2.0), 0.0, 2.001).reason == "stale"
+    subject = edge(SERVED, max_age_s=2.0)
+    subject.offer(good(1.0), 0.0, 0.0)
+    assert subject.expire(good(1.0), 0.0, 2.0) is None
+    assert subject.expire(good(1.0), 0.0, 2.001).reason == "stale"
+
+
+def test_an_old_bad_sample_keeps_its_own_reason():
+    assert edge(SERVED, max_age_s=1.0).offer(bad("timeout"), 0.0, 5.0).reason == "timeout"
+    subject = edge(SERVED, max_age_s=1.0)
+    subject.offer(good(1.0), 0.0, 0.0)
+    assert subject.expire(bad("timeout"), 0.0, 5.0).reason == "timeout"
+
+
+@pytest.mark.parametrize(("max_age_s", "pause_s"), [(0.2, 0.2), (1.0, 1.0), (60.0, 1.0)])
+def test_a_stale_route_looks_again_once_a_second_at_most(max_age_s, pause_s):
+    subject = edge(SERVED, max_age_s=max_age_s)
+    subject.offer(good(1.0), 0.0, 0.0)
+    assert subject.due_s == pytest.approx(max_age_s, abs=0.002)
+    now_s = max_age_s + 0.5
+    assert subject.expire(good(1.0), 0.0, now_s).reason == "stale"
+    assert subject.due_s == pytest.approx(now_s + pause_s, abs=0.002)
+    assert subject.expire(good(1.0), 0.0, now_s + pause_s + 0.002) is None
+    assert subject.due_s == pytest.approx(now_s + 2 * pause_s, abs=0.005)
+
+
+def test_a_route_that_was_stale_becomes_stale_again():
+    subject = edge(SERVED, max_age_s=1.0)
+    subject.offer(good(1.0), 0.0, 0.0)
+    assert subject.expire(good(1.0), 0.0, 1.5).reason == "stale"
+    assert subject.offer(good(1.0), 2.0, 2.0) == good(1.0)
+    assert subject.due_s == pytest.approx(3.0, abs=0.002)
+    assert subject.expire(good(1.0), 2.0, 3.5).reason == "stale"
+
+
+def test_stale_is_told_once_and_in_the_place_of_what_waited():
+    subject = edge(SERVED, max_age_s=3.0, min_interval_s=2.0)
+    subject.offer(good(1.0), 0.0, 0.0)
+    assert subject.offer(good(2.0), 1.0, 1.0) is None
+    assert subject.expire(good(2.0), 1.0, 5.0).reason == "stale"
+    assert subject.expire(good(2.0), 1.0, 8.0) is None
+    subject = edge(SERVED, max_age_s=1.0)
+    assert subject.offer(good(1.0), 0.0, 5.0).reason == "stale"
+    assert subject.expire(good(1.0), 0.0, 6.0) is None
+
+
+def test_the_earliest_of_several_times_is_when_to_look():
+    subject = edge(SERVED, max_age_s=3.0, every_s=5.0, min_interval_s=2.0)
+    subject.offer(good(1.0), 0.0, 0.0)
+    assert subject.due_s == pytest.approx(3.0, abs=0.002)
+    subject.offer(good(2.0), 1.0, 1.0)
+    assert subject.due_s == 2.0
+    subject = edge(every_s=5.0)
+    subject.offer(bad(), 0.0, 1.0)  # it is held back: nothing was sent yet
+    assert subject.due_s == 6.0
+
+
+def test_a_minimum_interval_is_over_at_its_end():
+    subject = edge(min_interval_s=1.0)
+    subject.offer(good(1.0), 0.0, 0.0)
+    assert subject.offer(good(2.0), 1.0, 1.0) == good(2.0)
+    assert subject.offer(good(3.0), 1.999, 1.999) is None
+    assert subject.expire(good(3.0), 1.999, 1.9995) is None
+    assert subject.expire(good(3.0), 1.999, 2.0) == good(3.0)
+
+
+def test_a_bad_sample_takes_the_place_of_what_waited():
+    """What waited is not sent any more: its source says meanwhile that it does not know the value."""
+    subject = edge(min_interval_s=1.0)
+    subject.offer(good(1.0), 0.0, 0.0)
+    assert subject.offer(good(2.0), 0.2, 0.2) is None
+    assert subject.offer(bad(), 0.4, 0.4) is None
+    assert subject.due_s == NEVER
+    assert subject.expire(bad(), 0.4, 1.0) is None
+
+
+def test_what_did_not_arrive_is_sent_again_though_unchanged():
+    subject = edge()
+    subject.offer(good(1.0), 0.0, 0.0)
+    subject.missed()
+    assert subject.offer(good(1.0), 1.0, 1.0) == good(1.0)
+    assert subject.offer(good(1.0), 2.0, 2.0) is None
+
+
+@pytest.mark.parametrize(
+    ("policy", "is_plain", "is_untreated"),
+    [
+        ({}, True, True),
+        ({"when": When.SAMPLE}, True, True),
+        ({"on_bad": OnBad.HOLD}, True, True),
+        ({"on_uncertain": OnUncertain.HOLD}, True, False),
+        ({"every_s": 1.0}, False, False),
+        ({"deadband": 0.0}, False, False),
+        ({"min_interval_s": 0.1}, False, False),
+        ({"linear": Linear(2.0)}, False, False),
+        ({"mapping": {1: 2}}, False, False),
+        ({"substitute": 0}, False, False),
+        ({"max_age_s": 1.0}, False, False),
+    ],
+)
+def test_what_counts_as_treatment_of_a_sample(policy, is_plain, is_untreated):
+    found = Policy(**policy)
+    assert (found.is_plain, found.is_untreated) == (is_plain, is_untreated)
+
+
+def test_routes_that_treat_samples_differently_are_different_routes():
+    others = [
+        edge(),
+        edge(SERVED),
+        edge(mapping={1: 2}),
+        edge(mapping={1: 3}),
+        edge(every_s=1.0),
+        edge(deadband=1.0),
+        edge(max_age_s=1.0),
+        edge(on_uncertain=OnUncertain.BAD),
+    ]
+    assert len({subject.key for subject in others}) == len(others)
+    assert edge(mapping={1: 2}).key == edge(mapping={1: 2}).key
+
+
+def test_what_cannot_be_translated_is_bad_or_replaced():
+    subject = edge(SERVED, mapping={1: 2.0, 2: "two"}, linear=Linear(10.0))
+    assert values(offer(subject, good(1), good(2), good(3))) == [20.0, None, None]
+    assert subject.sent == bad("conversion")
+    subject = edge(linear=Linear(10.0), substitute=-1)
+    assert subject.offer(good("text"), 0, 0) == Sample(-1, Quality.UNCERTAIN, "conversion", 1)
+    assert values(offer(edge(linear=Linear(10.0)), good(True), good(False))) == [10, 0]

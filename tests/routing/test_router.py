@@ -53,7 +53,8 @@ def test_the_newest_source_time_is_known_without_a_change():
 
 
 def test_a_point_that_never_had_a_value_waits_for_its_first():
-    assert router().sample(POINTS[0])[:3] == (None, "bad", "waiting for first value")
+    assert router().sample(POINTS[0]) == (None, "bad", "waiting for first value", 0)
+    assert router().sample(OUT[0]) == (None, "bad", "waiting for first value", 0)
 
 
 def test_routes_that_want_every_sample_get_every_sample():

@@ -159,10 +159,7 @@ class WriteQueue:
                 write.answers.extend(earlier.answers)
             write.is_routed = write.is_routed or earlier.is_routed
         self._waiting[point] = write
-        if point in self._unverified:
-            unread, timer = self._unverified.pop(point)
-            timer.cancel()
-            self._finish(unread, WriteOutcome.WRITTEN, f"{_REPLACED} read back")
+        self._end_reading_back(point)
 
     def sending(self, ask: Ask) -> NotAllowedError | None:
         """Learn that a request is about to leave; return why it must not."""
@@ -341,9 +338,17 @@ class WriteQueue:
 
     def _defer(self, state: UnitState, write: writing.Write) -> None:
         """Read a write back when the device has had its time."""
+        self._end_reading_back(write.point.point)
         loop = asyncio.get_running_loop()
         timer = loop.call_later(write.point.rules.verify_after_s, self._read_back, state, write)
         self._unverified[write.point.point] = write, timer
+
+    def _end_reading_back(self, point: Point) -> None:
+        """Answer a write that is still to be read back: the point has a newer value."""
+        if point in self._unverified:
+            unread, timer = self._unverified.pop(point)
+            timer.cancel()
+            self._finish(unread, WriteOutcome.WRITTEN, f"{_REPLACED} read back")
 
     def _read_back(self, state: UnitState, write: writing.Write) -> None:
         self._host.drive_aside(self._reading_back(state, write))

@@ -674,6 +674,24 @@ async def test_an_old_reading_back_leaves_the_newer_one_alone() -> None:
     assert bench.values == [7, 8]
 
 
+async def test_a_value_given_meanwhile_ends_the_reading_back_too() -> None:
+    """The newer value came when the older one was on the wire, and both are to be read back."""
+    own = slow()
+    bench = Bench(own)
+    first = bench.command(own, 7)
+    steps = bench.queue.begin()
+    next(steps)
+    second = bench.command(own, 8)
+    with pytest.raises(StopIteration):
+        steps.send(bench.device.ask(bytes.fromhex("06002f0007")))
+    bench.drive()
+    assert first == [(own.point, 7, WRITTEN, "replaced by a newer value before it was read back")]
+    bench.queue.close()
+    assert second == [(own.point, 8, FAILED, LOST)]
+    await asyncio.sleep(0.05)
+    assert bench.aside == [], "nothing is read back after the end"
+
+
 def test_what_waits_fails_with_the_connection() -> None:
     a, b = words_at(5, 2)
     bench = Bench(a, b)

@@ -719,10 +719,9 @@ class Gateway:
         """Return how all is, as `health` describes it."""
         plant = self.plant
         more: dict[str, Any] = {
-            "commands": self.desk.counters,
+            "commands": dict(self.desk.counters),
             "fallbacks": [p.address for p in self.dead_men.fallen],
         }
-        more["commands"] = dict(self.desk.counters)
         if self.audit is not None:
             more["audit"] = {
                 "records": self.audit.count, "hash": self.audit.last_hash, "lost": self.audit.lost,

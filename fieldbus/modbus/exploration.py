@@ -80,7 +80,7 @@ class Exploration:
         state.to_explore.append((poll, reason))
         if not state.is_explored:
             state.is_explored = True
-            state.exploring = self._explore(state)
+            state.exploring = self._until_cut_off(state)
             self._host.drive_aside(state.exploring)
 
     def prove(self, state: UnitState) -> None:
@@ -113,6 +113,16 @@ class Exploration:
         for state in states:
             if state.forget_limits():
                 self._plan_again(state)
+
+    def _until_cut_off(self, state: UnitState) -> Steps:
+        """Explore; when that is cut off, as no connection can be opened, the next failure begins again."""
+        try:
+            yield from self._explore(state)
+        except GeneratorExit:
+            state.is_explored = False
+            state.exploring = None
+            state.to_explore.clear()
+            raise
 
     def _explore(self, state: UnitState) -> Steps:
         """Find out why blocks of a unit fail, one after the other, and plan again."""

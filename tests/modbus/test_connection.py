@@ -299,6 +299,25 @@ async def test_on_demand_a_refused_block_is_explored_for_the_reader(server: Faul
         assert [sample.value for sample in found.values()] == [2, 5]
 
 
+async def test_on_demand_an_exploration_that_was_cut_off_begins_again(server: FaultServer) -> None:
+    """The device goes while it is found out why a block fails, and comes back."""
+    points = [point("a", "holding 2", "uint16"), point("b", "holding 5", "uint16")]
+    server.illegal.add((1, "holding", 3))  # between them
+    link = link_to(server, Lifetime.ON_DEMAND, *points)
+    own = [item.point for item in points]
+    stopping: list[asyncio.Task[None]] = []
+    async with polling(link, wait=False) as gateway:
+        await eventually(gateway.is_up.is_set)
+        server.faults.append(lambda connection, good: connection.send(good.frame))
+        server.faults.append(lambda *_: stopping.append(asyncio.create_task(server.stop())))
+        await link.read(own, until_s=time.monotonic() + 0.5)
+        assert len(stopping) == 1
+        await server.start()
+        found = await link.read(own, until_s=time.monotonic() + 3)
+        assert [sample.value for sample in found.values()] == [2, 5]
+        assert gateway.lost == []
+
+
 # --- reads that somebody waits for, on a link that polls --------------------------------------------
 
 

@@ -197,14 +197,16 @@ def test_the_spool_holds_exactly_what_it_may_hold():
     bench = Bench(max_bytes=3 * size)
     assert bench.apply(bench.some(1500)).dropped == {}
     assert len(bench.rows()) == 3
+    assert bench.apply(bench.some(500)).dropped["s"][:2] == (500, 500)
+    assert len(bench.rows()) == 3
     result = bench.apply(bench.some(1))
-    assert result.dropped["s"][:2] == (500, 500)
+    assert result.dropped["s"][:2] == (500, 1000)
     assert "spool.max_size" in result.dropped["s"].why
     assert result.size == bench.measure() == 2 * size + 1 + _ROW_OVERHEAD
     result = bench.apply(bench.some(1500))
-    assert result.dropped["s"][:2] == (1001, 1501)
+    assert result.dropped["s"][:2] == (1001, 2001)
     bench.open()
-    assert bench.file.known == {"s": (3001, 1501)}
+    assert bench.file.known == {"s": (3501, 2001)}
 
 
 def test_of_several_streams_the_largest_one_makes_room():

@@ -13,6 +13,7 @@ from conftest import eventually
 from recording_plc import RecordingPlc
 
 from fieldbus.cli.run import load_again
+from fieldbus.clock import Clock
 from fieldbus.gateway import oneshot
 from fieldbus.gateway.commands.access import Access, Actor
 from fieldbus.gateway.commands.attempts import DISK_GRACE_S
@@ -652,6 +653,88 @@ async def test_only_safe_values_that_the_device_has_are_of_its_budget_also_after
     assert [(await office.give(value))["outcome"] for value in (2, 3)] == ["verified", "refused"]
     await office.desk.close()
     office.audit.close()
+
+
+# --- counters, marks and the clock
+
+
+async def test_each_end_is_counted_once_under_its_name(office):
+    assert (await office.give(1))["outcome"] == "verified"
+    office.outcome = WriteOutcome.WRITTEN
+    assert (await office.give(2))["outcome"] == "written"
+    office.outcome = WriteOutcome.FAILED
+    for value in (3, 4, 5):
+        assert (await office.give(value))["outcome"] == "failed"
+    assert (await office.give(4000))["outcome"] == "refused"
+    assert office.desk.counters == {
+        "written": 2, "refused": 1, "failed": 3, "unknown outcome": 0, "expired": 0, "fallbacks": 0
+    }  # fmt: skip
+
+
+async def test_only_the_record_of_a_forged_command_says_that_nothing_is_proven(office):
+    await office.give(1)
+    await office.give(4000)
+    await office.give(1, actor="signer")
+    assert [record.get("proven") for record in office.records()] == [None, None, False]
+
+
+@pytest.mark.parametrize(("seconds", "is_set"), [(1.9, False), (-1.9, False), (2.0, True), (-2.0, True)])
+async def test_a_clock_that_was_set_is_recorded_with_what_counts(tmp_path, seconds, is_set):
+    now = [1000.0, 1_800_000_000 * 10**9]
+    points = [Point("press", f"p{number}", Kind.INT, May.WRITE) for number in range(501)]
+    guards = {point: Guard(min_interval_s=5.0) for point in points}
+    office = Office(tmp_path)
+    gate = Gate(POINTS, guards, lambda *_: True, lambda _: office.sample)
+    clock = Clock(lambda: now[0], lambda: now[1])
+    desk = Desk(gate, office.desk.access, office.audit, office._write, lambda _: None, clock=clock)
+    for count in (0, 1, 501):
+        before = len(office.records())
+        for point in points[:count]:
+            gate.note(point, 1, now[0] - 7)
+        now[1] += round(seconds * 1e9)
+        desk.mind_clock()
+        desk.mind_clock()
+        found = office.records()[before:]
+        sizes = [(record["begins"], len(record["counted"])) for record in found]
+        whole = [(True, count)] if count < 501 else [(True, 500), (False, 1)]
+        assert sizes == (whole if is_set else [])
+        assert all(ages == [[7, 1]] for record in found for ages in record["counted"].values())
+        now[1] -= round(seconds * 1e9)
+        desk.mind_clock()
+    await desk.close()
+    office.audit.close()
+
+
+async def test_what_routes_write_is_summed_up_unless_each_is_wanted(tmp_path):
+    office = Office(tmp_path)
+    desk = Desk(office.desk.gate, office.desk.access, office.audit, office._write, lambda _: None)
+    for value in (1, 2, 3):
+        desk.routed(SPEED, LEVEL, value, None)
+    await desk.close()
+    assert sum(record["count"] for record in office.records()) == 3
+    assert len(office.records()) < 3
+    office.audit.close()
+
+
+async def test_a_point_without_a_safe_value_is_brought_to_none(office):
+    for guard in (Guard(fallback_after_s=1.0), Guard(fallback_value=0)):
+        assert await office.desk.fall_back(SPEED, guard) is WriteOutcome.REFUSED
+    assert not office.sent
+    assert await office.desk.fall_back(SPEED, Guard(fallback_after_s=1.0, fallback_value=0)) == "verified"
+    assert office.desk.counters["fallbacks"] == 1
+
+
+async def test_only_a_command_that_was_written_speaks_for_its_source(office):
+    office.outcome = WriteOutcome.FAILED
+    await office.give(1)
+    assert office.desk.commanded_s(SPEED) is None
+    await office.desk.fall_back(SPEED, Guard(fallback_after_s=1.0, fallback_value=0))
+    office.outcome = WriteOutcome.VERIFIED
+    await office.desk.fall_back(SPEED, Guard(fallback_after_s=1.0, fallback_value=0))
+    assert office.desk.commanded_s(SPEED) is None
+    await office.give(1)
+    assert time.monotonic() - office.desk.commanded_s(SPEED) < 5.0
+    assert office.desk.commanded_s(LEVEL) is None
 
 
 # --- what routes write

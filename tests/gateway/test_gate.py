@@ -349,6 +349,45 @@ def test_what_was_never_sent_uses_up_neither_interval_nor_budget():
     assert bench.ask(3) == "too soon after the last write; again in 60.0 s"
 
 
+def test_of_several_writes_only_the_last_one_is_taken_back():
+    bench = Bench({SPEED: Guard(daily_budget=3)})
+    assert bench.ask(1) == 1
+    bench.wait(10)
+    assert bench.ask(2) == 2
+    bench.wait(10)
+    unsent = bench.command(3)
+    bench.decide(unsent)
+    bench.gate.take_back(unsent, SPEED, bench.now_s - 10, "another moment")
+    assert bench.gate.counted(bench.now_s) == {"press.speed": [(0, 3)]}
+    bench.gate.take_back(unsent, SPEED, bench.now_s, "never sent")
+    assert bench.gate.counted(bench.now_s) == {"press.speed": [(10, 2)]}
+
+
+def test_what_counts_is_told_by_hours_and_as_young_as_it_is():
+    bench = Bench(
+        {DOOR: Guard(), LEVEL: Guard(), SPEED: Guard(daily_budget=9), TEMPERATURE: Guard(min_interval_s=5)}
+    )
+    bench.gate.note(LEVEL, 1, bench.now_s)
+    for age_s, count in ((7200, 2), (7199, 1), (3600, 1), (3599, 1), (100, 1)):
+        bench.gate.note(SPEED, 1, bench.now_s - age_s, count)
+    bench.gate.note(TEMPERATURE, 1, bench.now_s - 4000)
+    assert bench.gate.counted(bench.now_s) == {
+        "press.speed": [(7200, 2), (3600, 2), (100, 2)],
+        "press.temperature": [(4000, 1)],
+    }
+    bench.gate.forget_counts()
+    assert bench.gate.counted(bench.now_s) == {}
+    bench.gate.note(SPEED, 1, bench.now_s + 5)  # a moment that is still to come is now
+    bench.gate.note(TEMPERATURE, 1, bench.now_s + 5)
+    assert bench.gate.counted(bench.now_s) == {"press.speed": [(0, 1)], "press.temperature": [(0, 1)]}
+
+
+def test_more_writes_than_a_budget_has_take_no_memory():
+    bench = Bench({SPEED: Guard(daily_budget=2)})
+    bench.gate.note(SPEED, 1, bench.now_s, 10**9)
+    assert bench.gate.counted(bench.now_s) == {"press.speed": [(0, 2)]}
+
+
 @pytest.mark.parametrize("seconds", [-1e9, -3600.0, 3600.0, 1e9])
 def test_intervals_and_budgets_do_not_go_by_the_wall_clock(seconds):
     bench = Bench({SPEED: Guard(min_interval_s=5, daily_budget=2), LEVEL: Guard(max_change=1)})

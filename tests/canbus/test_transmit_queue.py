@@ -239,6 +239,18 @@ def test_a_source_that_goes_bad_takes_only_its_own_frame_out():
     assert queue.bus.taken() == [(0x102, b"\x02")]
 
 
+def test_a_change_that_a_lost_address_took_from_the_queue_is_owed():
+    queue = Queue(message := one_byte(1))
+    queue.bus.room = 0
+    queue.route((x_of(message), 1))
+    queue.sender.still_all()
+    queue.bus.room = None
+    queue.steps.go(RETRY_S)
+    assert queue.bus.taken() == []
+    queue.sender.resume(after_outage=False)
+    assert queue.bus.taken() == [(0x101, b"\x01")]
+
+
 def test_what_waited_for_a_lost_bus_is_not_sent_on_the_next():
     queue = Queue(message := one_byte(1))
     queue.bus.room = 0
@@ -461,8 +473,9 @@ def test_a_bus_that_refuses_to_repeat_is_said_and_one_that_is_gone_is_lost():
         assert bus.taken() == [], "neither is tried frame by frame"
 
 
-def test_only_messages_that_have_some_value_are_said_to_wait():
-    signals = [Signal("X", 0, 8), *(Signal(f"S{number}", 8 * number, 8) for number in range(1, 11))]
+@pytest.mark.parametrize(("count", "more"), [(8, ""), (10, " and 2 more")])
+def test_only_messages_that_have_some_value_are_said_to_wait(count, more):
+    signals = [Signal("X", 0, 8), *(Signal(f"S{number}", 8 * number, 8) for number in range(1, count + 1))]
     half, none = (
         describe(Message(name, can_id, False, 11, signals, is_fd=True))
         for name, can_id in (("Half", 0x101), ("None", 0x102))
@@ -473,9 +486,7 @@ def test_only_messages_that_have_some_value_are_said_to_wait():
     queue.steps.go(9.9)
     assert queue.notices == []
     queue.steps.go(60)
-    assert queue.notices == [
-        "ecu.Half is not sent: no value yet for S1, S2, S3, S4, S5, S6, S7, S8 and 2 more"
-    ]
+    assert queue.notices == [f"ecu.Half is not sent: no value yet for S1, S2, S3, S4, S5, S6, S7, S8{more}"]
 
 
 # --- the budget
@@ -550,6 +561,18 @@ async def test_a_write_says_what_else_is_in_its_frame(others, more):
     (result,) = await queue.sender.write({x_of(message): 5})
     named = ", ".join(f"S{number}=0" for number in range(8))
     assert result.reason == f"in the same frame: {named}{more}"
+
+
+async def test_a_single_write_needs_all_values_but_those_that_can_be_absent():
+    plain = Message("M", 0xF00400, True, 2, [Signal("X", 0, 8), Signal("Y", 8, 8, raw_initial=5)])
+    for message, outcome in (
+        (describe(plain), WriteOutcome.REFUSED),
+        (describe(as_j1939(plain), is_j1939=True), WriteOutcome.WRITTEN),
+    ):
+        queue = Queue(message, targets=[x_of(message)], needs_all=True)
+        (result,) = await queue.sender.write({x_of(message): 1})
+        assert result.outcome is outcome
+        assert len(queue.bus.taken()) == (outcome is WriteOutcome.WRITTEN)
 
 
 def test_who_asks_for_a_pgn_gets_the_message_that_may_be_sent():

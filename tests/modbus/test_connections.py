@@ -11,11 +11,16 @@ from conftest import eventually
 from fault_server import Connection, FaultServer, Good, fault_server, frame
 from test_client_faults import point, polling, silence
 
+from fieldbus.clock import Clock
+from fieldbus.errors import LinkDownError
 from fieldbus.link import WriteOutcome
+from fieldbus.modbus.connection import ConnectionPolicy, Connections
+from fieldbus.modbus.echo import LineEcho
 from fieldbus.modbus.lane import Lane
 from fieldbus.modbus.link import ModbusClientLink
-from fieldbus.modbus.places import TcpPlace
-from fieldbus.modbus.quirks import UnitQuirks
+from fieldbus.modbus.places import Framing, TcpPlace
+from fieldbus.modbus.quirks import LineQuirks, UnitQuirks
+from fieldbus.modbus.traffic import LineTraffic
 from fieldbus.modbus.units import Unit
 from fieldbus.model import Reason
 
@@ -149,3 +154,125 @@ async def test_nothing_stays_behind_a_link_that_is_closed(server: FaultServer) -
     asked = len(server.asked)
     await asyncio.sleep(0.3)
     assert len(server.asked) == asked
+
+
+# --- decisions alone, without a device --------------------------------------------------------------
+
+
+class FakeLine:
+    """A line that is open."""
+
+    is_lost = has_sent = is_closed = False
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class FakeHost:
+    """A link that has nothing but a clock; what it is told is kept."""
+
+    place = TcpPlace("127.0.0.1", 1)
+    name = "net"
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+        self.clock = Clock(lambda: self.now_s)
+        self.is_anything_due = True
+        self.told: list[str] = []
+
+    def is_due(self) -> bool:
+        return self.is_anything_due
+
+    def __getattr__(self, name: str) -> object:
+        return lambda *_: self.told.append(name)
+
+
+def decisions() -> tuple[FakeHost, Connections, Lane, Lane]:
+    """Return connections of which two are open."""
+    host = FakeHost()
+    connections = Connections(
+        host, LineQuirks(), ConnectionPolicy(count=2), LineEcho(), LineTraffic(Framing.RTU)
+    )
+    connections.lanes = [Lane(host), Lane(host)]
+    for lane in connections.lanes:
+        lane.line = FakeLine()
+    return host, connections, *connections.lanes
+
+
+def test_a_connection_is_closed_only_if_nothing_is_due_after_the_rest() -> None:
+    _, connections, lane, _ = decisions()
+    for next_due_s, rest_s in ((0.0, 0.0), (0.1, 0.1), (0.1, 0.2)):
+        connections.finish(lane, next_due_s, rest_s)
+        assert lane.line is not None
+        assert not lane.is_resting
+    line = lane.line
+    connections.finish(lane, 0.2, 0.1)
+    assert (lane.line, lane.is_resting, line.is_closed) == (None, True, True)
+    connections.finish(lane, 0.2, 0.1)
+
+
+async def test_of_several_connections_one_that_ends_is_tried_with_growing_pauses() -> None:
+    host, connections, lane, other = decisions()
+    pauses = []
+    for _ in range(7):
+        lane.line = FakeLine()
+        lane.is_opening = False
+        connections.lose(lane, LinkDownError("reset by peer"))
+        assert lane.is_opening
+        pauses.append(lane.reopen_after_s)
+        connections.lose(lane, LinkDownError("reset by peer"))  # which is known already
+    assert pauses == [0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
+    assert "end" not in host.told
+    assert other.line is not None
+
+
+async def test_a_connection_that_worked_and_ends_between_requests_rests() -> None:
+    for is_proven, is_due, rests in ((True, True, True), (False, False, True), (False, True, False)):
+        host, connections, lane, other = decisions()
+        connections.lanes.remove(other)
+        lane.is_proven, host.is_anything_due = is_proven, is_due
+        connections.lose(lane, LinkDownError("closed"))
+        assert (lane.is_resting, lane.was_closed) == (rests, rests)
+        assert ("end" in host.told) is not rests
+
+
+def test_a_connection_on_which_nobody_answers_is_kept_for_a_while() -> None:
+    host, connections, lane, _ = decisions()
+    lane.opened_at_s = host.now_s
+    assert not connections.is_worth_opening_again(lane)
+    host.now_s += 9.9
+    assert not connections.is_worth_opening_again(lane)
+    lane.is_proven = True
+    assert connections.is_worth_opening_again(lane)
+    lane.is_proven = False
+    host.now_s += 0.1
+    assert connections.is_worth_opening_again(lane)
+
+
+async def test_writes_wait_for_a_connection_only_for_a_moment() -> None:
+    host, connections, lane, other = decisions()
+    assert connections.takes_writes
+    connections.reopen(lane)
+    host.now_s += 60
+    assert connections.takes_writes, "there is another connection"
+    connections.lanes.remove(other)
+    connections.reopen(lane)
+    host.now_s += 0.49
+    connections.reopen(lane)  # which does not make the wait longer
+    assert connections.takes_writes
+    host.now_s += 0.02
+    assert not connections.takes_writes
+
+
+async def test_one_connection_is_opened_at_a_time_and_only_if_something_is_due() -> None:
+    host, connections, lane, other = decisions()
+    lane.is_resting = True
+    host.is_anything_due = False
+    connections.wake(lane)
+    assert not lane.is_opening
+    host.is_anything_due, other.is_opening = True, True
+    connections.wake(lane)
+    assert not lane.is_opening
+    other.is_opening = False
+    connections.wake(lane)
+    assert (lane.is_opening, lane.is_resting) == (True, False)

@@ -103,6 +103,12 @@ def test_noise_before_a_frame_does_not_hide_it(ear: Ear) -> None:
     assert ear.found
 
 
+def test_of_frames_that_come_together_each_is_heard(ear: Ear) -> None:
+    bodies = [response(1), response(1, 2), b"\x83\x02", response(1, 2, 3)]
+    ear.traffic.heard(b"".join(framed(ear.framing, UNIT, body) for body in bodies), ear.now_s)
+    assert ear.traffic.shapes == {Shape(UNIT, body[0], len(body)) for body in bodies}
+
+
 def test_each_request_that_was_given_up_has_one_late_response(ear: Ear) -> None:
     ear.traffic.gave_up(request(0, 2), ear.now_s)
     ear.traffic.gave_up(request(9, 3), ear.now_s)
@@ -266,6 +272,15 @@ def test_a_response_of_others_among_ours_is_never_confirmed(count: int) -> None:
 
         answer, _ = drive(ask, mixed)
         assert answer in (memory(ask), "BadResponseError")
+
+
+def test_a_block_is_read_in_two_halves_first() -> None:
+    for count, half in ((8, 4), (7, 3), (120, 60)):
+        steps = confirmed(state(), request(100, count), ())
+        _, part = next(steps)
+        assert pdu.read_place(part.pdu) == (Table.HOLDING, 100, half)
+        _, part = steps.send(memory(part))
+        assert pdu.read_place(part.pdu) == (Table.HOLDING, 100 + half, count - half)
 
 
 def test_a_neighbour_that_the_device_does_not_have_is_left_alone() -> None:

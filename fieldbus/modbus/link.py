@@ -118,6 +118,8 @@ class ModbusClientLink:
         """Whether nothing is polled."""
         self._traffic = LineTraffic(place.framing, self._found_others, takes_any_unit=quirks.any_unit_id)
         self._has_said_others = False
+        self._confirming: set[Poll] = set()
+        """Under way in several requests, see `confirmation`."""
         self._connections = Connections(self, quirks, policy, self._echo, self._traffic)
         self._longest_pause_s = max((unit.quirks.pause_s for unit in units), default=0.0)
         self._cost = cost_on(place)
@@ -438,7 +440,7 @@ class ModbusClientLink:
 
     def polls_of(self, points: Collection[Point]) -> list[tuple[Poll, bool]]:
         """Return the polls that read some of the points, and whether each is under way."""
-        under_way = {lane.poll for lane in self._connections.lanes}
+        under_way = {*self._confirming, *(lane.poll for lane in self._connections.lanes)}
         return [
             (poll, poll in under_way)
             for state in self._states
@@ -737,6 +739,7 @@ class ModbusClientLink:
 
     def _read_surely(self, poll: Poll) -> Steps:
         """Read a block from a line on which others ask, too."""
+        self._confirming.add(poll)
         try:
             answer = yield from confirmed(poll.state, poll.ask, self._traffic.shapes)
         except RequestError as error:
@@ -744,6 +747,8 @@ class ModbusClientLink:
             self._counters["scans_missed"] += self._agenda.reschedule(poll, self.clock.monotonic_s())
         else:
             self._take_values(poll, answer, self.clock.monotonic_s())
+        finally:
+            self._confirming.discard(poll)
 
     def _heard_late(self, line: Line) -> None:
         """Learn that a unit that was given up answers after all: the next question to it decides."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import logging
 import random
 import re
@@ -319,6 +320,25 @@ async def test_on_demand_an_exploration_that_was_cut_off_begins_again(server: Fa
 
 
 # --- reads that somebody waits for, on a link that polls --------------------------------------------
+
+
+async def test_a_confirmed_read_that_was_under_way_is_not_fresh(server: FaultServer) -> None:
+    """On a shared line, too, a response to a request that was sent before does not count."""
+    held: list[tuple[Connection, Good]] = []
+    link = link_to(server, scan_s=600, timeout_s=2.0)
+    link._traffic.shared_until_s = math.inf
+    server.faults.append(lambda connection, good: connection.send(good.frame))
+    server.faults.append(lambda connection, good: held.append((connection, good)))
+    async with polling(link, wait=False):
+        await eventually(lambda: held)
+        [own] = link.groups[0].points
+        reading = asyncio.create_task(link.read([own], until_s=time.monotonic() + 3))
+        await asyncio.sleep(0.05)
+        server.words[1, "holding", 2] = 77
+        link._emit_to = lambda _batch: None
+        [(connection, good)] = held
+        connection.send(good.frame)
+        assert (await reading)[own].value == 77
 
 
 async def test_a_fresh_read_is_asked_after_it_was_wanted(server: FaultServer) -> None:

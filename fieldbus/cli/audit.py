@@ -52,7 +52,7 @@ def verify(
         say(f"{fault.file}:{fault.line}: {fault.text}")
     is_missing = expect is not None and not _has(folder, expect)
     if is_missing:
-        say(f"{folder}: record {expect} is not in it: the end was cut off, or all was made anew")
+        say(f"{folder}: record {expect} is missing: the end was cut off, or the log was replaced")
     if not found.records and not found.faults:
         say(f"{folder}: there is no record in it")
     if found.faults or is_missing or not found.records:

@@ -133,7 +133,7 @@ class ControlServer:
             is_ours = False
         if not is_ours:
             if self._trouble is None:
-                _LOG.warning("data_dir: %s was deleted or replaced; it is made anew", self._file)
+                _LOG.warning("data_dir: %s was deleted or replaced; the gateway writes it again", self._file)
             self._open()
 
     def _forget(self) -> None:
@@ -185,7 +185,7 @@ class ControlServer:
                     "text": "nothing was changed",
                     "problems": [str(problem) for problem in error.problems],
                 }
-        return {"ok": False, "text": f"it cannot do {str(what)[:40]!r}", "problems": []}
+        return {"ok": False, "text": f"unknown request {str(what)[:40]!r}", "problems": []}
 
     async def _write(self, request: Mapping[str, Any]) -> dict[str, Any]:
         mode, expires_s = request.get("mode", "write"), request.get("expires_s", DEFAULT_EXPIRY_S)

@@ -71,7 +71,8 @@ def take_or_reach(data_dir: Path, config: Path, wait_s: float) -> SoleUse | None
 def _closed(data_dir: Path) -> str:
     return (
         f"a gateway works with this configuration or its data folder {data_dir}, but its local door cannot "
-        "be reached (gateway.json is missing, or of another one); restart it, or stop it and try again"
+        "be reached (gateway.json is missing, or belongs to another gateway); restart the gateway, or "
+        "stop it and try again"
     )
 
 

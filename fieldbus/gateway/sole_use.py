@@ -86,7 +86,7 @@ class SoleUse:
             if is_missing or self._is_replaced(self._data_dir / LOCK_NAME):
                 self._take_folder()
                 what = "the data folder" if is_missing else "the lock in the data folder"
-                said.append(f"{what} {self._data_dir} was deleted or replaced; it is made anew")
+                said.append(f"{what} {self._data_dir} was deleted or replaced; the gateway makes it again")
         return said
 
     def release(self) -> None:
@@ -133,7 +133,7 @@ class SoleUse:
             return False
         try:
             return not os.path.samestat(path.stat(), os.fstat(fd))
-        except OSError:  # missing: a lock is made anew, a configuration by whoever edits it
+        except OSError:  # missing: a lock is made anew, a configuration by its editor
             return path != self._config
 
 

@@ -11,12 +11,14 @@ from fieldbus.settings import Duration, Settings, problem
 class LineQuirkSettings(Settings):
     """Habits of what is at the other end of the connection, see README."""
 
-    zero_transaction_id: bool = Field(False, description="Answers carry transaction id 0.")
-    any_unit_id: bool = Field(False, description="Answers carry another unit id than was asked.")
+    zero_transaction_id: bool = Field(False, description="Responses have transaction id 0.")
+    any_unit_id: bool = Field(False, description="Responses have another unit id than their request.")
     echo: bool | None = Field(
         None, description="Whether the adapter hears what it sends. By default that is learned from reads."
     )
-    reconnect_on_timeout: bool = Field(False, description="Nobody is served any more after a timeout.")
+    reconnect_on_timeout: bool = Field(
+        False, description="After a timeout the device answers only on a new connection."
+    )
 
     def build(self) -> LineQuirks:
         """Return what the link works with."""

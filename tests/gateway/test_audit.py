@@ -285,7 +285,7 @@ def test_that_the_end_is_missing_is_found_by_what_others_keep(audit, tmp_path):
     assert run("verify", tmp_path).exit_code == 0
     said = run("verify", tmp_path, "--expect", expected)
     assert said.exit_code == 1
-    assert "the end was cut off, or all was made anew" in said.output
+    assert "the end was cut off, or the log was replaced" in said.output
 
 
 def test_older_files_may_be_put_elsewhere_and_that_is_said(tmp_path):

@@ -50,7 +50,7 @@ def test_who_works_is_recognised_though_the_data_folder_is_gone(tmp_path: Path, 
     shutil.rmtree(data)
     assert is_in_use(data, config)
     assert is_refused(data, config)
-    assert locks.refresh() == [f"the data folder {data} was deleted or replaced; it is made anew"]
+    assert locks.refresh() == [f"the data folder {data} was deleted or replaced; the gateway makes it again"]
     assert locks.refresh() == []
     assert is_refused(data, tmp_path / "other.yaml")
     locks.release()

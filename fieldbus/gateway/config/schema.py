@@ -76,12 +76,14 @@ class GeneratedSettings(Settings):
 
     constant: Scalar | None = Field(None, description="Always this value.")
     toggle: Duration | None = Field(
-        None, description="After so long the other of two values, again and again."
+        None, description="The period after which the value changes to the other of `values`."
     )
     values: Annotated[list[Scalar], Field(min_length=2, max_length=2)] | None = Field(
         None, description="The two values of a toggle; false and true by default."
     )
-    counter: Duration | None = Field(None, description="After so long the next number, from 0.")
+    counter: Duration | None = Field(
+        None, description="The period after which the number increases by one, from 0."
+    )
     max: Annotated[int, Field(ge=1, le=(1 << 53) - 1)] | None = Field(
         None, description="The highest number of a counter, after which comes 0; 65535 by default."
     )

@@ -151,6 +151,15 @@ async def test_a_command_that_waits_for_the_disk_makes_its_point_busy(bench):
     assert not bench.subject.is_busy(SPEED)
 
 
+async def test_what_the_disk_does_not_take_in_time_is_not_sent(bench):
+    bench.on_disk.clear()
+    task = bench.begin(5, until_s=1000.02)
+    ended = await asyncio.wait_for(task, 5.0)
+    assert ended == (WriteOutcome.EXPIRED, "its record was not on the disk in time")
+    assert bench.is_budget_left()
+    assert not bench.subject.is_busy(SPEED)
+
+
 async def test_each_safe_value_refuses_what_waited_for_the_disk(bench):
     for count in (1, 2):
         bench.subject._falls[SPEED.address] = count - 1

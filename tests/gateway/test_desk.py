@@ -716,6 +716,18 @@ async def test_what_routes_write_is_summed_up_unless_each_is_wanted(tmp_path):
     office.audit.close()
 
 
+async def test_without_an_audit_log_a_write_is_done_and_answered(tmp_path):
+    office = Office(tmp_path)
+    desk = Desk(office.desk.gate, office.desk.access, None, office._write, lambda _: None)
+    answer = await desk.execute(Command("local", "", "operator", "press.speed", 5))
+    assert (answer.outcome, answer.reason) == (WriteOutcome.VERIFIED, None)
+    assert desk.counters["written"] == 1
+    desk.restore(POINTS, {})
+    await desk.close()
+    assert not office.records()
+    office.audit.close()
+
+
 async def test_a_point_without_a_safe_value_is_brought_to_none(office):
     for guard in (Guard(fallback_after_s=1.0), Guard(fallback_value=0)):
         assert await office.desk.fall_back(SPEED, guard) is WriteOutcome.REFUSED

@@ -129,6 +129,15 @@ def test_each_open_intent_gets_its_end_and_is_told_once(audit, tmp_path):
     assert told(audit).opened == 0
 
 
+@pytest.mark.parametrize("is_writable", [True, False])
+def test_an_end_that_cannot_be_recorded_is_logged(audit, caplog, monkeypatch, is_writable):
+    put(audit, 5, outcome="intent")
+    if not is_writable:
+        monkeypatch.setattr(audit, "record", lambda *_: False)
+    assert told(audit).opened == 1
+    assert any("it is told again at the next start" in text for text in caplog.messages) is not is_writable
+
+
 @pytest.mark.parametrize(
     ("guards", "reach_s"),
     [

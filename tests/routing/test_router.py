@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fieldbus.link import Target
-from fieldbus.model import NO_FLAWS, Access, Batch, Group, HeldBatch, Kind, Point, bad
+from fieldbus.model import NO_FLAWS, Access, Batch, Group, HeldBatch, Kind, Point, bad, uncertain
 from fieldbus.routing.policy import NEVER, Edge, OnBad, Policy, When
 from fieldbus.routing.router import Router
 
@@ -316,6 +316,16 @@ def test_a_flawed_point_early_in_a_batch_hides_no_good_one():
     subject = Router(edges, [GROUP])
     found = subject.dispatch(Batch(GROUP, 0, 0.0, [None, 2, 3, 4], {0: bad("timeout")}, range(4)), 0.0)
     assert delivered(found) == [("p0", None), ("p1", 2), ("p2", 3), ("p3", 4)]
+
+
+def test_an_uncertain_value_stays_uncertain_on_its_way():
+    subject = router()
+    flawed = Batch(GROUP, 0, 0.0, [1, 2, 3, 4], {1: uncertain("out of range")}, range(4))
+    found = [item.sample for item in subject.dispatch(flawed, 0.0)["hmi"]]
+    assert [sample.quality for sample in found] == ["good", "uncertain", "good", "good"]
+    assert (found[1].value, found[1].reason) == (2, "out of range")
+    again = subject.dispatch(batch([1, 2, 3, 4], [1], 1.0), 1.0)["hmi"]
+    assert [item.sample[:3] for item in again] == [(2, "good", None)]
 
 
 def test_an_appointment_that_was_moved_hides_no_other_one():

@@ -409,3 +409,21 @@ def test_the_json_schema_knows_every_key_and_type():
         assert f'"{key}"' in text
     references = set(re.findall(r'"#/\$defs/([^"]+)"', text))
     assert references <= set(schema["$defs"])
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        (
+            "{toggle: }",
+            "routes[0].from: a source that is no point has one of `constant`, `toggle` and `counter`",
+        ),
+        ("{toggle: 1s, counter: 1s}", "routes[0].from: a source that is no point has one of"),
+        ("{counter: 1s, values: [0, 1]}", "routes[0].from: `values` are those of a `toggle`"),
+        ("{toggle: true}", "routes[0].from.toggle: True is not a duration"),
+        ("{constnat: 1}", "routes[0].from.constnat: unknown key 'constnat' (did you mean 'constant'?)"),
+    ],
+)
+def test_a_wrong_made_source_is_one_problem_at_its_key(plant, source, problem):
+    text = PLANT.split("routes:")[0] + f"routes:\n  - {{from: {source}, to: press.setpoint}}\n"
+    assert problem in str(only(plant(text=text)))

@@ -44,9 +44,9 @@ def problems_of(
     """Return the problems that a validation of the data at `prefix` found, one per place."""
     found: dict[tuple[str | int, ...], Problem] = {}
     for item in error.errors(include_url=False):
-        path = _path_in(data, item["loc"])
-        whole = (*prefix, *path)
         kind, context = item["type"], item.get("ctx", {})
+        path = _path_in(data, item["loc"], is_missing=kind == "missing")
+        whole = (*prefix, *path)
         given = item.get("input")
         at_key, hint = False, None
         if kind == "extra_forbidden":
@@ -72,8 +72,13 @@ def problems_of(
         else:
             message = item["msg"]
         earlier = found.get(whole)
-        # The branches of a union each complain; the one that lists the choices helps most.
-        is_better = (kind == "literal_error" and hint is not None) or kind == "float_type"
+        # The branches of a union each complain; the one that lists the choices helps most. Of a mapping,
+        # the branch that is a mapping helps: the others only say that they are none.
+        is_better = (
+            (kind == "literal_error" and hint is not None)
+            or kind == "float_type"
+            or (isinstance(given, dict) and kind not in _WORDS)
+        )
         if earlier is None or is_better:
             found[whole] = source.problem(whole, message, hint, at_key=at_key)
     # A union that failed at a deeper place needs no word at the place itself.
@@ -84,15 +89,18 @@ def problems_of(
     ]
 
 
-def _path_in(data: Any, location: Sequence[str | int]) -> tuple[str | int, ...]:
-    """Keep of a pydantic location what is a path in the data: the names of union branches are not."""
+def _path_in(data: Any, location: Sequence[str | int], *, is_missing: bool) -> tuple[str | int, ...]:
+    """Keep the steps of a pydantic location that are a path in the data, without names of union branches.
+
+    The last step of a missing key is kept, although the data does not have it.
+    """
     path: list[str | int] = []
     for index, step in enumerate(location):
         if isinstance(data, Mapping):
             if step in data:
                 path.append(step)
                 data = data[step]
-            elif index == len(location) - 1 and step != "[key]":
+            elif is_missing and index == len(location) - 1:
                 path.append(step)
         elif isinstance(data, list) and isinstance(step, int) and step < len(data):
             path.append(step)

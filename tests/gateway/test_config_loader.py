@@ -425,5 +425,5 @@ def test_the_json_schema_knows_every_key_and_type():
     ],
 )
 def test_a_wrong_made_source_is_one_problem_at_its_key(plant, source, problem):
-    text = PLANT.split("routes:")[0] + f"routes:\n  - {{from: {source}, to: press.setpoint}}\n"
+    text = PLANT.split("routes:", maxsplit=1)[0] + f"routes:\n  - {{from: {source}, to: press.setpoint}}\n"
     assert problem in str(only(plant(text=text)))

@@ -312,3 +312,24 @@ def test_a_message_that_fits_a_frame_goes_as_one(is_j1939, size, is_fd):
     queue.bus.room = None
     queue.steps.go(RETRY_S)
     assert [len(data) for _, data in queue.bus.taken()] == [size], "it may wait"
+
+
+async def test_a_write_of_which_one_branch_has_left_is_not_taken_back(monkeypatch):
+    one, two = (("Page", frozenset({1})),), (("Page", frozenset({2})),)
+    signals = [Signal("Page", 0, 8), Signal("A", 8, 8, condition=one), Signal("B", 8, 8, condition=two)]
+    message = describe(Message("Paged", 0x101, False, 2, signals))
+    _, a, b = message.points.values()
+    queue = Queue(message, targets=[a, b])
+    queue.bus.room = 1
+    asked = []
+    queue.sender.still_allowed = lambda point, _: asked.append(point.name)
+
+    async def sleep(seconds):
+        queue.steps.go(seconds)
+
+    monkeypatch.setattr(sending.asyncio, "sleep", sleep)
+    results = await queue.sender.write({a: 5, b: 6})
+    assert {result.outcome for result in results} == {WriteOutcome.FAILED}
+    assert queue.bus.taken() == [(0x101, b"\x01\x05")]
+    assert len(asked) == 2, "once it is on its way it is not asked again"
+    assert queue.sender.outgoing[a].encoder.frame(one) == b"\x01\x05"

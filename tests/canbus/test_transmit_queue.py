@@ -361,3 +361,11 @@ def test_after_an_outage_a_command_is_not_given_again_but_a_safe_value_is():
     assert queue.bus.taken() == [(0x101, b"\x02")]
     queue.sender.resume(after_outage=False)
     assert queue.bus.taken() == []
+
+
+async def test_a_write_on_a_silent_bus_is_not_written():
+    queue = Queue(message := one_byte(1))
+    queue.sender.silence()
+    (result,) = await queue.sender.write({x_of(message): 1})
+    assert result.outcome is WriteOutcome.FAILED
+    assert queue.bus.taken() == []

@@ -439,3 +439,28 @@ def test_the_keep_alive_time_is_one_that_mqtt_can_say(given, announced):
         assert not subject.is_draining
 
     in_virtual_time(scenario)
+
+
+def test_nothing_goes_out_before_the_broker_has_accepted_us():
+    async def scenario():
+        owner = Owner()
+        put(owner, "a")
+        subject, wire = opened(owner, answer=CONNACK[:3])
+        await asyncio.sleep(0.01)
+        assert wire.packets == []
+        subject.data_received(CONNACK[3:])
+        assert published(wire) == [(0x32, "a", 1)]
+
+    in_virtual_time(scenario)
+
+
+def test_a_connection_that_is_lost_is_not_read_by_a_timer():
+    async def scenario():
+        subject, wire = opened(owner := Owner())
+        put(owner, "a")
+        subject.fill()
+        subject.data_received(b"\xe0\0")
+        await asyncio.sleep(1)
+        assert (wire.is_reading, wire.resumed) == (True, 0)
+
+    in_virtual_time(scenario)

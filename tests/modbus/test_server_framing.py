@@ -405,3 +405,34 @@ def test_a_datagram_is_one_whole_frame_or_nothing() -> None:
     for wrong in (data + b"\0", data + data, b"\xff" * 12, frame(7, 1, b"\x03" * 254), bytes(70_000)):
         assert datagram_request(wrong) is None
     assert datagram_request(frame(7, 1, b"\x03" * 253)) is not None
+
+
+# --- bounds and counts ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [512, 513, 514, 600])
+def test_discarded_noise_of_any_length_is_counted_once(size: int) -> None:
+    framer = line()
+    framer.feed(b"\x00" * size, 0.0)
+    framer.expire(1.0)
+    assert framer.discarded == (1 if size <= 512 else 2)
+
+
+def test_a_new_framer_has_discarded_nothing() -> None:
+    assert [AsciiRequests().discarded, MbapRequests().discarded, line().discarded] == [0, 0, 0]
+
+
+def test_without_the_option_a_repeated_own_frame_is_no_echo() -> None:
+    request = Frame(0, OURS, bytes.fromhex("0600011234"))
+    for framer, data in ((line(), rtu(request.pdu)), (AsciiRequests(), ascii_(request.pdu))):
+        assert framer.wrap(request, request.pdu) == data
+        assert framer.feed(data, 0.0) == [request]
+
+
+def test_half_a_frame_on_a_stream_is_waited_for() -> None:
+    framer = MbapRequests()
+    assert not framer.is_waiting
+    assert framer.feed(bytes.fromhex("000100000006"), 0.0) == []
+    assert framer.is_waiting
+    assert framer.feed(bytes.fromhex("010300000002"), 0.0) == [Frame(1, 1, READ)]
+    assert not framer.is_waiting

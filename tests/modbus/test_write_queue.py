@@ -699,3 +699,26 @@ def test_what_waits_fails_with_the_connection() -> None:
     bench.queue.close()
     assert bench.ended == [Ended("r5", FAILED, "not connected"), Ended("r6", FAILED, "not connected")]
     assert not bench.queue
+
+
+async def test_a_reading_back_of_a_replaced_value_ends_quietly() -> None:
+    own = slow()
+    bench = Bench(own)
+    bench.route((own, 7))
+    bench.drive()
+    await asyncio.sleep(0.05)
+    reading = bench.aside.pop()
+    next(reading)
+    bench.route((own, 8))
+    reading.close()
+    assert bench.ended == [Ended("boost", WRITTEN, "replaced by a newer value before it was read back")]
+
+
+def test_a_commit_goes_out_after_its_value() -> None:
+    commit = words_at(90, 1, access="write")[0]
+    own = point("limit", "holding 5", then={"r90": 1})
+    bench = Bench(own, commit)
+    bench.route((own, 7))
+    bench.drive()
+    assert bench.asked == ["plc 0600050007", "plc 06005a0001"]
+    assert bench.ended == [Ended("limit", WRITTEN)]

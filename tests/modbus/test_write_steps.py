@@ -516,3 +516,36 @@ def test_coils_beside_each_other_are_no_group_by_themselves() -> None:
     a, b = coils_at(10, 2)
     device.write((a, True), (b, True))
     assert device.functions == [15]
+
+
+# --- what one odd value leaves to the others --------------------------------------------------------
+
+
+def test_a_refused_value_hides_none_that_follows_it() -> None:
+    low, high = point("low", "holding 5", max=9), words_at(15, 1)[0]
+    device = Device()
+    ended = {item.name: item.outcome for item in device.write((low, 10), (high, 3))}
+    assert ended == {"low": REFUSED, "r15": WRITTEN}
+    assert device.writes == ["06000f0003"]
+
+
+def test_coils_written_singly_each_have_their_own_address() -> None:
+    device = Device()
+    a, b = coils_at(10, 2)
+    device.write((a, True), (b, False), quirks=UnitQuirks(single_writes=True))
+    assert device.writes == ["05000aff00", "05000b0000"]
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_value_in_doubt_shares_no_request(which: int) -> None:
+    given = [Write(place, 1, is_doubted=index == which) for index, place in enumerate(words_at(10, 2))]
+    runs = gather(given, lambda *_: None)
+    assert [len(run.writes) for run in runs] == [1, 1]
+
+
+def test_a_bit_shares_no_request_with_the_next_register() -> None:
+    device = Device(r5=0x0100)
+    bit, word = point("bit", "holding 5", bit=3, verify=False), words_at(6, 1)[0]
+    device.write((bit, True), (word, 7))
+    device.write((word, 8), (bit, False))
+    assert device.writes == ["0600050108", "0600060007", "0600060008", "0600050100"]

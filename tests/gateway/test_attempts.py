@@ -187,6 +187,18 @@ async def test_a_link_is_told_whose_value_it_has(bench):
     assert not bench.subject.is_commanded(SPEED, 5)
 
 
+async def test_while_a_safe_value_is_written_other_values_must_fit(bench):
+    assert bench.subject.still_allowed(SPEED, 5) is None
+    bench.may_go.clear()
+    safe = Command("fallback", "", "fallback", SPEED.address, 0)
+    task = asyncio.create_task(bench.subject.at_once(Attempt(safe, 0, 0), SPEED))
+    await rest()
+    assert bench.subject.still_allowed(SPEED, 0) is None
+    assert bench.subject.still_allowed(SPEED, 4000) == (WriteOutcome.REFUSED, "4000 is outside 0 … 3000")
+    bench.may_go.set()
+    await task
+
+
 def test_a_record_names_its_mode_only_if_it_is_another_one():
     shown = []
     for mode, id_ in (("write", ""), ("arm", "a"), ("execute", "b")):

@@ -287,3 +287,22 @@ def test_what_is_being_written_ends_with_the_watch():
 
     watched(scenario)
     assert [task.cancelled() for task in tasks] == [True]
+
+
+def test_the_watch_ends_when_all_that_is_being_written_has_ended():
+    ended = []
+
+    async def scenario(bench):
+        async def fall_back(point, guard):
+            try:
+                await asyncio.sleep(1e6)
+            finally:
+                if point is MOTOR:
+                    await asyncio.sleep(1.0)
+                ended.append(point.name)
+
+        bench.desk.fall_back = fall_back
+        await asyncio.sleep(5.0)
+
+    watched(scenario)
+    assert ended == ["valve", "motor"]

@@ -26,7 +26,7 @@ from fieldbus.gateway.commands.silence import is_overdue
 from fieldbus.gateway.config.loader import load
 from fieldbus.gateway.control import ControlServer, ask
 from fieldbus.gateway.runtime import Gateway
-from fieldbus.link import Instruction, WriteOutcome, WriteResult
+from fieldbus.link import Delivery, Instruction, Target, WriteOutcome, WriteResult
 from fieldbus.model import Access as May
 from fieldbus.model import Kind, Point, Quality, Sample
 from fieldbus.mqtt.peering import sign
@@ -714,6 +714,26 @@ async def test_what_routes_write_is_summed_up_unless_each_is_wanted(tmp_path):
     assert sum(record["count"] for record in office.records()) == 3
     assert len(office.records()) < 3
     office.audit.close()
+
+
+async def test_a_signed_command_that_was_refused_at_the_door_stays_refused(office):
+    given = {"actor": "signer", "signature": True, "id": "a"}
+    assert (await office.give(1, is_retained=True, **given))["outcome"] == "refused"
+    assert (await office.give(1, **given))["reason"].startswith(
+        "this command was refused already: a retained"
+    )
+    assert [record.get("proven") for record in office.records()] == [None, None]
+
+
+async def test_what_a_route_has_is_written_once_if_it_is_a_value(office):
+    ended = []
+    for sample in (Sample(None, Quality.BAD, "timeout", 0), Sample(5, Quality.GOOD, None, 0)):
+        delivery = Delivery(Target("plc", SPEED), LEVEL, sample)
+        office.desk.write_routed(delivery, SPEED, time.monotonic(), lambda *found: ended.append(found))
+    await eventually(lambda: ended)
+    [(delivery, point, answer)] = ended
+    assert (delivery.sample.value, point, answer.outcome) == (5, SPEED, WriteOutcome.VERIFIED)
+    assert office.sent == [("press.speed", 5)]
 
 
 async def test_without_an_audit_log_a_write_is_done_and_answered(tmp_path):

@@ -10,6 +10,7 @@ from fieldbus.canbus.bits import frame_bits
 from fieldbus.canbus.j1939.signals import as_j1939
 from fieldbus.canbus.layout import Message, Signal
 from fieldbus.canbus.outgoing import Address
+from fieldbus.canbus.protection import Counter, Protection
 from fieldbus.canbus.sending import QUEUE_AGE_S
 from fieldbus.errors import LinkDownError, RefusedError
 from fieldbus.link import WriteOutcome
@@ -333,3 +334,26 @@ async def test_a_write_of_which_one_branch_has_left_is_not_taken_back(monkeypatc
     assert queue.bus.taken() == [(0x101, b"\x01\x05")]
     assert len(asked) == 2, "once it is on its way it is not asked again"
     assert queue.sender.outgoing[a].encoder.frame(one) == b"\x01\x05"
+
+
+def test_a_change_of_what_the_bus_repeats_is_sent_once():
+    queue = Queue(message := one_byte(1, cycle_s=0.1), bus=FakeBus(has_clock=True))
+    queue.route((x_of(message), 1))
+    assert queue.bus.taken() == [(0x101, b"\x01")]
+    queue.route((x_of(message), 2))
+    assert queue.bus.taken() == [(0x101, b"\x02")]
+
+
+def test_another_rhythm_begins_with_a_count_that_was_not_sent():
+    one, two = (("Page", frozenset({1})),), (("Page", frozenset({2})),)
+    signals = [Signal("Page", 0, 8), Signal("A", 8, 8, condition=one), Signal("B", 8, 8, condition=two),
+               Signal("Alive", 16, 4)]  # fmt: skip
+    layout = Message("Paged", 0x203, False, 3, signals)
+    message = describe(layout, cycle_s=0.2, guard=lambda: Protection(layout, None, Counter("Alive")))
+    _, a, b, _ = message.points.values()
+    queue = Queue(message, targets=[a, b], bus=FakeBus(has_clock=True))
+    queue.route((a, 1))
+    queue.route((b, 2))
+    first, second = queue.bus.cyclics
+    assert first.frames[0][2] == 0
+    assert 1 <= second.frames[0][2] <= 4

@@ -1,6 +1,7 @@
 """One connection to a broker that a test plays by hand, in virtual time: order, limits, and when it is lost."""
 
 import asyncio
+import gc
 import struct
 from collections import deque
 
@@ -464,3 +465,13 @@ def test_a_connection_that_is_lost_is_not_read_by_a_timer():
         assert (wire.is_reading, wire.resumed) == (True, 0)
 
     in_virtual_time(scenario)
+
+
+def test_a_lost_connection_that_nobody_waits_for_is_no_error(caplog):
+    async def scenario():
+        opened(Owner())[0].connection_lost(None)
+        await asyncio.sleep(0.01)
+        gc.collect()
+
+    in_virtual_time(scenario)
+    assert not caplog.records

@@ -377,3 +377,68 @@ def test_the_limits_of_the_configuration_hold_beside_what_was_learned() -> None:
     state.knowledge.max_registers = 10
     state.replan(0.0)
     assert [count for _, _, count in spans(state.polls)] == [10, 10, 10]
+
+
+# --- sessions and signs of life ---------------------------------------------------------------------
+
+
+def test_a_block_that_ended_the_last_session_comes_after_the_others() -> None:
+    state = state_of(words(0, 300))
+    state.polls[0].broke_s = 5.0
+    state.polls[1].tries = state.polls[1].failures = state.polls[1].explorations = 2
+    state.polls[1].is_sent_again = True
+    state.begin(77.0)
+    assert state.polls[0].due_s > state.polls[1].due_s == 77.0
+    fresh = state.polls[1]
+    assert (fresh.tries, fresh.failures, fresh.explorations, fresh.is_sent_again) == (0, 0, 0, False)
+
+
+def test_a_new_session_forgets_the_failures_of_the_last_one() -> None:
+    state = state_of(words(0))
+    state.failures = state.probes = 3
+    state.was_hurried = state.is_explored = state.is_proving = True
+    state.forget_session()
+    assert (state.failures, state.probes) == (0, 0)
+    assert (state.was_hurried, state.is_explored, state.is_proving) == (False, False, False)
+
+
+def test_a_sign_of_life_is_the_smallest_block_read_without_failure() -> None:
+    state = state_of(words(*range(5), 300, 301, 600))
+    large, small, single = state.polls
+    assert state.proof() is None, "nothing was read yet"
+    for poll in state.polls:
+        poll.is_fresh = False
+    assert state.proof() is single.ask
+    single.failures = 1
+    assert state.proof() is small.ask
+    small.reason = "timeout"
+    assert state.proof() is large.ask
+    large.is_retry = True
+    assert state.proof() is None
+    assert state.has_readable
+    small.is_retry = single.is_retry = True
+    assert not state.has_readable
+
+
+def test_patience_is_eight_slow_answers_between_its_bounds() -> None:
+    state = state_of(words(0))
+    for slowest_s, patience_s in ((0.0, 1.0), (0.001, 0.1), (0.05, 0.4), (0.5, 1.0)):
+        state.slowest_s = slowest_s
+        assert state.patience_s == pytest.approx(patience_s)
+
+
+def test_a_refusal_clears_one_open_request_and_not_several() -> None:
+    first, second, third = (read(Table.HOLDING, 0, count) for count in (1, 2, 3))
+    state = state_of(words(0))
+    state.suspect(first, 0.0)
+    state.was_refused(third, 0.0)
+    assert state.suspects == {third.shape}
+    state = state_of(words(0))
+    state.suspect(first, 0.0)
+    state.suspect(second, 0.0)
+    state.was_refused(third, 0.0)
+    assert state.suspects == {first.shape, second.shape, third.shape}
+    state.in_step()
+    state.suspect(first, 0.0)
+    state.was_refused(third, 0.0)
+    assert state.suspects == {third.shape}

@@ -549,3 +549,10 @@ def test_a_bit_shares_no_request_with_the_next_register() -> None:
     device.write((bit, True), (word, 7))
     device.write((word, 8), (bit, False))
     assert device.writes == ["0600050108", "0600060007", "0600060008", "0600050100"]
+
+
+def test_coils_of_a_group_written_singly_have_their_own_addresses() -> None:
+    a, b = point("a", "coil 10", group="pair"), point("b", "coil 11", group="pair")
+    device = Group(a, b)
+    device.write((a, True), (b, False), quirks=UnitQuirks(single_writes=True))
+    assert device.writes == ["05000aff00", "05000b0000"]

@@ -272,7 +272,7 @@ class UnitState:
         parts = []
         if names:
             shown = names if len(names) < 200 else names[:200] + " …"
-            parts.append(f"it has not {shown}")
+            parts.append(f"unreadable: {shown}")
         if self.knowledge.max_registers < MAX_REGISTERS:
             parts.append(f"at most {self.knowledge.max_registers} registers a request")
         if self.knowledge.max_bits < MAX_BITS:
@@ -280,7 +280,7 @@ class UnitState:
         walls = sum(map(len, self.knowledge.walls.values()))
         if walls:
             parts.append(f"{walls} gaps that cannot be read over")
-        return "; ".join(parts) or "nothing stands against it any more"
+        return "; ".join(parts) or "none any more"
 
     @property
     def is_unreachable(self) -> bool:

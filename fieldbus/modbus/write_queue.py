@@ -167,6 +167,8 @@ class WriteQueue:
             error = self._not_allowed(self._guarded[1])
             if error is not None:
                 return error
+            for write in self._guarded[1].writes:
+                write.has_left = True
             self._guarded = None
         self._unsent.discard(ask)
         return None
@@ -242,7 +244,8 @@ class WriteQueue:
             self.under_way = None
             for write in waiting:
                 if all(write is not unread for unread, _ in self._unverified.values()):
-                    self._finish(write, WriteOutcome.FAILED, Reason.NOT_CONNECTED)
+                    outcome = WriteOutcome.UNKNOWN if write.has_left else WriteOutcome.FAILED
+                    self._finish(write, outcome, Reason.NOT_CONNECTED)
 
     def _performance(self, state: UnitState, run: writing.Run) -> writing.Steps:
         return perform(

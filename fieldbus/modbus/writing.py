@@ -46,6 +46,8 @@ class Write:
     """After this moment (monotonic) it is not sent any more."""
     then: Sequence[Write] = ()
     """What is written after this was accepted."""
+    has_left: bool = False
+    """Whether a request that writes something of it was sent: the device may have it."""
     is_doubted: bool = False
     """Whether the device may have this value already: then that is read first."""
 

@@ -167,7 +167,9 @@ class SessionConnection(Connection):
         if take is None:
             return False
         while (message := self.inbox.take()) is not None:
-            if not message.packet_id:
+            if message.packet_id:  # the broker has forgotten it together with the session
+                self._session.counters["rx_dropped"] += 1
+            else:
                 self._hand_on(message, take)
             if len(self.inbox) % _SLICE == 0:
                 await asyncio.sleep(0)

@@ -1069,3 +1069,32 @@ async def test_without_a_gateway_the_same_log_is_written_and_without_a_log_nothi
     [refused] = await oneshot.write(plant, {point: 6}, 2.0)
     assert refused.reason == "the audit log cannot be written (file exists)"
     assert plc.values(0) == [5]
+
+
+async def test_what_waits_over_a_reload_is_decided_by_what_holds_then(office):
+    office.answers.clear()
+    office.desk.instruct(office.instruction(1))
+    await eventually(lambda: office.sent)
+    office.desk.instruct(office.instruction(2))
+    await asyncio.sleep(0.05)
+    for actors in ({"operator": Actor(("press.*",))}, {}):  # the second reload takes the right away
+        access = Access(actors)
+        gate = Gate(POINTS, {}, access.may_write, lambda _: office.sample)
+        desk = Desk(gate, access, office.audit, office._write, lambda _: office.sample)
+        desk.adopt(office.desk)
+        office.desk = desk
+    office.answers.set()
+    await eventually(lambda: len(office.replies) == 2)
+    assert [json.loads(reply)["outcome"] for reply in office.replies] == ["verified", "refused"]
+    assert office.sent == [("press.speed", 1)]
+
+
+async def test_an_error_that_nobody_foresaw_ends_a_write_with_a_record(office, caplog):
+    async def write(point, value, until_s):
+        raise ZeroDivisionError
+
+    office.desk._attempts._write = write
+    answer = await office.give(5)
+    assert (answer["outcome"], answer["reason"]) == ("unknown outcome", "internal error")
+    assert [record["outcome"] for record in office.records()] == ["unknown outcome"]
+    assert "internal error while it was written" in caplog.text

@@ -222,11 +222,11 @@ def test_limits_and_walls_are_forgotten_and_refused_points_are_not() -> None:
 
 def test_what_was_learned_is_said_in_a_sentence() -> None:
     state = state_of(words(0))
-    assert state.summary("") == "nothing stands against it any more"
+    assert state.summary("") == "none any more"
     state.knowledge.max_registers, state.knowledge.max_bits = 10, 16
     state.knowledge.walls[Table.HOLDING] = {(5, 5), (7, 9)}
     assert state.summary("a, b") == (
-        "it has not a, b; at most 10 registers a request; at most 16 bits a request; "
+        "unreadable: a, b; at most 10 registers a request; at most 16 bits a request; "
         "2 gaps that cannot be read over"
     )
     assert len(state.summary("x" * 5000)) < 400

@@ -722,3 +722,25 @@ def test_a_commit_goes_out_after_its_value() -> None:
     bench.drive()
     assert bench.asked == ["plc 0600050007", "plc 06005a0001"]
     assert bench.ended == [Ended("limit", WRITTEN)]
+
+
+def test_half_of_a_value_is_not_failed_when_the_session_ends() -> None:
+    wide = point("w", "holding 5", "uint32")
+    bench = Bench(wide, quirks=UnitQuirks(single_writes=True))
+    bench.route((wide, 0x0001_0002))
+    steps = bench.queue.begin()
+    _, ask = next(steps)
+    assert bench.queue.sending(ask) is None
+    steps.send(bench.device.ask(ask.pdu))  # the second register, which is never sent
+    steps.close()
+    assert bench.ended == [Ended("w", UNKNOWN, "not connected")]
+
+
+def test_what_was_never_sent_has_failed_when_the_session_ends() -> None:
+    a = words_at(5, 1)[0]
+    bench = Bench(a)
+    bench.route((a, 1))
+    steps = bench.queue.begin()
+    next(steps)
+    steps.close()
+    assert bench.ended == [Ended("r5", FAILED, "not connected")]

@@ -73,7 +73,7 @@ def test_a_full_inbox_acknowledges_what_was_taken_only():
 
 def test_after_a_loss_what_the_broker_still_has_is_not_handed_on():
     async def scenario():
-        subject, _ = session(Owner(is_held=True), max_messages=2)
+        subject, _ = session(owner := Owner(is_held=True), max_messages=2)
         assert not await subject.hand_on_the_rest()
         found = []
         subject.start(lambda message: found.append(message.payload))
@@ -81,6 +81,7 @@ def test_after_a_loss_what_the_broker_still_has_is_not_handed_on():
             subject.data_received(incoming("a", b"%d" % number, number))
         assert await subject.hand_on_the_rest()
         assert found == [b"1", b"2"]
+        assert owner.counters["rx_dropped"] == 1
 
     in_virtual_time(scenario)
 

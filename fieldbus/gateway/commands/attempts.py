@@ -65,7 +65,7 @@ class Attempts:
             write: has a link write.
             clock: the gateway's.
         """
-        self._gate = gate
+        self.gate = gate
         self._audit = audit
         self._write = write
         self._clock = clock
@@ -98,10 +98,10 @@ class Attempts:
             outcome, reason = trouble or await self._send(attempt, point, until_s)
         except asyncio.CancelledError:
             if not attempt.is_sent:
-                self._gate.take_back(attempt.command, point, now_s, "the gateway stopped")
+                self.gate.take_back(attempt.command, point, now_s, "the gateway stopped")
             raise
         if outcome in _UNSENT:
-            self._gate.take_back(attempt.command, point, now_s, reason or str(outcome))
+            self.gate.take_back(attempt.command, point, now_s, reason or str(outcome))
         return outcome, reason
 
     async def _intend(
@@ -178,7 +178,7 @@ class Attempts:
 
     def _refusal_now(self, command: Command, point: Point, value: Value) -> tuple[WriteOutcome, str] | None:
         try:
-            self._gate.still_allowed(command, point, value, self._clock.wall_ns())
+            self.gate.still_allowed(command, point, value, self._clock.wall_ns())
         except RefusedError as error:
             return outcome_of(error), str(error)
         return None

@@ -90,6 +90,8 @@ class Desk:
         self._sample_of = sample_of
         self._routes = RouteLog(audit, self.counters, clock, records_each=records_each)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._earlier: list[Desk] = []
+        """Desks of before reloads, in which something may wait still."""
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         """Point to whose turn it is: commands to it are done one after the other."""
         self._commanded_s: dict[str, float] = {}
@@ -197,6 +199,10 @@ class Desk:
             ended = (WriteOutcome.UNKNOWN, text) if attempt.is_sent else (WriteOutcome.FAILED, _STOPPED)
             self._record(self._answer(attempt, *ended), attempt)
             raise
+        except Exception:
+            _LOG.exception("%s: internal error while it was written", attempt.command.point)
+            outcome = WriteOutcome.UNKNOWN if attempt.is_sent else WriteOutcome.FAILED
+            reason = "internal error"
         answer = self._answer(attempt, outcome, reason)
         if (outcome, reason) == known:
             return answer
@@ -366,6 +372,11 @@ class Desk:
     def adopt(self, other: Desk) -> None:
         """Go on with what another desk knows, after a reload."""
         self.gate.adopt(other.gate)
+        # What waits in an earlier desk is decided by what holds now.
+        self._earlier = [*other._earlier, other] if other._tasks else []
+        for desk in self._earlier:
+            desk.gate, desk.access = self.gate, self.access
+            desk._attempts.gate = self.gate  # noqa: SLF001 - of our own class
         self._offset_ns = other._offset_ns
         self.counters = self._routes.counters = other.counters
         self._commanded_s = other._commanded_s

@@ -556,3 +556,12 @@ def test_coils_of_a_group_written_singly_have_their_own_addresses() -> None:
     device = Group(a, b)
     device.write((a, True), (b, False), quirks=UnitQuirks(single_writes=True))
     assert device.writes == ["05000aff00", "05000b0000"]
+
+
+@pytest.mark.parametrize(("answer", "outcome"), [(silent, UNKNOWN), (refusing(lambda _: True, 3), FAILED)])
+def test_an_unknown_end_of_a_commit_is_that_of_its_value(answer: Answer, outcome: WriteOutcome) -> None:
+    device = Device()
+    device.obstinate = lambda request: answer(request) if touches(61696)(request) else None
+    [ended] = written(device, with_commit("limit", "holding 5", COMMIT, 7))
+    assert ended.outcome is outcome
+    assert "then commit" in str(ended.reason)

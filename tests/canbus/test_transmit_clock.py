@@ -9,7 +9,7 @@ from fieldbus.canbus import sending
 from fieldbus.canbus.bits import frame_bits
 from fieldbus.canbus.j1939.signals import as_j1939
 from fieldbus.canbus.layout import Message, Signal
-from fieldbus.canbus.outgoing import Address
+from fieldbus.canbus.outgoing import Address, Budget
 from fieldbus.canbus.protection import Counter, Protection
 from fieldbus.canbus.sending import QUEUE_AGE_S
 from fieldbus.errors import LinkDownError, RefusedError
@@ -357,3 +357,10 @@ def test_another_rhythm_begins_with_a_count_that_was_not_sent():
     first, second = queue.bus.cyclics
     assert first.frames[0][2] == 0
     assert 1 <= second.frames[0][2] <= 4
+
+
+def test_what_is_left_of_a_budget_makes_the_wait_shorter():
+    budget = Budget(1000.0)  # 100 bits at once
+    assert budget.wait_s(60, 0.0) == 0
+    assert budget.wait_s(60, 0.0) == pytest.approx(0.02)
+    assert budget.wait_s(60, 0.021) == 0

@@ -475,3 +475,27 @@ def test_a_lost_connection_that_nobody_waits_for_is_no_error(caplog):
 
     in_virtual_time(scenario)
     assert not caplog.records
+
+
+def test_what_was_to_be_sure_is_given_back_at_the_end():
+    async def scenario():
+        subject, done = Publisher("broker", "127.0.0.1", 1883, "id"), []
+        subject.put_sure("t", b"x", done.append)
+        subject.close()
+        subject.close()
+        assert done == [False]
+
+    in_virtual_time(scenario)
+
+
+def test_packet_identifiers_begin_again_after_65535():
+    async def scenario():
+        subject, wire = opened(owner := Owner())
+        for number in range(65_536):
+            put(owner, "a")
+            subject.fill()
+            subject.data_received(puback(number % 65_535 + 1))
+        assert len(owner.told) == 65_536
+        assert published(wire)[-1] == (0x32, "a", 1)
+
+    in_virtual_time(scenario)

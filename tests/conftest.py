@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import itertools
+import logging
 import os
 import shutil
 import socket
@@ -199,6 +200,16 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
     found = Broker(tmp_path)
     yield found
     found.stop()
+
+
+@pytest.fixture(autouse=True)
+def log_level_is_as_it_was() -> Iterator[None]:
+    """Undo what a command that ran in this process said about the log."""
+    loggers = [logging.getLogger(), logging.getLogger("fieldbus")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(autouse=True)

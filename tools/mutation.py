@@ -14,8 +14,13 @@ Rules:
   try.
 * The checkout does not change: faults are put into a copy.
 
-Design: coverage.py measures once which test reaches which line; the result is kept in ``.cache/mutate``. A
-fault is an edit of the text at a place that `ast` names, so that all other lines stay as they are.
+Design: coverage.py measures once which test reaches which line; what the tests of a file reach is
+kept in ``.cache/mutate`` and measured again when the file or the module has changed. A
+fault is an edit of the text at a place that `ast` names, so that all other lines stay as they are. Importing
+and collecting cost far more than the few tests that a fault needs: one process of pytest collects once and
+forks a child for each fault. In the child every function of the module gets the code that was compiled from
+the edited text (and the edited default); the edited text is in the copy's file too, for tests that start
+programs.
 """
 
 from __future__ import annotations
@@ -31,12 +36,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "mutate"
+PLUGINS = ROOT / "tools" / "pytest_plugins"
 FOLDERS = {
     "routing": ("routing", "gateway", "exchange"),
     "modbus": ("modbus",),
@@ -56,32 +63,6 @@ _SPELLED = {
     ast.IsNot: "is not", ast.In: "in", ast.NotIn: "not in", ast.And: "and", ast.Or: "or", ast.Add: "+",
     ast.Sub: "-",
 }  # fmt: skip
-_PLUGIN = """
-import json, os, time
-import coverage, pytest
-_cov = coverage.Coverage(data_file=None, include=json.loads(os.environ["MUTATE_INCLUDE"]))
-_took = {}
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_protocol(item):
-    _cov.switch_context(item.nodeid)
-    began = time.perf_counter()
-    yield
-    _took[item.nodeid] = time.perf_counter() - began
-    _cov.switch_context("")
-def pytest_sessionstart(session):
-    _cov.start()
-def pytest_sessionfinish(session):
-    _cov.stop()
-    data = _cov.get_data()
-    found = {}
-    for file in data.measured_files():
-        lines = {}
-        for line, contexts in data.contexts_by_lineno(file).items():
-            lines[line] = [context for context in contexts if context]
-        found[file] = lines
-    with open(os.environ["MUTATE_OUT"], "w") as out:
-        json.dump({"lines": found, "took": _took}, out)
-"""
 
 
 @dataclass(frozen=True)
@@ -119,7 +100,7 @@ def faults_of(file: str) -> list[Fault]:
             place(node.end_lineno, node.end_col_offset),  # type: ignore[attr-defined]
         )
 
-    def between(left: ast.AST, right: ast.AST, operator: type) -> tuple[int, int] | None:
+    def between(left: ast.AST, right: ast.AST, operator: type[ast.AST]) -> tuple[int, int] | None:
         begin, end = at(left)[1], at(right)[0]
         word = _SPELLED[operator]
         found = source.find(word, begin, end)
@@ -161,8 +142,9 @@ def faults_of(file: str) -> list[Fault]:
     found = []
     for span, after in edits():
         if span is not None:
-            line = source.count("\n", 0, span[0]) + 1
-            found.append(Fault(file, line, *span, source[slice(*span)], after, lines[line - 1].rstrip("\n")))
+            number = source.count("\n", 0, span[0]) + 1
+            text = lines[number - 1].rstrip("\n")
+            found.append(Fault(file, number, *span, source[slice(*span)], after, text))
     return found
 
 
@@ -216,7 +198,8 @@ def copy_to(folder: Path) -> None:
 
 def environment(copy: Path, **more: str) -> dict[str, str]:
     """Return what the tests of a copy run in."""
-    return {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", **more}
+    path = os.pathsep.join([str(copy), str(PLUGINS)])
+    return {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", **more}
 
 
 def pytest_command(*arguments: str) -> list[str]:
@@ -225,58 +208,113 @@ def pytest_command(*arguments: str) -> list[str]:
 
 
 def reach(
-    copy: Path, modules: list[str], tests: list[str]
+    copy: Path, modules: list[str], folders: list[str]
 ) -> tuple[dict[str, dict[int, list[str]]], dict[str, float]]:
-    """Return which tests reach which line, and how long each takes."""
-    digest = hashlib.sha256()
-    for file in sorted([*(ROOT / "fieldbus").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]):
-        digest.update(file.read_bytes())
-    names = hashlib.sha256(json.dumps([modules, tests]).encode())
-    kept = CACHE / f"{names.hexdigest()[:12]}-{digest.hexdigest()[:12]}.json"
-    if not kept.exists():
-        print(f"measuring which tests reach {', '.join(modules)} …", flush=True)
-        (copy / "mutate_plugin.py").write_text(_PLUGIN)
-        out = copy / "reach.json"
-        include = json.dumps([str(copy / module) for module in modules])
-        command = pytest_command("-p", "mutate_plugin", "-m", "not vcan and not alone and not long", *tests)
-        done = subprocess.run(
-            command, cwd=copy, capture_output=True, text=True, check=False,
-            env=environment(copy, MUTATE_INCLUDE=include, MUTATE_OUT=str(out)),
+    """Return which tests reach which line of which module, and how long each test takes."""
+    digests = {module: _digest(ROOT / module) for module in modules}
+    kept = {file: CACHE / f"{_digest(ROOT / file)}.json" for file in _test_files(folders)}
+    wanted = [file for file, cache in kept.items() if not _is_current(cache, digests)]
+    if wanted:
+        print(f"measuring which tests of {len(wanted)} files reach which lines …", flush=True)
+        _measure(copy, wanted, kept)
+    lines: dict[str, dict[int, list[str]]] = {module: {} for module in modules}
+    took: dict[str, float] = {}
+    for cache in kept.values():
+        found = json.loads(cache.read_text())
+        took |= found["took"]
+        for module in modules:
+            for line, tests in found["lines"].get(module, {}).items():
+                lines[module].setdefault(int(line), []).extend(tests)
+    return lines, took
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes()).hexdigest()[
+        :16
+    ]
+
+
+def _test_files(folders: list[str]) -> list[str]:
+    found = [file for folder in folders for file in (ROOT / folder).rglob("test_*.py")]
+    return sorted({file.relative_to(ROOT).as_posix() for file in found})
+
+
+def _is_current(cache: Path, digests: dict[str, str]) -> bool:
+    if not cache.exists():
+        return False
+    known = json.loads(cache.read_text())["digests"]
+    return all(known.get(module) == digest for module, digest in digests.items())
+
+
+def _measure(copy: Path, files: list[str], kept: dict[str, Path]) -> None:
+    """Run test files, several at a time, and keep for each what its tests reach."""
+    count = min(2 * (os.cpu_count() or 1), len(files))
+    running = []
+    for number in range(count):
+        out = copy / f"reach-{number}.json"
+        command = pytest_command(
+            "-p", "mutation_reach", "-m", "not vcan and not alone and not long", *files[number::count]
+        )
+        process = subprocess.Popen(
+            command, cwd=copy, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env=environment(
+                copy, PYTEST_XDIST_WORKER=f"gw{number}", MUTATE_OUT=str(out),
+                MUTATE_FOLDER=str(copy / "fieldbus"),
+            ),
         )  # fmt: skip
-        if not out.exists():
-            sys.exit(f"the tests did not run:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+        running.append((process, out))
+    every = {file.relative_to(ROOT).as_posix(): _digest(file) for file in (ROOT / "fieldbus").rglob("*.py")}
+    CACHE.mkdir(parents=True, exist_ok=True)
+    by_file: dict[str, dict[str, Any]] = {file: {"digests": every, "lines": {}, "took": {}} for file in files}
+    for process, out in running:
+        if process.wait() not in (0, 1, 5) or not out.exists():
+            sys.exit(f"the tests did not run: pytest ended with {process.returncode}")
         found = json.loads(out.read_text())
-        prefix = f"{copy}{os.sep}"
-        found["lines"] = {file.removeprefix(prefix): lines for file, lines in found["lines"].items()}
-        CACHE.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(found))
-    found = json.loads(kept.read_text())
-    lines = {
-        file: {int(line): tests for line, tests in by_line.items()}
-        for file, by_line in found["lines"].items()
-    }
-    return lines, found["took"]
+        for module, lines in found["lines"].items():
+            for line, tests in lines.items():
+                for test in tests:
+                    entry = by_file.setdefault(
+                        test.split("::")[0], {"digests": every, "lines": {}, "took": {}}
+                    )
+                    by_line = entry["lines"].setdefault(os.path.relpath(module, copy), {})
+                    by_line.setdefault(line, []).append(test)
+        for test, seconds in found["took"].items():
+            by_file[test.split("::")[0]]["took"][test] = seconds
+    for file, entry in by_file.items():
+        kept[file].write_text(json.dumps(entry))
 
 
-def is_killed(copy: Path, fault: Fault, tests: list[str], timeout_s: float) -> str | None:
-    """Return what noticed a fault; None if nothing did."""
-    target = copy / fault.file
-    source = target.read_text(encoding="utf-8")
-    target.write_text(source[: fault.start] + fault.after + source[fault.end :], encoding="utf-8")
-    try:
-        done = subprocess.run(
-            pytest_command("-x", "--timeout", str(int(timeout_s)), *tests),
-            cwd=copy, env=environment(copy), capture_output=True, text=True, check=False,
-            timeout=timeout_s + 10,
+def try_all(
+    copy: Path, tasks: list[tuple[Fault, list[str]]], timeout_s: float
+) -> Generator[str | None, None, None]:
+    """Yield what noticed each fault in turn; None where nothing did."""
+    with tempfile.TemporaryFile("w+") as said:
+        given, taken = os.pipe()
+        asked = [
+            {"file": str(copy / fault.file), "start": fault.start, "end": fault.end, "after": fault.after,
+             "tests": tests}
+            for fault, tests in tasks
+        ]  # fmt: skip
+        (copy / "tasks.json").write_text(json.dumps({"timeout_s": timeout_s, "tasks": asked}))
+        files = sorted({test.split("::")[0] for _, tests in tasks for test in tests})
+        process = subprocess.Popen(
+            pytest_command("-p", "mutation_forks", *files),
+            cwd=copy, stdout=said, stderr=said, pass_fds=[taken],
+            env=environment(copy, MUTATE_FD=str(taken), MUTATE_TASKS=str(copy / "tasks.json")),
         )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return "it takes too long"
-    finally:
-        target.write_text(source, encoding="utf-8")
-    if done.returncode == 0:
-        return None
-    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    return failed[0].split(" - ")[0] if failed else f"exit {done.returncode}"
+        os.close(taken)
+        answered = 0
+        try:
+            with os.fdopen(given) as answers:
+                for line in answers:
+                    answered += 1
+                    yield json.loads(line)
+        finally:
+            process.terminate()
+            process.wait()
+        if answered < len(tasks):
+            said.seek(0)
+            sys.exit(f"the tests ended before all faults were tried:\n{said.read()[-3000:]}")
 
 
 def main() -> int:
@@ -289,7 +327,7 @@ def main() -> int:
     )
     parser.add_argument("--seed", type=int, default=1, help="chooses the faults (1)")
     parser.add_argument(
-        "--most-tests", type=int, default=40, help="run at most so many tests for a fault (40)"
+        "--most-tests", type=int, default=200, help="run at most so many tests for a fault (200)"
     )
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds for the tests of one fault (60)")
     given = parser.parse_args()
@@ -317,14 +355,12 @@ def main() -> int:
         chosen = chosen[: given.faults]
         deadline_s = time.monotonic() + 60 * given.minutes
         survivors, killed = [], 0
-        for number, fault in enumerate(chosen):
-            if time.monotonic() > deadline_s:
-                print(f"the minutes are over: {len(chosen) - number} faults were not tried")
-                break
-            tests = sorted(lines[fault.file][fault.line], key=lambda test: took.get(test, 0.0))[
-                : given.most_tests
-            ]
-            found = is_killed(copy, fault, tests, given.timeout)
+        tasks = []
+        for fault in chosen:
+            by_time = sorted(lines[fault.file][fault.line], key=lambda test: took.get(test, 0.0))
+            tasks.append((fault, by_time[: given.most_tests]))
+        answers = try_all(copy, tasks, given.timeout)
+        for (fault, _), found in zip(tasks, answers, strict=True):
             if found is None:
                 survivors.append(fault)
                 print(f"SURVIVED {fault}", flush=True)
@@ -334,6 +370,10 @@ def main() -> int:
                     f"killed   {fault.file}:{fault.line} `{fault.before}` → `{fault.after}` by {found}",
                     flush=True,
                 )
+            if time.monotonic() > deadline_s and killed + len(survivors) < len(chosen):
+                print(f"the minutes are over: {len(chosen) - killed - len(survivors)} faults were not tried")
+                break
+        answers.close()
     tried = killed + len(survivors)
     print(f"{killed} of {tried} faults were noticed")
     for fault in survivors:

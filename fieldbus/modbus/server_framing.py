@@ -11,7 +11,8 @@ Rules of a line (RTU, ASCII):
 * A request is given out as soon as its last byte came with the right checksum; nobody waits for the
   silence behind it. Its length is known from function code and byte count. Of a function that we do not
   know, and of a request of the wrong length, a frame is all that came since the last silence, if its
-  checksum is right: so these get their exception too.
+  checksum is right: so these get their exception too. After `LONGEST_RTU` bytes it is no frame any more, and
+  the frames in these bytes are looked for.
 * Several stations share a line. A frame is given out whatever its unit id; who it is for decides whoever
   takes it. What another station answers is told from a request by its length and its checksum, and passed
   over whole, so that its data are never taken for requests.
@@ -172,6 +173,8 @@ class RtuRequests:
 
     def feed(self, data: bytes, now_s: float) -> list[Frame]:
         """Take bytes of the line."""
+        if self.fault is not None:
+            return []
         frames = self.expire(now_s)
         self._last_s = now_s
         if self._echo:
@@ -183,11 +186,11 @@ class RtuRequests:
                 self.fault = f"{self._noise} bytes that are no frame"
                 self._buffer = b""
                 break
-            if len(self._buffer) > _MOST:  # no silence for so long: no frame is that long
+            if len(self._buffer) > _MOST:
+                # No frame is longer than LONGEST_RTU, so no place before the last bytes may still begin one.
                 self.discarded += 1
-                self._noise += len(self._buffer) - LONGEST_RTU
+                self._refuted -= len(self._buffer) - LONGEST_RTU
                 self._buffer = self._buffer[-LONGEST_RTU:]
-                self._refuted = 0
         return frames
 
     def expire(self, now_s: float) -> list[Frame]:
@@ -258,7 +261,7 @@ class RtuRequests:
             lengths.append(answer_length(buffer, start))
         for length in lengths:
             if length == UNKNOWN:
-                is_unknown = start == 0
+                is_unknown = start == 0 and size < LONGEST_RTU
             elif length == TOO_FEW or size < length <= LONGEST_RTU:
                 is_awaited = True
             elif length <= size and crc16(buffer[start : start + length]) == 0:
@@ -340,7 +343,7 @@ class AsciiRequests:
             if frame is not None:
                 frames.append(frame)
         begin = rest.rfind(b":")
-        self._buffer = rest[begin:] if begin >= 0 and len(rest) - begin <= LONGEST_ASCII else b""
+        self._buffer = rest[begin:] if begin >= 0 and len(rest) - begin < LONGEST_ASCII else b""
         return frames
 
     def expire(self, now_s: float) -> list[Frame]:

@@ -133,6 +133,18 @@ def test_a_frame_right_behind_noise_is_not_lost(noise: bytes) -> None:
     assert not framer.is_waiting
 
 
+@pytest.mark.parametrize("unit_id", [OURS, OTHER])
+@pytest.mark.parametrize("function", REQUESTS)
+def test_a_request_behind_noise_cut_anywhere_comes_out_whole(function: int, unit_id: int) -> None:
+    data = b"\0" + rtu(REQUESTS[function], unit_id)
+    request = Frame(0, unit_id, bytes.fromhex(REQUESTS[function]))
+    for cut in range(1, len(data)):
+        framer = line()
+        found = framer.feed(data[:cut], 0.0) + framer.feed(data[cut:], 0.016) + framer.expire(1.0)
+        assert found == [request], cut
+        assert framer.discarded == 1
+
+
 def test_a_frame_behind_a_silence_is_found_at_once_whatever_was_before() -> None:
     framer = line()
     framer.feed(rtu("100000007bf6")[:-2] + bytes(100), 0.0)
@@ -196,6 +208,27 @@ def test_noise_on_a_stream_is_a_fault_and_takes_no_time() -> None:
     assert framer._buffer == b""
 
 
+@pytest.mark.parametrize("step", [1, 256, 300, 5000])
+def test_one_byte_of_noise_more_than_the_limit_is_a_fault(step: int) -> None:
+    """Each byte counts once; the last three may still begin a frame."""
+    framer = RtuRequests([OURS], silence_s=1.0, most_noise=2048)
+    noise = bytes(2048 + 3)
+    for place in range(0, len(noise), step):
+        assert framer.feed(noise[place : place + step], 0.0) == []
+    assert framer.fault is None
+    assert framer.feed(b"\0", 0.0) == []
+    assert framer.fault == "2049 bytes that are no frame"
+
+
+def test_nothing_behind_a_fault_is_taken_from_a_stream() -> None:
+    framer = RtuRequests([OURS], silence_s=1.0, most_noise=300)
+    assert framer.feed(bytes(512) + rtu(READ), 0.0) == []
+    assert framer.fault is not None
+    assert framer.feed(rtu(READ), 0.1) == []
+    assert framer.expire(9.0) == []
+    assert not framer.is_waiting
+
+
 def test_noise_between_frames_on_a_stream_is_no_fault() -> None:
     framer = RtuRequests([OURS], silence_s=1.0, most_noise=2048)
     for n in range(100):
@@ -217,6 +250,37 @@ def test_a_flood_of_requests_in_one_piece_is_taken_apart_in_linear_time() -> Non
 @pytest.mark.parametrize("pdu", ["41", "6401020304", "2b0d0001", "2b", "64" + "00" * 252])
 def test_a_function_that_we_do_not_know_is_given_out_when_its_checksum_is_right(pdu: str) -> None:
     assert ours(line().feed(rtu(pdu), 0.0)) == [pdu]
+
+
+@pytest.mark.parametrize("unit_id", [OURS, OTHER])
+def test_a_frame_inside_an_unknown_function_is_data_of_it(unit_id: int) -> None:
+    pdu = b"\x41" + rtu(READ) + b"\0"
+    data = rtu(pdu, unit_id)
+    for cut in range(1, len(data)):
+        framer = line()
+        assert framer.feed(data[:cut], 0.0) == [], cut
+        assert ours(framer.feed(data[cut:], 0.016)) == ([pdu.hex()] if unit_id == OURS else []), cut
+        assert not framer.is_waiting, cut
+
+
+def test_behind_an_unknown_function_that_is_too_long_a_frame_is_found_at_once() -> None:
+    """A frame has at most 256 bytes: of 256 without a checksum none belongs to one of that function."""
+    for size, found_at_once in ((247, []), (248, [READ.hex()]), (249, [READ.hex()]), (600, [READ.hex()])):
+        framer = line()
+        noise = b"\x01\x41" + bytes(size - 2)
+        assert ours(framer.feed(noise + rtu(READ), 0.0)) == found_at_once, size
+        assert ours(framer.expire(1.0)) == ([] if found_at_once else [READ.hex()]), size
+
+
+def test_a_frame_of_256_bytes_is_waited_for_and_a_longer_one_is_not() -> None:
+    longest = b"\x15\xfb" + bytes(251)
+    for function in (longest, b"\x41" + bytes(252)):
+        assert len(rtu(function)) == 256
+        framer = line()
+        assert framer.feed(rtu(function)[:255], 0.0) == []
+        assert ours(framer.feed(rtu(function)[255:], 0.016)) == [function.hex()]
+    too_long = b"\x15\xfc" + bytes(100)
+    assert ours(line().feed(rtu(too_long)[:-2] + rtu(READ), 0.0)) == [READ.hex()]
 
 
 @pytest.mark.parametrize(
@@ -257,6 +321,15 @@ def test_what_another_station_is_asked_and_answers_is_passed_over(function: int)
     assert not framer.is_waiting
     assert ours(found + framer.feed(rtu(READ), 0.010)) == [READ.hex()]
     assert framer.discarded == 0
+
+
+@pytest.mark.parametrize("function", ANSWERS)
+def test_a_request_to_another_station_is_given_out_and_its_answer_is_not(function: int) -> None:
+    asked, answered = REQUESTS[function & 0x7F], ANSWERS[function]
+    framer = line()
+    assert framer.feed(rtu(asked, OTHER), 0.0) == [Frame(0, OTHER, bytes.fromhex(asked))]
+    found = framer.feed(rtu(answered, OTHER), 0.005)
+    assert found == ([Frame(0, OTHER, bytes.fromhex(asked))] if answered == asked else [])
 
 
 @pytest.mark.parametrize("function", ANSWERS)
@@ -378,6 +451,18 @@ def test_the_longest_ascii_frame_is_taken_and_no_longer_one() -> None:
     assert len(longest) == 513
     assert len(AsciiRequests().feed(longest, 0.0)) == 1
     assert AsciiRequests().feed(ascii_(bytes((65,)) + bytes(253)), 0.0) == []
+
+
+def test_as_many_ascii_characters_are_kept_as_may_become_a_frame() -> None:
+    longest = ascii_(bytes((65,)) + bytes(252))
+    framer = AsciiRequests()
+    assert framer.feed(b"A" * 300 + longest[:-1], 0.0) == []
+    assert framer.is_waiting
+    assert len(framer.feed(longest[-1:], 0.1)) == 1
+    assert framer.feed(b":" + b"0" * 511, 0.2) == []
+    assert framer.is_waiting
+    assert framer.feed(b"0", 0.3) == []
+    assert not framer.is_waiting
 
 
 def test_an_ascii_echo_is_no_request() -> None:

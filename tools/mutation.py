@@ -8,14 +8,16 @@ Rules:
   becomes `or`, a `not` is left out, `min` becomes `max`, a flag is inverted, a sum becomes a difference.
 * Constants at the top of a module stay as they are: they are tuned, not right or wrong. So do annotations,
   docstrings, log lines and the texts of errors.
-* Only the tests that reach the faulty line run, those of the module's own test file before the others and the
-  fastest first, until one fails. A fault that makes them run longer than `--timeout` counts as noticed.
+* Only the tests that reach the faulty line or its function run, those of the line before the others, those of
+  the module's own test file before those, and the fastest first, until one fails. A fault that makes them run
+  longer than `--timeout` counts as noticed.
 * The same seed chooses the same faults. The command stops when its time is over and reports what it did not
   try.
 * The checkout does not change: faults are put into a copy.
 
 Design: coverage.py measures once which test reaches which line; what the tests of a file reach is
-kept in ``.cache/mutate`` and measured again when the file or the module has changed. A
+kept in ``.cache/mutate`` and measured again when the file or the module has changed. In a generator it misses
+the lines that run after an error was thrown into it, therefore the tests that reach the function count too. A
 fault is an edit of the text at a place that `ast` names, so that all other lines stay as they are. Importing
 and collecting cost far more than the few tests that a fault needs: one process of pytest collects once and
 forks a child for each fault. In the child every function of the module gets the code that was compiled from
@@ -284,10 +286,29 @@ def _measure(copy: Path, files: list[str], kept: dict[str, Path]) -> None:
         kept[file].write_text(json.dumps(entry))
 
 
-def in_order(module: str, tests: list[str], took: dict[str, float]) -> list[str]:
-    """Return tests in the order in which they run; the module's own find most faults."""
-    own = f"test_{Path(module).stem}.py"
-    return sorted(tests, key=lambda test: (Path(test.split("::")[0]).name != own, took.get(test, 0.0)))
+def tests_of(fault: Fault, lines: dict[int, list[str]], took: dict[str, float]) -> list[str]:
+    """Return the tests that may notice a fault, in the order in which they run."""
+    of_line = set(lines.get(fault.line, ()))
+    begin, end = _function_around(fault)
+    every = of_line.union(*(lines.get(line, ()) for line in range(begin, end + 1)))
+    own = f"test_{Path(fault.file).stem}.py"
+
+    def rank(test: str) -> tuple[bool, bool, float, str]:
+        is_own = Path(test.split("::", maxsplit=1)[0]).name == own
+        return test not in of_line, not is_own, took.get(test, 0.0), test
+
+    return sorted(every, key=rank)
+
+
+def _function_around(fault: Fault) -> tuple[int, int]:
+    """Return the first and the last line of the innermost function that a fault is in."""
+    found = fault.line, fault.line
+    for node in ast.walk(ast.parse((ROOT / fault.file).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            end = node.end_lineno or node.lineno
+            if node.lineno <= fault.line <= end:
+                found = node.lineno + 1, end  # the inner ones come later
+    return found
 
 
 def try_all(
@@ -355,16 +376,13 @@ def main() -> int:
             for pool in pools:
                 while pool:
                     fault = pool.pop()
-                    if lines.get(fault.file, {}).get(fault.line):
+                    if tests_of(fault, lines.get(fault.file, {}), took):
                         chosen.append(fault)
                         break
         chosen = chosen[: given.faults]
         deadline_s = time.monotonic() + 60 * given.minutes
         survivors, killed = [], 0
-        tasks = []
-        for fault in chosen:
-            tests = in_order(fault.file, lines[fault.file][fault.line], took)
-            tasks.append((fault, tests[: given.most_tests]))
+        tasks = [(fault, tests_of(fault, lines[fault.file], took)[: given.most_tests]) for fault in chosen]
         answers = try_all(copy, tasks, given.timeout)
         for (fault, _), found in zip(tasks, answers, strict=True):
             if found is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from itertools import pairwise
 
 import pytest
 from conftest import eventually
@@ -20,7 +21,7 @@ from fieldbus.modbus.learned import fingerprint
 from fieldbus.modbus.places import Framing, SerialPlace, TcpPlace, UdpPlace
 from fieldbus.modbus.planner import Cost, Limits
 from fieldbus.modbus.registers import RegisterPoint, Table
-from fieldbus.modbus.units import FIRST_RETRY_S, RETRY_S, Poll, Unit, UnitState, cost_on
+from fieldbus.modbus.units import FIRST_ODD_RETRY_S, FIRST_RETRY_S, RETRY_S, Poll, Unit, UnitState, cost_on
 
 NETWORK = Cost()
 
@@ -243,6 +244,79 @@ def test_a_gateway_that_can_reach_none_of_the_polls_cannot_reach_the_unit() -> N
     assert not state.is_unreachable
 
 
+def test_polls_that_cannot_be_read_do_not_make_a_unit_reachable() -> None:
+    state = state_of(words(0, 300))
+    state.knowledge.refuse([state.unit.points[1]])
+    state.replan(0.0)
+    [poll] = [poll for poll in state.polls if not poll.is_retry]
+    state.unreachable.add(poll)
+    assert state.is_unreachable
+
+
+def test_a_poll_that_is_planned_while_the_link_runs_has_no_history() -> None:
+    state = state_of(words(0, 1, 2))
+    state.begin(10.0)
+    state.knowledge.refuse([state.unit.points[1]])
+    state.replan(20.0)
+    for poll in state.polls:
+        assert (poll.tries, poll.failures, poll.misses, poll.explorations) == (0, 0, 0, 0)
+        assert (poll.is_fresh, poll.is_gone, poll.is_sent_again) == (True, False, False)
+        assert poll.is_first == (not poll.is_retry), "a retry is not due at once, and has no slot"
+
+
+def test_each_failure_of_a_poll_counts_and_the_last_two_moments_are_kept() -> None:
+    [poll] = state_of(words(0)).polls
+    poll.has_failed(5.0)
+    poll.has_failed(7.0)
+    assert (poll.failures, poll.failed_s, poll.failed_before_s) == (2, 7.0, 5.0)
+
+
+@pytest.mark.parametrize("odd", ["sf", "power"])
+def test_a_retry_that_may_cost_a_timeout_comes_later_than_one_after_an_exception(odd: str) -> None:
+    """One of its points is enough: the request is answered for both, or for neither."""
+    factor = point("sf", "holding 30", "int16", access="read")
+    value = point("power", "holding 20", "int16", factor=factor, access="read")
+    state = state_of([factor, value])
+    for item in (factor, value):
+        state.knowledge.refuse([item], *(["timeout"] if item.point.name == odd else []))
+    state.replan(100.0)
+    [poll] = [poll for poll in state.polls if len(poll.block.points) == 2]
+    assert (poll.period_s, poll.due_s) == (FIRST_ODD_RETRY_S, 100.0 + FIRST_ODD_RETRY_S)
+
+
+@pytest.mark.parametrize("refused", ["sf", "power"])
+def test_a_value_without_its_factor_is_retried_with_it(refused: str) -> None:
+    factor = point("sf", "holding 30", "int16", access="read")
+    value = point("power", "holding 20", "int16", factor=factor, access="read")
+    plain = point("plain", "holding 25", "int16", access="read")
+    state = state_of([factor, value, plain])
+    state.knowledge.refuse([factor if refused == "sf" else value])
+    state.replan(0.0)
+    retried = {item.point.name for poll in state.polls if poll.is_retry for item in poll.block.points}
+    assert retried == ({"sf", "power"} if refused == "sf" else {"power"})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda known: known.walls.update({Table.HOLDING: {(5, 5)}, Table.COIL: set()}),
+        lambda known: setattr(known, "max_registers", 124),
+        lambda known: setattr(known, "max_bits", 1999),
+    ],
+)
+def test_each_limit_that_is_forgotten_counts(change) -> None:
+    state = state_of(words(0))
+    change(state.knowledge)
+    assert state.forget_limits()
+    assert not state.forget_limits()
+
+
+def test_a_long_list_of_names_is_cut_at_200_characters() -> None:
+    state = state_of(words(0))
+    assert state.summary("x" * 199) == "unreadable: " + "x" * 199
+    assert state.summary("x" * 201) == "unreadable: " + "x" * 200 + " …"
+
+
 # --- in step ----------------------------------------------------------------------------------------
 
 
@@ -315,6 +389,78 @@ def test_a_different_ask_is_legal_and_of_another_shape(points, is_bits, suspects
         assert any(poll.block.address == int.from_bytes(ask.pdu[1:3], "big") for poll in state.polls)
 
 
+@pytest.mark.parametrize(("failures", "expected"), [(1, "0300640001"), (2, "0300000001")])
+def test_what_answered_alone_is_asked_differently_until_it_fails_too(failures: int, expected: str) -> None:
+    """No block of the unit could be read, but one single register was."""
+    state = state_of(words(0))
+    state.proof_ask = read(Table.HOLDING, 100, 2)
+    state.failures = failures
+    state.suspects = {(3, 6)}
+    ask = state.different_ask()
+    assert ask is not None
+    assert ask.pdu.hex() == expected
+
+
+def test_of_a_block_that_is_silent_another_part_is_asked_each_time() -> None:
+    state = state_of(words(*range(50)))
+    state.failures = 2
+    state.suspects = {(6, 5)}
+    begins = []
+    for _ in range(6):
+        ask = state.different_ask()
+        assert ask is not None
+        table, address, count = pdu.read_place(ask.pdu)
+        assert (table, count) == (Table.HOLDING, 1)
+        begins.append(address)
+    assert len(set(begins)) == 6
+    assert set(begins) <= set(range(50))
+
+
+def test_a_block_that_must_be_read_from_its_start_is_not_asked_in_parts() -> None:
+    state = state_of(words(*range(10)), limits=Limits(first_address=0))
+    state.failures = 2
+    state.suspects = {(6, 5)}
+    asked = [state.different_ask() for _ in range(4)]
+    assert {ask.pdu.hex() for ask in asked if ask is not None} == {"0300000001"}
+
+
+def test_what_was_read_is_asked_before_what_never_was() -> None:
+    state = state_of([*words(0), *words(300, 301)])
+    never, known = state.polls
+    known.is_fresh = False
+    state.failures = 2
+    state.suspects = {(6, 5)}
+    ask = state.different_ask()
+    assert ask is not None
+    assert ask.pdu.hex() == "03012c0001"
+    known.reason = "timeout"
+    never.is_fresh = False
+    ask = state.different_ask()
+    assert ask is not None
+    assert ask.pdu.hex() == "0300000001"
+
+
+def test_no_more_than_one_request_holds_is_asked_to_be_different() -> None:
+    state = state_of(words(*range(125)))
+    state.suspects = {(3, 2 + 2 * count) for count in range(1, 65)}
+    assert state.different_ask() is None, "126 registers are too many"
+    state = state_of(words(*range(124)))
+    state.suspects = {(3, 2 + 2 * count) for count in range(1, 65)}
+    ask = state.different_ask()
+    assert ask is not None
+    assert ask.pdu.hex() == "030000007d"
+
+
+def test_of_what_is_written_to_a_unit_is_asked_what_shows_it() -> None:
+    state = state_of(
+        [point("s", "holding 47", read_from=512, access="write"), *words(9, access="write")], is_polled=False
+    )
+    state.suspects = {(6, 5)}
+    ask = state.different_ask()
+    assert ask is not None
+    assert ask.pdu.hex() == "0302000001"
+
+
 def test_of_a_unit_without_polls_is_asked_what_is_written_to_it() -> None:
     state = state_of(words(0, access="write"))
     state.suspects = {(6, 5)}
@@ -379,7 +525,90 @@ def test_the_limits_of_the_configuration_hold_beside_what_was_learned() -> None:
     assert [count for _, _, count in spans(state.polls)] == [10, 10, 10]
 
 
+def test_a_file_is_only_written_again_when_something_was_learned(tmp_path) -> None:
+    state = state_of(words(0, 1), memory=tmp_path)
+    state.note(0.01, read(Table.HOLDING, 0, 1))
+    state.save()
+    file = tmp_path / "plc.json"
+    file.unlink()
+    state.save()
+    assert not file.exists(), "nothing new"
+    state.knowledge.refuse([state.unit.points[1]])
+    state.save()
+    assert file.exists()
+    again = state_of(words(0, 1), memory=tmp_path)
+    file.unlink()
+    again.save()
+    assert not file.exists(), "it was read a moment ago"
+
+
 # --- sessions and signs of life ---------------------------------------------------------------------
+
+
+def test_after_a_session_a_unit_is_as_at_the_start_but_for_what_was_learned() -> None:
+    state, untouched = state_of(words(0, 300)), state_of(words(0, 300))
+    asked = read(Table.HOLDING, 0, 2)
+    state.failures = state.probes = 3
+    state.was_hurried = state.is_explored = state.is_proving = state.is_online = True
+    state.unreachable.update(state.polls)
+    state.probe_after_s, state.rests_until_s = 8.0, 99.0
+    state.proof_ask = asked
+    state.to_explore.append((state.polls[0], "timeout"))
+    state.forget_session()
+    names = (
+        "failures", "probes", "was_hurried", "is_explored", "is_proving", "is_online", "unreachable",
+        "probe_after_s", "rests_until_s", "proof_ask", "to_explore", "exploring", "unanswered", "suspects",
+    )  # fmt: skip
+    assert {name: getattr(state, name) for name in names} == {
+        name: getattr(untouched, name) for name in names
+    }
+    assert {poll.reason for poll in state.polls} == {"not connected"}
+    assert (untouched.failures, untouched.probes, untouched.unanswered) == (0, 0, 0)
+    assert not (untouched.was_hurried or untouched.is_explored or untouched.is_proving)
+
+
+def test_late_responses_are_still_expected_in_the_next_session() -> None:
+    state = state_of(words(0))
+    ask = read(Table.HOLDING, 0, 1)
+    state.suspect(ask, 10.0)
+    state.forget_session()
+    assert state.is_out_of_step(ask, 10.5)
+
+
+def test_the_slowest_response_is_remembered_and_fades() -> None:
+    state = state_of(words(0), cost=Cost(0.02, 0.001))
+    state.note(0.5, read(Table.INPUT, 0, 10))
+    assert state.slowest_s == pytest.approx(0.48), "twenty bytes of data take 20 ms"
+    state.note(0.01, read(Table.INPUT, 0, 1))
+    assert state.slowest_s == pytest.approx(0.48 * 0.99)
+    state.note(0.8, Ask(17, bytes.fromhex("0600040001")))
+    assert state.slowest_s == pytest.approx(0.8)
+
+
+def test_a_knock_asks_for_another_point_each_time() -> None:
+    """Not for a value that means nothing without its factor."""
+    factor = point("sf", "holding 30", "uint32", access="read")
+    value = point("power", "holding 20", "int16", factor=factor, access="read")
+    state = state_of([factor, value, *words(100, 200, table="input"), *words(300)])
+    asked = [ask.pdu.hex() for ask in (state.knock_ask() for _ in range(8)) if ask is not None]
+    assert set(asked) == {"03001e0002", "0400640001", "0400c80001", "03012c0001"}
+    assert all(before != after for before, after in pairwise(asked))
+    assert state_of([]).knock_ask() is None
+
+
+def test_a_knock_begins_where_the_device_wants_all_reads_to_begin() -> None:
+    state = state_of(words(7), limits=Limits(first_address=4))
+    ask = state.knock_ask()
+    assert ask is not None
+    assert ask.pdu.hex() == "0300040004"
+
+
+def test_without_a_block_that_was_read_the_last_proof_is_the_sign_of_life() -> None:
+    state = state_of(words(*range(5)))
+    state.proof_ask = read(Table.HOLDING, 3, 1)
+    assert state.proof() is state.proof_ask
+    state.polls[0].is_fresh = False
+    assert state.proof() is state.polls[0].ask
 
 
 def test_a_block_that_ended_the_last_session_comes_after_the_others() -> None:

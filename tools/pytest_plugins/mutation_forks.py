@@ -16,6 +16,15 @@ from types import CodeType, FunctionType
 from typing import Any
 
 import pytest
+from hypothesis import Phase, settings
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure() -> None:
+    """Have hypothesis look for a failing example, and not for the smallest one: that can take minutes."""
+    phases = (Phase.explicit, Phase.generate)
+    settings.register_profile("mutation", settings.default, phases=phases, database=None)
+    settings.load_profile("mutation")
 
 
 def pytest_runtestloop(session: pytest.Session) -> bool:

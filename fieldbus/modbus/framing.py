@@ -154,9 +154,12 @@ class MbapFramer:
         self._buffer = b""
         self._issued: deque[int] = deque(maxlen=_LATE_REPLIES)
         self._transaction_id = 0
-        self._unit_id = -1
-        """Of the request under way; -1 if there is none."""
+        self._unit_id: int | None = None
+        """Of the request under way; None if there is none."""
         self._expected = b""
+        """What the frame of its answer begins with, if it is good."""
+        self._size = 0
+        """How long the frame of its answer is, or is at most."""
         self._surplus = 0
         """How many bytes may come between frames that belong to none."""
 
@@ -191,21 +194,24 @@ class MbapFramer:
         transaction_id = self._transaction_id = self._transaction_id % 0xFFFF + 1
         self._issued.append(transaction_id)
         self._unit_id = ask.unit_id
-        head = transaction_id.to_bytes(2, "big")
+        self._size = ask.size + 7
+        head = transaction_id.to_bytes(2, "big") + b"\0\0"
         unit = bytes((ask.unit_id,))
-        self._expected = head + b"\0\0" + (ask.size + 1).to_bytes(2, "big") + unit + ask.head
-        return head + b"\0\0" + (len(ask.pdu) + 1).to_bytes(2, "big") + unit + ask.pdu
+        self._expected = head + (ask.size + 1).to_bytes(2, "big") + unit + ask.head
+        return head + (len(ask.pdu) + 1).to_bytes(2, "big") + unit + ask.pdu
 
     def feed(self, data: bytes) -> bytes | None:
         """Take bytes of the stream."""
-        expected = self._expected
+        if self.fault is not None:
+            return None
         if (
             not self._buffer
-            and self._unit_id >= 0
-            and data.startswith(expected)
-            and len(data) == 6 + (expected[4] << 8 | expected[5])
+            and self._unit_id is not None
+            and data.startswith(self._expected)
+            and len(data) == self._size
         ):
-            self._unit_id = -1
+            self._unit_id = None
+            self._surplus = 0
             return data[7:]
         return self._cut(data)
 
@@ -214,68 +220,83 @@ class MbapFramer:
         self._buffer = b""
 
     def _cut(self, data: bytes) -> bytes | None:
+        """Take whole frames out of what came; return the answer among them."""
         buffer = self._buffer + data if self._buffer else data
-        used, size = self._after_surplus(buffer, 0), len(buffer)
         answer: bytes | None = None
-        while size - used >= 4 and self.fault is None:
-            protocol_id = buffer[used + 2] << 8 | buffer[used + 3]
-            if protocol_id:
-                self.fault = f"protocol id {protocol_id}"
-                break
-            if size - used < 6:
-                break
-            length = buffer[used + 4] << 8 | buffer[used + 5]
-            transaction_id = buffer[used] << 8 | buffer[used + 1]
-            if transaction_id == 0 and self._takes_zero:
-                transaction_id = self._transaction_id
-            is_awaited = transaction_id == self._transaction_id and self._unit_id >= 0
-            if is_awaited and length != 3 and self._is_exception(buffer[used + 6 : used + 9]):
-                answer = buffer[used + 7 : used + 9]
-                self._unit_id = -1
-                self._surplus = max(0, length - 3) if length <= _MOST_SURPLUS else 0
-                used = self._after_surplus(buffer, used + 9)
-                continue
-            if not 3 <= length <= 254:
-                self.fault = f"length {length}"
-                break
-            if transaction_id not in self._issued:
-                self.fault = f"transaction id {transaction_id} for {self._transaction_id}"
-                break
-            if is_awaited and length > max(3, self._expected[4] << 8 | self._expected[5]):
-                self.fault = f"length {length}"  # no answer to the request is so long: it is not waited for
-                break
-            end = used + 6 + length
-            if end > size:
-                break
-            if not is_awaited:
-                self.late_from = buffer[used + 6]
-            elif buffer[used + 6] == self._unit_id or self._takes_any_unit:
-                answer = buffer[used + 7 : end]
-                self._unit_id = -1
+        begin = self._after_surplus(buffer, 0)
+        while end := self._end_of_frame(buffer, begin):
+            if self._is_awaited(buffer, begin):
+                answer = buffer[begin + 7 : end]
+                self._unit_id = None
             else:
-                self.fault = f"unit id {buffer[used + 6]} for {self._unit_id}"
-            used = end
-        self._buffer = b"" if self.fault is not None else buffer[used:]
+                self.late_from = buffer[begin + 6]
+            begin = self._after_surplus(buffer, end)
+        self._buffer = b"" if self.fault is not None else buffer[begin:]
         return answer
+
+    def _end_of_frame(self, buffer: bytes, begin: int) -> int:
+        """Return where a frame ends, 0 if it is not whole; a frame that is none of ours is a fault."""
+        size = len(buffer) - begin
+        if size < 4:
+            return 0
+        protocol_id = buffer[begin + 2] << 8 | buffer[begin + 3]
+        if protocol_id:
+            return self._fail(f"protocol id {protocol_id}")
+        if size < 6:
+            return 0
+        length = buffer[begin + 4] << 8 | buffer[begin + 5]
+        is_awaited = self._is_awaited(buffer, begin)
+        if is_awaited and self._is_exception(buffer[begin + 6 : begin + 9]):
+            self._surplus = max(0, length - 3) if length <= _MOST_SURPLUS else 0
+            return begin + 9
+        if not 3 <= length <= 254:
+            return self._fail(f"length {length}")
+        transaction_id = self._transaction_at(buffer, begin)
+        if transaction_id not in self._issued:
+            return self._fail(f"transaction id {transaction_id} for {self._transaction_id}")
+        if (
+            is_awaited and 6 + length > self._size
+        ):  # no answer to the request is so long: it is not waited for
+            return self._fail(f"length {length}")
+        if size < 6 + length:
+            return 0
+        if is_awaited and buffer[begin + 6] != self._unit_id and not self._takes_any_unit:
+            return self._fail(f"unit id {buffer[begin + 6]} for {self._unit_id}")
+        return begin + 6 + length
+
+    def _fail(self, fault: str) -> int:
+        self.fault = fault
+        return 0
+
+    def _transaction_at(self, buffer: bytes, begin: int) -> int:
+        """Return the transaction id of a frame; where the device has none but 0, that of the last request."""
+        transaction_id = buffer[begin] << 8 | buffer[begin + 1]
+        return self._transaction_id if self._takes_zero and transaction_id == 0 else transaction_id
+
+    def _is_awaited(self, buffer: bytes, begin: int) -> bool:
+        """Return whether a frame has the transaction id of the request under way."""
+        return self._unit_id is not None and self._transaction_at(buffer, begin) == self._transaction_id
 
     def _is_exception(self, data: bytes) -> bool:
         """Return whether unit id and PDU are those of an exception response to the request under way."""
-        is_ours = data[:1] == bytes((self._unit_id,)) or self._takes_any_unit
-        return is_ours and len(data) == 3 and data[1] == self._expected[7] | 0x80
+        if len(data) < 3:
+            return False
+        is_ours = data[0] == self._unit_id or self._takes_any_unit
+        return is_ours and data[1] == self._expected[7] | 0x80
 
-    def _after_surplus(self, buffer: bytes, used: int) -> int:
-        """Return where a frame may begin, behind bytes that belong to none."""
-        while self._surplus and used < len(buffer):
-            if self._unit_id >= 0:  # what is asked is answered: is this it?
-                head = buffer[used : used + 4]
+    def _after_surplus(self, buffer: bytes, begin: int) -> int:
+        """Return where a frame may begin, after bytes that belong to none."""
+        while self._surplus and begin < len(buffer):
+            if self._unit_id is not None:  # what is asked is answered: is this it?
+                head = buffer[begin : begin + 4]
                 if len(head) < 4:
-                    break
+                    return begin
                 if head[2:] == b"\0\0" and (head[0] << 8 | head[1]) in self._issued:
                     self._surplus = 0
-                    break
-            used += 1
+                    return begin
+            begin += 1
             self._surplus -= 1
-        return used
+        return begin
 
 
 class _LineFramer:
@@ -349,7 +370,7 @@ class _LineFramer:
                 self._is_after_echo = True
                 if not self._is_mirrored:
                     echo.was_heard()
-            elif echo.is_promised or (echo.is_heard and self._is_mirrored):
+            elif echo.is_promised or self._is_mirrored:
                 self._buffer = buffer[-_MOST:]
                 return None
         return self._take(ask, buffer)
@@ -360,20 +381,23 @@ class _LineFramer:
         is_like_request = self._is_mirrored and answer is not None and not answer[0] & 0x80
         if is_like_request and self._echo.is_heard is None and not self._holds_back:
             self._holds_back = True
-            answer, begin, end = self._find(ask, buffer := buffer[end:])
+            self._pass(buffer[:begin])
+            buffer = buffer[end:]
+            answer, begin, end = self._find(ask, buffer)
+        self._pass(buffer[:begin])
         if answer is None:
-            self._passed = (self._passed + buffer[:begin])[-_MOST:]
             self._buffer = buffer[begin:]
             return None
         self._buffer = buffer[end:]
         self._ask = None
         if self._holds_back:
             self._echo.was_heard()
-        elif not self._is_after_echo and not (self._is_mirrored and not answer[0] & 0x80):
-            self._echo.came_first(self._sent, self._passed + buffer[:begin])
-        if begin:
-            self._passed += buffer[:begin]
+        elif not self._is_after_echo:
+            self._echo.came_first(self._sent, self._passed)
         return answer
+
+    def _pass(self, data: bytes) -> None:
+        self._passed = (self._passed + data)[-_MOST:]
 
     def _frame(self, ask: Ask) -> bytes:
         raise NotImplementedError
@@ -392,43 +416,32 @@ class RtuFramer(_LineFramer):
 
     def _find(self, ask: Ask, buffer: bytes) -> tuple[bytes | None, int, int]:
         """Look for the answer at every place where it may begin; keep what may still become it."""
-        head = ask.head
-        function_code = head[0]
-        size = len(buffer)
-        keep: int | None = None
+        head, size = ask.head, len(buffer)
+        keep = size
         # An answer begins with the unit id; where that may be anything, every place may be one.
-        unit = bytes((ask.unit_id,))
-        start = 0
-        while True:
-            place = start if self._takes_any_unit else buffer.find(unit, start)
-            if not 0 <= place < size:
-                break
-            start = place + 1
-            code = buffer[place + 1] if place + 1 < size else None
-            if code is None:
-                end = size + 1
-            elif code == function_code:
-                known = min(len(head), size - place - 1)
-                if buffer[place + 1 : place + 1 + known] != head[:known]:
-                    stop = place + ask.size + 3
-                    if ask.is_write and stop <= size and not crc16(buffer[place:stop]):
-                        self.odd = buffer[place + 1 : stop - 2]
-                    continue
-                length: int | None = ask.size
-                if ask.has_own_length:
+        unit = b"" if self._takes_any_unit else bytes((ask.unit_id,))
+        place = -1
+        while (place := buffer.find(unit, place + 1)) >= 0:
+            begin = buffer[place + 1 : place + 1 + len(head)]
+            end = place + ask.size + 3
+            is_good = head.startswith(begin)
+            if is_good:  # so it does where nothing came behind the unit id yet
+                if ask.has_own_length and begin:
                     length = other_functions.own_length(buffer[place + 1 : place + 4])
-                end = size + 1 if length is None else place + length + 3
-            elif code == function_code | 0x80:
+                    end = place + (size if length is None else length) + 3
+            elif begin[0] == head[0] | 0x80:
                 end = place + 5
-            else:
+                is_good = True
+            elif not ask.is_write or begin[0] != head[0]:
                 continue
             if end > size:
-                keep = place if keep is None else keep
-                continue
-            frame = buffer[place:end]
-            if crc16(frame) == 0:
-                return frame[1:-2], place, end
-        return None, size if keep is None else keep, size
+                keep = min(keep, place)
+            elif crc16(buffer[place:end]) == 0:
+                answer = buffer[place + 1 : end - 2]
+                if is_good:
+                    return answer, place, end
+                self.odd = answer
+        return None, keep, size
 
 
 class AsciiFramer(_LineFramer):
@@ -455,19 +468,17 @@ class AsciiFramer(_LineFramer):
                 return answer, begin, start
 
     def _answer(self, ask: Ask, digits: bytes) -> bytes | None:
-        if len(digits) % 2 or not digits.isalnum():
+        if not digits.isalnum():  # `fromhex` takes blanks too
             return None
         try:
             body = bytes.fromhex(digits.decode("ascii"))
-        except (UnicodeDecodeError, ValueError):
+        except ValueError:
             return None
-        if len(body) < 3 or sum(body) & 0xFF:
-            return None
-        if body[0] != ask.unit_id and not self._takes_any_unit:
+        if sum(body) & 0xFF or (body[0] != ask.unit_id and not self._takes_any_unit):
             return None
         answer = body[1:-1]
-        is_good = ask.is_answer(answer)
-        is_exception = len(answer) == 2 and answer[0] == ask.pdu[0] | 0x80
-        if not is_good and ask.is_write and answer[0] == ask.pdu[0] and len(answer) == ask.size:
+        if ask.is_answer(answer) or (len(answer) == 2 and answer[0] == ask.pdu[0] | 0x80):
+            return answer
+        if ask.is_write and len(answer) == ask.size and answer[0] == ask.pdu[0]:
             self.odd = answer
-        return answer if is_good or is_exception else None
+        return None

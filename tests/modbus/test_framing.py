@@ -14,7 +14,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from fieldbus.modbus import pdu
+from fieldbus.modbus import other_functions, pdu
 from fieldbus.modbus.echo import LineEcho
 from fieldbus.modbus.framing import AsciiFramer, Ask, Framer, MbapFramer, RtuFramer
 from fieldbus.modbus.registers import Table
@@ -312,7 +312,10 @@ def test_of_ascii_frames_capitals_do_not_matter_and_nothing_but_digits_is_one() 
         ("0001 0000 0000", "length 0"),
         ("0001 0000 00ff 11", "length 255"),
         ("0001 0000 ffff 11", "length 65535"),
+        ("0001 0000 0008 11 0304deadbeef00", "length 8"),
+        ("0001 0000 0009 12 8302", "length 9"),
         ("0001 0000 0007 12 0304deadbeef", "unit id 18 for 17"),
+        ("0001 0000 0003 12 8302", "unit id 18 for 17"),
         ("0002 0000 0007 11 0304deadbeef", "transaction id 2 for 1"),
         ("0000 0000 0007 11 0304deadbeef", "transaction id 0 for 1"),
     ],
@@ -326,6 +329,117 @@ def test_a_stream_that_is_wrong_once_is_not_believed_any_more(frame: str, fault:
         assert framer.fault == fault
         assert framer.feed(bytes(3)) is None
         assert framer.is_empty
+        assert framer.feed(mbap(17, bytes.fromhex("0304deadbeef"))) is None
+        assert framer.feed(mbap(17, bytes.fromhex("0304deadbeef")) + b"\0") is None
+
+
+@each_answer
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_bytes_behind_an_answer_on_a_stream_are_no_part_of_it(what: str, size: int) -> None:
+    ask, answer = ANSWERS[what]
+    framer = asked("mbap", ask)
+    assert framer.feed(mbap(17, answer) + bytes(size)) == answer
+    assert not framer.is_empty
+
+
+def test_a_late_answer_may_have_any_length_of_a_pdu() -> None:
+    for body in (b"\x83\x02", b"\x03\xfb" + bytes(251)):
+        framer = asked("mbap", read())
+        framer.wrap(read())
+        assert framer.feed(mbap(17, body, 1)) is None
+        assert (framer.late_from, framer.fault, framer.is_empty) == (17, None, True)
+    for head, fault in (("0001 0000 0002 11 83", "length 2"), ("0001 0000 00ff", "length 255")):
+        framer = asked("mbap", read())
+        framer.wrap(read())
+        assert framer.feed(bytes.fromhex(head)) is None
+        assert (framer.late_from, framer.fault) == (None, fault)
+
+
+def test_a_frame_inside_a_late_answer_is_data_of_it() -> None:
+    framer = asked("mbap", read())
+    framer.wrap(read())
+    answer = bytes.fromhex("0304deadbeef")
+    inside = mbap(17, answer, 2)
+    late = mbap(17, b"\x03" + bytes((len(inside),)) + inside, 1)
+    assert framer.feed(late[: -len(inside)]) is None
+    assert framer.feed(inside) is None
+    assert (framer.late_from, framer.fault, framer.is_empty) == (17, None, True)
+    assert framer.feed(inside) == answer
+
+
+# --- exception responses of a wrong length ----------------------------------------------------------
+
+REFUSED = {
+    "a read": (read(), bytes.fromhex("8302")),
+    "a write of a register": (Ask(17, bytes.fromhex("0600111234")), bytes.fromhex("8604")),
+    "a write of registers": (Ask(17, pdu.write_registers_request(17, bytes(8))), bytes.fromhex("9003")),
+}
+
+
+def refusal(answer: bytes, length: int, transaction_id: int = 1, unit_id: int = 17) -> bytes:
+    return struct.pack(">HHHB", transaction_id, 0, length, unit_id) + answer
+
+
+@pytest.mark.parametrize("what", REFUSED)
+@pytest.mark.parametrize("length", [0, 1, 2, 3, 4, 9, 16, 17, 255, 65535])
+def test_an_exception_response_has_two_bytes_whatever_its_header_says(what: str, length: int) -> None:
+    ask, answer = REFUSED[what]
+    framer = asked("mbap", ask)
+    assert framer.feed(refusal(answer, length)) == answer
+    assert (framer.fault, framer.is_empty) == (None, True)
+    framer = asked("mbap", ask, takes_any_unit=True)
+    assert framer.feed(refusal(answer, length, unit_id=18)) == answer
+
+
+@pytest.mark.parametrize(
+    ("length", "most"), [(0, 0), (2, 0), (3, 0), (4, 1), (9, 6), (15, 12), (16, 13), (17, 0), (255, 0)]
+)
+@pytest.mark.parametrize("step", [1, 100])
+def test_after_an_exception_response_come_at_most_the_bytes_of_its_header(
+    length: int, most: int, step: int
+) -> None:
+    """A header that says more than 16 is wrong, and nothing follows."""
+    for size in range(most + 1):
+        framer = asked("mbap", read())
+        assert framer.feed(refusal(b"\x83\x02", length)) == b"\x83\x02"
+        for place in range(0, size, step):
+            assert framer.feed(b"\xaa" * min(step, size - place)) is None
+        assert (framer.fault, framer.is_empty) == (None, True)
+    assert framer.feed(b"\xaa") is None
+    assert not framer.is_empty
+
+
+@pytest.mark.parametrize(
+    "rest",
+    ["", "00", "000000000000", "aaaa0000aaaa", "012caaaaaaaa", "012c0001aaaa"],
+    ids=lambda item: item or "none",
+)
+def test_the_next_answer_is_found_after_the_rest_of_an_exception_response(rest: str) -> None:
+    """Six bytes may follow; a header with the id of a request ends them."""
+    answer = bytes.fromhex("0304deadbeef")
+    stream = bytes.fromhex(rest) + mbap(17, answer, 0x012D)
+    for cut in range(len(stream) + 1):
+        framer = MbapFramer()
+        for _ in range(0x012C):
+            framer.wrap(read())
+        assert framer.feed(refusal(b"\x83\x02", 9, 0x012C)) == b"\x83\x02"
+        framer.wrap(read())
+        assert [framer.feed(stream[:cut]), framer.feed(stream[cut:])].count(answer) == 1, cut
+        assert (framer.fault, framer.is_empty) == (None, True)
+        assert framer.feed(b"\xaa") is None
+        assert not framer.is_empty, "the answer ended what may follow the exception response"
+
+
+def test_a_late_answer_right_after_an_exception_response_is_passed_over() -> None:
+    for length in (2, 3):
+        framer = asked("mbap", read())
+        framer.wrap(read())
+        late = mbap(17, bytes.fromhex("0304deadbeef"), 1)
+        assert framer.feed(refusal(b"\x83\x02", length, 2) + late) == b"\x83\x02"
+        assert (framer.late_from, framer.fault, framer.is_empty) == (17, None, True)
+
+
+# --- late answers -----------------------------------------------------------------------------------
 
 
 def test_a_late_answer_is_passed_over_and_told() -> None:
@@ -377,6 +491,11 @@ def test_an_answer_with_transaction_0_is_taken_from_a_device_that_has_no_other()
     assert framer.feed(mbap(17, answer, 0)) is None
     framer.wrap(read())
     assert framer.feed(mbap(17, answer, 2)) == answer
+    framer.wrap(read())
+    assert framer.feed(mbap(17, answer, 1)) is None
+    assert framer.late_from == 17
+    assert framer.feed(mbap(17, answer, 0)) == answer
+    assert framer.fault is None
 
 
 @each_framing
@@ -416,6 +535,167 @@ def test_the_same_stream_gives_the_same_in_whatever_pieces_it_comes(data: st.Dat
         return [item for item in found if item is not None], framer.fault
 
     assert outcome(data.draw(st.lists(st.integers(0, len(stream)), max_size=8))) == outcome([])
+
+
+# --- what a line says besides the answer --------------------------------------------------------------
+
+WRITES: dict[str, tuple[Ask, str, str]] = {
+    "a coil": (Ask(17, bytes.fromhex("050011ff00")), "050011ff00", "0500110000"),
+    "a register": (Ask(17, bytes.fromhex("0600111234")), "0600111234", "0600119999"),
+    "coils": (Ask(17, pdu.write_coils_request(17, [True] * 9)), "0f00110009", "0f00110008"),
+    "registers": (Ask(17, pdu.write_registers_request(17, bytes(8))), "1000110004", "1000120004"),
+    "masked bits": (Ask(17, pdu.mask_write_request(5, 0xFFF0, 3)), "160005fff00003", "160005fff00004"),
+    "a file": (
+        Ask(17, other_functions.write_request(0x0001_0005, b"\1\2")),
+        "1509060001000500010102", "1509060001000500010103"),
+}  # fmt: skip
+"""Request, good response, and a response that says that something else was written."""
+
+each_line = pytest.mark.parametrize("framing", ["rtu", "ascii"])
+
+
+@each_line
+@pytest.mark.parametrize("what", WRITES)
+def test_a_response_that_says_that_something_else_was_written_is_kept(framing: str, what: str) -> None:
+    ask, good, wrong = WRITES[what]
+    for has_more_behind in (False, True):
+        framer = asked(framing, ask)
+        frame = FRAMINGS[framing][1](17, bytes.fromhex(wrong))
+        for n in range(len(frame)):
+            assert framer.odd == b"", n  # type: ignore[attr-defined]
+            assert framer.feed(frame[n : n + 1]) is None
+        assert framer.odd.hex() == wrong
+        if has_more_behind:
+            assert framer.feed(frame + b"\0") is None
+            assert framer.odd.hex() == wrong
+        assert framer.feed(FRAMINGS[framing][1](17, bytes.fromhex(good))) == bytes.fromhex(good)
+        framer.wrap(ask)
+        assert framer.odd == b""
+
+
+@each_line
+@pytest.mark.parametrize(
+    ("ask", "unit_id", "body"),
+    [
+        (WRITES["a register"][0], 18, "0600119999"), (WRITES["a register"][0], 17, "060011999900"),
+        (WRITES["a register"][0], 17, "06001199"), (WRITES["a register"][0], 17, "06"),
+        (WRITES["a register"][0], 17, "0500119999"), (WRITES["a register"][0], 17, "1000119999"),
+        (WRITES["a register"][0], 17, ""), (WRITES["registers"][0], 17, "0600110004"),
+        (read(), 17, "0305deadbeef"), (read(), 17, "0302dead"), (Ask(0, bytes.fromhex("0600111234")), 0, ""),
+    ],
+)  # fmt: skip
+def test_no_other_frame_is_kept_as_a_wrong_response(framing: str, ask: Ask, unit_id: int, body: str) -> None:
+    framer = asked(framing, ask)
+    assert framer.feed(FRAMINGS[framing][1](unit_id, bytes.fromhex(body))) is None
+    assert framer.odd == b""
+    assert framer.feed(b"\xf0" * 20) is None
+    assert framer.odd == b""
+
+
+@each_line
+def test_a_wrong_response_with_a_wrong_checksum_is_not_kept(framing: str) -> None:
+    ask, _, wrong = WRITES["a register"]
+    frame = FRAMINGS[framing][1](17, bytes.fromhex(wrong)).replace(b"\x99\x99", b"\x99\x98")
+    framer = asked(framing, ask)
+    assert framer.feed(frame.replace(b"9999", b"9998")) is None
+    assert framer.odd == b""
+
+
+@each_line
+@each_answer
+def test_what_is_no_part_of_an_answer_is_kept_for_others(framing: str, what: str) -> None:
+    ask, answer = ANSWERS[what]
+    framer = asked(framing, ask)
+    frame = FRAMINGS[framing][1](17, answer)
+    assert framer.others == b""
+    assert framer.feed(b"\xf0\xf1\xf2") is None
+    assert framer.others == b"\xf0\xf1\xf2"
+    assert not framer.has_heard_itself
+    assert framer.feed(b"\xf3" + frame + b"\xf4\xf5") == answer
+    assert framer.others == b"\xf0\xf1\xf2\xf3\xf4\xf5"
+    framer.wrap(ask)
+    assert framer.others == b""
+
+
+@each_line
+def test_of_what_is_for_others_the_newest_1024_bytes_are_kept(framing: str) -> None:
+    ask, answer = ANSWERS["two registers"]
+    noise = bytes(0xF0 | n % 13 for n in range(3000))
+    for step in (3000, 700, 1):
+        framer = asked(framing, ask)
+        for n in range(0, len(noise), step):
+            assert framer.feed(noise[n : n + step]) is None
+        assert framer.others == noise[-1024:]
+        assert framer.feed(noise[:5] + FRAMINGS[framing][1](17, answer)) == answer
+        assert framer.others == (noise + noise[:5])[-1024:]
+    framer = asked(framing, ask)
+    assert framer.feed(noise + FRAMINGS[framing][1](17, answer)) == answer
+    assert framer.others == noise[-1024:]
+    unasked = FRAMINGS[framing][0]()
+    assert unasked.feed(noise) is None
+    assert unasked.others == noise[-1024:]
+    promised = FRAMINGS[framing][0](echo=LineEcho(said=True))
+    promised.wrap(ask)
+    assert promised.feed(noise) is None
+    assert promised.others == noise[-1024:]
+
+
+@each_line
+@pytest.mark.parametrize("what", ["a coil that was written", "a register that was written", "masked bits"])
+def test_what_is_before_and_after_a_copy_that_is_held_back_is_for_others(framing: str, what: str) -> None:
+    _, framer, _ = line(framing)
+    ask, answer = ANSWERS[what]
+    frame = FRAMINGS[framing][1](17, answer)
+    framer.wrap(ask)
+    assert framer.feed(b"\xf0\xf1" + frame) is None
+    assert framer.others == b"\xf0\xf1"
+    assert framer.has_heard_itself
+    assert framer.feed(frame[:2]) is None
+    assert not framer.has_heard_itself, "the response has begun"
+    assert framer.feed(frame[2:]) == answer
+    assert framer.others == b"\xf0\xf1"
+
+
+@each_line
+def test_after_an_echo_nothing_has_come_but_itself(framing: str) -> None:
+    _, framer, _ = line(framing)
+    ask, answer = ANSWERS["two registers"]
+    sent = framer.wrap(ask)
+    assert not framer.has_heard_itself
+    assert framer.feed(b"\xf0" + sent) is None
+    assert framer.has_heard_itself
+    assert framer.others == b""
+    frame = FRAMINGS[framing][1](17, answer)
+    assert framer.feed(frame[:4]) is None
+    assert not framer.has_heard_itself
+    assert framer.feed(frame[4:]) == answer
+
+
+def test_an_ascii_frame_without_an_end_is_kept_up_to_1024_characters() -> None:
+    framer = asked("ascii", read())
+    assert framer.feed(b"\xf0" * 600 + b":" + b"0" * 1023) is None
+    assert not framer.is_empty
+    assert framer.feed(b"0") is None
+    assert framer.is_empty
+
+
+def test_an_ascii_frame_behind_noise_is_found_when_its_end_comes() -> None:
+    ask, answer = ANSWERS["125 registers"]
+    frame = ascii_(17, answer)
+    for cut in range(1, len(frame)):
+        framer = asked("ascii", ask)
+        assert framer.feed(b"\xf0" * 600 + frame[:cut]) is None
+        assert framer.feed(frame[cut:]) == answer, cut
+
+
+def test_a_response_of_its_own_length_has_the_function_that_was_asked() -> None:
+    fifo, server = bytes.fromhex("18000400011234"), bytes.fromhex("110301ff07")
+    asks = {"18": Ask(17, bytes.fromhex("180010")), "11": Ask(17, bytes.fromhex("11"))}
+    for framing in ("rtu", "ascii"):
+        assert asked(framing, asks["18"]).feed(FRAMINGS[framing][1](17, server)) is None
+        assert asked(framing, asks["11"]).feed(FRAMINGS[framing][1](17, fifo)) is None
+        assert asked(framing, asks["18"]).feed(FRAMINGS[framing][1](17, fifo)) == fifo
+        assert asked(framing, asks["11"]).feed(FRAMINGS[framing][1](17, server)) == server
 
 
 # --- echo -------------------------------------------------------------------------------------------
@@ -704,3 +984,13 @@ def test_answers_that_cannot_be_told_apart_on_a_line_have_one_shape() -> None:
     assert read(Table.COIL, count=9).shape == read(Table.COIL, count=16).shape
     assert read(Table.COIL, count=8).shape != read(Table.COIL, count=9).shape
     assert read(Table.INPUT).shape != read(Table.HOLDING).shape
+
+
+def test_a_good_answer_looks_as_its_request_for_single_writes_only() -> None:
+    mirrored = {what: ask.is_mirrored for what, (ask, _, _) in WRITES.items()}
+    assert mirrored == {
+        "a coil": True, "a register": True, "coils": False, "registers": False, "masked bits": True, "a file": True,
+    }  # fmt: skip
+    assert not any(ask.is_mirrored for ask in (read(), read(Table.COIL, count=24), read(Table.INPUT)))
+    assert not Ask(17, bytes.fromhex("11")).is_mirrored
+    assert not Ask(17, bytes.fromhex("180010")).is_mirrored

@@ -139,7 +139,8 @@ class Agenda(Generic[PollT]):
     def reschedule(self, poll: PollT, now_s: float) -> int:
         """Give a poll that had its turn its next deadline; return how many periods it missed."""
         if self._is_on_demand:
-            poll.turns.probe = None if poll.turns.probe is poll else poll.turns.probe
+            if poll.turns.probe is poll:
+                poll.turns.probe = None
             return 0
         period_s = poll.period_s
         next_s = poll.due_s + period_s

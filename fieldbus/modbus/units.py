@@ -214,7 +214,7 @@ class UnitState:
 
     def note(self, spent_s: float, ask: Ask) -> None:
         """Learn how long a request took on the line."""
-        data = max(0, ask.size - 2) if ask.pdu[0] <= pdu.READ_INPUT_REGISTERS else 0
+        data = ask.size - 2 if ask.pdu[0] <= pdu.READ_INPUT_REGISTERS else 0
         own_s = max(0.0, spent_s - data * self._cost.byte_s)
         known_s = self.knowledge.turnaround_s
         self.knowledge.turnaround_s = own_s if known_s is None else known_s + _SMOOTHING * (own_s - known_s)
@@ -363,10 +363,9 @@ class UnitState:
         for table, start, size, width in self._askable():
             # Shorter than the block if possible; one more than it if it is a single register.
             most = most_of(table) * 16 // width
-            for count in (size,) if table.is_whole else (*range(1, min(size, 64) + 1), size + 1):
+            counts = [n for n in (*range(1, min(size, 64) + 1), size + 1) if n <= most]
+            for count in [size] if table.is_whole else counts:
                 address = min(start, (start | 0xFFFF) + 1 - count)
-                if count > most and not table.is_whole:
-                    continue
                 ask = Ask(self.unit.unit_id, pdu.read_request(table, address, count), width)
                 if ask.shape not in self.suspects:
                     if best is None or ask.size < best.size:

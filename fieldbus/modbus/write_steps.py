@@ -31,7 +31,7 @@ from fieldbus.modbus import pdu
 from fieldbus.modbus.planner import most_of
 from fieldbus.modbus.quirks import UnitQuirks
 from fieldbus.modbus.registers import RegisterPoint
-from fieldbus.modbus.write_trouble import NO_REFUSAL, NOT_READABLE, Trouble, TroubleError, trouble_of
+from fieldbus.modbus.write_trouble import NOT_READABLE, Trouble, TroubleError, trouble_of
 from fieldbus.modbus.writing import (
     Finish,
     Run,
@@ -75,7 +75,7 @@ def read_back(
     write: Write, quirks: UnitQuirks, finish: Finish, why: Why, *, first_address: int | None = None
 ) -> Steps:
     """Read back a write that was accepted some time ago, and answer it."""
-    run = Run([write], [b""], [write], write.point.low_bit is not None)
+    run = Run([write], [b""], [write])
     return _Performance(quirks, finish, why, None, first_address).read_back(run, [write])
 
 
@@ -150,10 +150,9 @@ class _Performance:
         except TroubleError as error:
             return error.trouble
         except ConversionError as error:
-            return Trouble(WriteOutcome.REFUSED, str(error), is_refusal=True)
+            return Trouble(WriteOutcome.REFUSED, str(error))
         except RequestError as error:  # of a read before anything was written
-            is_refusal = isinstance(error, DeviceExceptionError) and error.exception_code not in NO_REFUSAL
-            return Trouble(WriteOutcome.FAILED, self._why(error), is_refusal)
+            return Trouble(WriteOutcome.FAILED, self._why(error))
         return None
 
     def _write_data(self, place: RegisterPoint, address: int, data: bytes) -> Steps:

@@ -144,6 +144,25 @@ def test_whoever_waits_for_less_than_a_grain_is_not_sent_away() -> None:
     assert agenda.pick(10.0 - GRAIN_S / 2) is poll
 
 
+@pytest.mark.parametrize("rank", list(Rank))
+def test_whoever_waits_for_a_grain_is_not_sent_away_whatever_its_rank(rank: Rank) -> None:
+    poll = Poll("a", Turns(rank=Rank.SUSPECT if rank is Rank.SUSPECT else Rank.LIVE), due_s=GRAIN_S)
+    agenda = agenda_of(poll)
+    if rank is Rank.DEMOTED:
+        poll.turns.probe_at_s = GRAIN_S
+        agenda.demote(poll.turns)
+    assert agenda.pick(-GRAIN_S / 2) is None
+    assert agenda.pick(0.0) is poll
+
+
+def test_a_first_read_in_its_own_slot_is_not_done_twice() -> None:
+    poll = Poll("a", Turns(slot=0.0), 2.0, due_s=8.0)
+    agenda = agenda_of(poll)
+    assert agenda.pick(8.0) is poll
+    agenda.reschedule(poll, 8.0)
+    assert poll.due_s == 10.0
+
+
 def test_nothing_is_due_where_nothing_is_planned() -> None:
     agenda = agenda_of()
     assert (agenda.next_due_s(), agenda.pick(1e9)) == (NEVER, None)
@@ -156,12 +175,6 @@ def test_equal_polls_take_turns() -> None:
     polls = [Poll(f"p{n}", Turns(slot=0.0)) for n in range(10)]
     agenda = agenda_of(*polls)
     run(agenda, 50.0, takes_s=0.01)
-    order = (
-        [poll.name for _, poll in sorted((at_s, poll) for poll in polls for at_s in poll.read_s)]
-        if False
-        else []
-    )
-    del order
     counts = {len(poll.read_s) for poll in polls}
     assert max(counts) - min(counts) <= 1
     assert agenda.missed == 0
@@ -234,6 +247,29 @@ def test_on_a_line_that_is_never_idle_a_doubtful_unit_goes_ahead_every_two_secon
     assert suspect.read_s
     assert lost.read_s, "a suspect starves a probe"
     assert len(lost.read_s) >= 0.3 * len(turns)
+
+
+@pytest.mark.parametrize("rank", [Rank.SUSPECT, Rank.DEMOTED])
+def test_a_doubtful_unit_that_waited_two_seconds_goes_ahead(rank: Rank) -> None:
+    busy, doubtful = Poll("busy", Turns(), due_s=0.0), Poll("doubtful", Turns(rank=Rank.SUSPECT), due_s=1.0)
+    agenda = agenda_of(busy, doubtful)
+    if rank is Rank.DEMOTED:
+        doubtful.turns.probe_at_s = 1.0
+        agenda.demote(doubtful.turns)
+    early_s = 1.0 + STARVED_S - 0.25
+    assert agenda.pick(early_s) is busy
+    agenda.add(busy)
+    assert agenda.pick(1.0 + STARVED_S) is doubtful
+
+
+def test_two_doubtful_units_go_ahead_two_seconds_apart() -> None:
+    busy = Poll("busy", Turns())
+    first, second = (Poll(name, Turns(rank=Rank.SUSPECT), due_s=-9.0) for name in ("first", "second"))
+    agenda = agenda_of(busy, first, second)
+    assert agenda.pick(0.0) is first
+    assert agenda.pick(STARVED_S - 0.25) is busy
+    agenda.add(busy)
+    assert agenda.pick(STARVED_S) is second
 
 
 def test_a_unit_that_becomes_suspect_while_it_waits_waits_behind_the_others() -> None:
@@ -329,6 +365,71 @@ def test_what_is_dropped_is_never_asked_for_again() -> None:
     agenda.reschedule(under_way, 1.0)
     agenda.revive(lost.turns, 2.0)
     assert agenda.pick(1e9) is None
+    assert agenda.next_due_s() == NEVER
+
+
+# --- on demand, and before its time -----------------------------------------------------------------
+
+
+def test_on_demand_a_poll_has_its_turn_once_each_time_it_is_added() -> None:
+    agenda: Agenda[Poll] = Agenda(is_on_demand=True)
+    poll = Poll("a", Turns())
+    agenda.add(poll)
+    assert agenda.pick(0.0) is poll
+    assert agenda.reschedule(poll, 5.0) == 0
+    assert (agenda.pick(9.0), agenda.next_due_s(), agenda.missed) == (None, NEVER, 0)
+    agenda.hasten(poll, 9.0)
+    assert (agenda.pick(9.0), poll.due_s) == (poll, 9.0)
+
+
+def test_on_demand_a_lost_unit_is_asked_again_after_its_probe_had_its_turn() -> None:
+    agenda: Agenda[Poll] = Agenda(is_on_demand=True)
+    turns = Turns(probe_at_s=1.0)
+    first, second = (Poll(name, turns) for name in ("first", "second"))
+    agenda.add(first)
+    agenda.add(second)
+    agenda.demote(turns)
+    assert agenda.pick(1.0) is first
+    agenda.reschedule(second, 1.0)
+    assert agenda.pick(1.0) is None, "another poll of the unit does not end its probe"
+    agenda.reschedule(first, 1.0)
+    assert agenda.pick(1.0) is second
+
+
+@pytest.mark.parametrize("rank", [Rank.LIVE, Rank.SUSPECT])
+def test_a_poll_is_read_before_its_time_and_once(rank: Rank) -> None:
+    poll, other = Poll("a", Turns(rank=rank), due_s=50.0), Poll("b", Turns(rank=rank), due_s=60.0)
+    agenda = agenda_of(poll, other)
+    agenda.hasten(poll, 9.0)
+    assert (agenda.pick(9.0), agenda.pick(55.0), agenda.pick(60.0)) == (poll, None, other)
+
+
+def test_a_poll_that_is_under_way_is_not_planned_a_second_time() -> None:
+    poll = Poll("a", Turns())
+    agenda = agenda_of(poll)
+    assert agenda.pick(0.0) is poll
+    agenda.hasten(poll, 0.0)
+    assert agenda.next_due_s() == NEVER
+
+
+def test_a_poll_of_a_lost_unit_that_is_wanted_now_is_its_next_probe() -> None:
+    turns = Turns(probe_at_s=30.0)
+    polls = [Poll(f"p{n}", turns) for n in range(3)]
+    agenda = agenda_of(*polls)
+    agenda.demote(turns)
+    agenda.hasten(polls[2], 9.0)
+    assert agenda.next_due_s() == 9.0
+    probe = agenda.pick(9.0)
+    assert probe is polls[2]
+    agenda.add(probe)
+    assert agenda.pick(9.0) is polls[0]
+
+
+def test_at_the_end_all_polls_are_taken_out_but_those_that_are_gone() -> None:
+    live, gone, suspect = Poll("live", Turns()), Poll("gone", Turns()), Poll("s", Turns(rank=Rank.SUSPECT))
+    agenda = agenda_of(live, gone, suspect)
+    agenda.drop([gone])
+    assert agenda.clear() == [live, suspect]
     assert agenda.next_due_s() == NEVER
 
 

@@ -671,3 +671,12 @@ def test_a_refusal_clears_one_open_request_and_not_several() -> None:
     state.suspect(first, 0.0)
     state.was_refused(third, 0.0)
     assert state.suspects == {third.shape}
+
+
+def test_each_of_two_refusals_in_a_row_clears_what_was_open() -> None:
+    first, second, third = (read(Table.HOLDING, 0, count) for count in (1, 2, 3))
+    state = state_of(words(0))
+    state.suspect(first, 0.0)
+    state.was_refused(second, 0.0)
+    state.was_refused(third, 0.0)
+    assert state.suspects == {third.shape}

@@ -565,3 +565,185 @@ def test_an_unknown_end_of_a_commit_is_that_of_its_value(answer: Answer, outcome
     [ended] = written(device, with_commit("limit", "holding 5", COMMIT, 7))
     assert ended.outcome is outcome
     assert "then commit" in str(ended.reason)
+
+
+# --- read from the first address --------------------------------------------------------------------
+
+
+def perform_from(device: Device, first_address: int, *given: Write) -> list[Ended]:
+    """Write to a device whose reads all begin at one address."""
+    ended: list[Ended] = []
+    [run] = gather(given, lambda *_: None)
+    device.drive(
+        perform(
+            run, UnitQuirks(), lambda w, outcome, reason: ended.append(Ended(w.name, outcome, reason)), str,
+            first_address=first_address,
+        )
+    )  # fmt: skip
+    return ended
+
+
+@pytest.mark.parametrize(
+    ("first", "address", "type_", "read"),
+    [
+        (0, 0, "uint16", "0300000001"),
+        (0, 7, "uint16", "0300000008"),
+        (0, 124, "uint16", "030000007d"),
+        (0, 125, "uint16", "03007d0001"),
+        (0, 123, "uint32", "030000007d"),
+        (0, 124, "uint32", "03007c0002"),
+        (10, 9, "uint16", "0300090001"),
+    ],
+)
+def test_a_register_is_read_from_the_first_address_if_one_request_reaches_it(
+    first: int, address: int, type_: str, read: str
+) -> None:
+    own = point("s", f"holding {address}", type_, verify=True)
+    device = Device()
+    assert perform_from(device, first, Write(own, 0x1234)) == [Ended("s", VERIFIED)]
+    assert device.asked[-1].hex() == read
+    device.obstinate = writes(lambda request: request[:5])  # taken, and forgotten
+    device.hold(own.end - 1, 0x4321)
+    assert perform_from(device, first, Write(own, 0x1234)) == [Ended("s", FAILED, ANOTHER)]
+
+
+@pytest.mark.parametrize("address", [0, 7, 8, 9, 17, 40])
+@pytest.mark.parametrize("state", [True, False])
+def test_a_coil_is_found_among_those_that_are_read_before_it(address: int, state: bool) -> None:
+    own = point("valve", f"coil {address}", verify=True)
+    device = Device()
+    device.obstinate = writes(lambda request: request)  # taken, and forgotten
+    for held, end in ((state, Ended("valve", VERIFIED)), (not state, Ended("valve", FAILED, ANOTHER))):
+        for other in range(60):
+            device.server.words[1, "coil", other] = int(not held)
+        device.server.words[1, "coil", address] = int(held)
+        assert perform_from(device, 0, Write(own, state)) == [end]
+
+
+# --- what is read back of several -------------------------------------------------------------------
+
+
+def test_after_a_silence_no_other_neighbour_is_read_back() -> None:
+    """The unit would be waited for once more for each of them."""
+    device = Device()
+    device.obstinate = lambda request: silent(request) if request[0] == 3 else None
+    ended = device.write(*((item, 5) for item in words_at(100, 3, verify=True)))
+    text = "written, but reading back failed: timeout"
+    assert ended == [Ended(f"r{address}", FAILED, text) for address in (100, 101, 102)]
+    assert device.functions == [16, 3]
+
+
+def test_after_an_exception_the_other_neighbours_are_read_back() -> None:
+    device = Device()
+    device.obstinate = refusing(lambda request: request[:3] == b"\x03\x00\x64")
+    ended = device.write(*((item, 5) for item in words_at(100, 3, verify=True)))
+    text = "written, but reading back failed: device exception 02"
+    assert ended == [Ended("r100", FAILED, text), Ended("r101", VERIFIED), Ended("r102", VERIFIED)]
+
+
+def test_bits_of_one_register_are_read_back_once_even_if_that_is_refused() -> None:
+    device = Device(r5=0)
+    device.obstinate = refusing(lambda request: request[0] == 3 and 6 in device.functions)
+    ended = device.write(*((point(f"b{bit}", "holding 5", bit=bit, verify=True), True) for bit in (3, 4)))
+    text = "written, but reading back failed: device exception 02"
+    assert ended == [Ended("b3", FAILED, text), Ended("b4", FAILED, text)]
+    assert device.functions == [3, 6, 3]
+
+
+def test_each_neighbour_is_read_back_as_it_is_configured() -> None:
+    plain, at_once = point("plain", "holding 5"), point("at_once", "holding 6", verify=True)
+    slow = [point(name, f"holding {n}", verify={"after": "1s"}) for n, name in ((7, "slow"), (8, "slower"))]
+    given = [Write(item, 3) for item in (plain, *slow, at_once)]
+    ended: list[Ended] = []
+    later: list[Write] = []
+
+    def finish(write: Write, outcome: WriteOutcome, reason: str | None) -> None:
+        ended.append(Ended(write.name, outcome, reason))
+
+    device = Device()
+    for run in gather([given[0], given[3], given[1], given[2]], finish):
+        device.drive(perform(run, UnitQuirks(), finish, str, defer=later.append))
+    assert device.functions == [16, 3]
+    assert ended == [Ended("plain", WRITTEN), Ended("at_once", VERIFIED)]
+    assert [write.name for write in later] == ["slow", "slower"]
+
+
+def test_a_scaled_value_is_answered_with_what_its_registers_hold() -> None:
+    factor = point("sf", "holding 30", "int16", access="read")
+    own = point("power", "holding 20", "int16", factor=factor)
+    device = Device(r30=1)
+    write = Write(own, 1504.0)
+    assert written(device, write) == [Ended("power", WRITTEN)]
+    assert device.word(20) == 150
+    assert write.value == 1500.0
+
+
+# --- groups that are given in part ------------------------------------------------------------------
+
+
+def test_given_bits_of_one_register_of_a_group_stand_beside_the_rest() -> None:
+    level, tail = point("level", "holding 10", group="g"), point("tail", "holding 12", group="g")
+    mode = point("mode", "holding 11", bits="0-3", group="g")
+    on = point("on", "holding 11", bit=8, group="g")
+    device = Group(level, mode, on, tail, r10=1, r11=0xF0F0, r12=77)
+    ended = device.write((mode, 5), (on, True), (level, 6))
+    assert {item.outcome for item in ended} == {WRITTEN}
+    assert [device.word(address) for address in (9, 10, 11, 12, 13)] == [9, 6, 0xF1F5, 77, 13]
+
+
+@pytest.mark.parametrize(("given", "word"), [("high", 0x05CD), ("low", 0xAB05)])
+def test_half_of_a_register_of_a_group_is_written_beside_its_other_half(given: str, word: int) -> None:
+    halves = {
+        "high": point("high", "holding 10", bits="8-15", group="g"),
+        "low": point("low", "holding 10", bits="0-7", group="g"),
+    }
+    device = Group(*halves.values(), r10=0xABCD)
+    assert device.write((halves[given], 5)) == [Ended(given, WRITTEN)]
+    assert device.word(10) == word
+
+
+def test_a_group_of_one_coil_is_written() -> None:
+    own = point("valve", "coil 7", group="g")
+    device = Group(own)
+    assert device.write((own, True)) == [Ended("valve", WRITTEN)]
+    assert device.coil(7) == 1
+
+
+def test_a_group_of_which_one_value_is_not_in_doubt_is_written_at_once() -> None:
+    start, end = slot()
+    device = Group(start, end, r3038=1400, r3039=1700)
+    ended: list[Ended] = []
+
+    def finish(write: Write, outcome: WriteOutcome, reason: str | None) -> None:
+        ended.append(Ended(write.name, outcome, reason))
+
+    given = [Write(start, 1400, is_doubted=True), Write(end, 1700)]
+    [run] = gather(given, finish, {"slot": [start, end]})
+    device.drive(perform(run, UnitQuirks(), finish, str))
+    assert device.functions == [16]
+    assert ended == [Ended("start", WRITTEN), Ended("end", WRITTEN)]
+
+
+# --- several steps after a value --------------------------------------------------------------------
+
+
+def test_after_a_step_that_fails_no_other_step_is_tried() -> None:
+    device = Device()
+    device.obstinate = refusing(touches(61696), 4)
+    last = point("last", "holding 9", access="write")
+    own = Write(point("limit", "holding 5"), 70, then=[Write(COMMIT, 1), Write(last, 2)])
+    reason = "written, but then commit failed: device exception 04"
+    assert written(device, own) == [Ended("limit", FAILED, reason)]
+    assert device.writes == ["0600050046", "06f1000001"]
+
+
+def test_a_step_whose_own_step_fails_is_not_read_back() -> None:
+    device = Device()
+    device.obstinate = refusing(touches(9), 4)
+    lock = point("lock", "holding 9", access="write")
+    commit = point("commit", "holding 61696", verify=True)
+    own = Write(point("limit", "holding 5"), 70, then=[Write(commit, 1, then=[Write(lock, 0)])])
+    [ended] = written(device, own)
+    assert ended.outcome is FAILED
+    assert "then lock failed" in str(ended.reason)
+    assert device.functions == [6, 6, 6]

@@ -85,7 +85,7 @@ def _ways(ask: Ask, shapes: Collection[Shape]) -> Iterator[Sequence[Ask]]:
     if table.is_whole:
         return  # there is one way to read it
     step = 8 if table.is_bits else 1
-    most = most_of(table) * 16 // ask.width if not table.is_bits else most_of(table)
+    most = most_of(table) * 16 // ask.width
     end = (address | 0xFFFF) + 1
     cuts = sorted(range(step, count, step), key=lambda cut: abs(2 * cut - count))
     found: list[Sequence[Ask]] = [

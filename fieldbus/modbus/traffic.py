@@ -153,8 +153,8 @@ def _is_response(frame: bytes) -> bool:
         return False
     if code & 0x80:
         return len(frame) == 3 and code & 0x7F in _FUNCTIONS and frame[2] in pdu.EXCEPTION_NAMES
-    if code <= pdu.READ_INPUT_REGISTERS:
-        is_whole = len(frame) == frame[2] + 3 and frame[2] > 0
+    if 1 <= code <= pdu.READ_INPUT_REGISTERS:
+        is_whole = len(frame) > 3 and len(frame) == frame[2] + 3
         return is_whole and (code <= pdu.READ_DISCRETE_INPUTS or frame[2] % 2 == 0)
     return code in _FUNCTIONS and len(frame) + 2 == answer_length(frame + b"\0\0", 0)
 

@@ -89,11 +89,7 @@ def groups_of(points: Sequence[RegisterPoint]) -> Groups:
     for point in points:
         if point.rules.group and point.word is None:
             found.setdefault(point.rules.group, []).append(point)
-    return {name: sorted(members, key=_by_address) for name, members in found.items()}
-
-
-def _by_address(point: RegisterPoint) -> tuple[int, int, int]:
-    return point.address, point.end, point.low_bit or 0
+    return {name: sorted(members, key=lambda point: point.address) for name, members in found.items()}
 
 
 def gather(writes: Sequence[Write], finish: Finish, groups: Groups | None = None) -> list[Run]:

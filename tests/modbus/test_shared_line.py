@@ -158,7 +158,9 @@ def test_a_new_connection_may_bring_one_response_for_its_last_owner(ear: Ear) ->
     assert len(ear.found) == 2, "none after we have asked"
 
 
-@pytest.mark.parametrize("body", ["83ff", "c102", "8300", "030300010203", "0300", "4100010002"])
+@pytest.mark.parametrize(
+    "body", ["83ff", "c102", "8300", "030300010203", "0300", "4100010002", "00020001", "03", "01", "11"]
+)
 def test_frames_that_no_modbus_device_sends_are_no_evidence(ear: Ear, body: str) -> None:
     ear.hear(bytes.fromhex(body))
     assert ear.found == []

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_client_faults import polling
 
-from fieldbus.errors import BadResponseError, RequestError, RequestTimeoutError
+from fieldbus.errors import BadResponseError, ConversionError, RequestError, RequestTimeoutError
 from fieldbus.link import Delivery, Target, WriteOutcome, WriteResult
 from fieldbus.modbus import failures as failures_module
 from fieldbus.modbus import pdu
@@ -31,7 +31,15 @@ from fieldbus.modbus.quirks import UnitQuirks
 from fieldbus.modbus.registers import RegisterPoint
 from fieldbus.modbus.units import Unit
 from fieldbus.modbus.write_steps import perform
-from fieldbus.modbus.writing import Steps, Write, gather, groups_of
+from fieldbus.modbus.writing import (
+    Steps,
+    Write,
+    gather,
+    groups_of,
+    is_written_by_many,
+    is_written_singly,
+    requests,
+)
 from fieldbus.model import Quality, Reason, Sample, Value
 
 WRITTEN, VERIFIED = WriteOutcome.WRITTEN, WriteOutcome.VERIFIED
@@ -240,6 +248,97 @@ def test_whatever_shares_requests_the_device_has_in_the_end_what_one_write_after
     assert together.server.words == alone.server.words
     assert {item.outcome for item in ended} <= {WRITTEN, VERIFIED}
     assert len(together.asked) <= len(alone.asked)
+
+
+# --- groups, records of files, functions ------------------------------------------------------------
+
+
+def test_the_points_of_a_group_are_found_in_order_of_address() -> None:
+    a, b, c = (point(name, f"holding {n}", group="g") for n, name in ((9, "a"), (7, "b"), (8, "c")))
+    other = point("other", "holding 1", group="h")
+    assert groups_of([a, *words_at(20, 2), b, other, c]) == {"g": [b, c, a], "h": [other]}
+
+
+def test_a_group_is_one_run_at_the_turn_of_its_first_value() -> None:
+    a, b = (point(name, f"holding {n}", group="g") for n, name in ((9, "a"), (8, "b")))
+    x, y = words_at(20, 1)[0], words_at(30, 1)[0]
+    refused: list[str] = []
+    given = [Write(x, 1), Write(a, 2), Write(y, 3), Write(b, 4)]
+    runs = gather(given, lambda write, *_: refused.append(write.name), groups_of([a, b, x, y]))
+    assert [[write.name for write in run.given] for run in runs] == [["r20"], ["a", "b"], ["r30"]]
+    assert [list(run.members) for run in runs] == [[], [b, a], []]
+    assert refused == []
+
+
+def test_a_refused_value_refuses_its_group_and_nobody_else() -> None:
+    a, b = point("a", "holding 8", group="g", max=5), point("b", "holding 9", group="g")
+    c = point("c", "holding 10", group="h")
+    plain = point("plain", "holding 20", max=5)
+    ended: dict[str, str | None] = {}
+    given = [Write(b, 1), Write(a, 6), Write(c, 2), Write(plain, 9), Write(words_at(30, 1)[0], 1)]
+    runs = gather(given, lambda write, _, reason: ended.update({write.name: reason}), groups_of([a, b, c]))
+    assert [[write.name for write in run.given] for run in runs] == [["c"], ["r30"]]
+    assert ended["b"] == "not written: a of the same group (g) was refused"
+    assert set(ended) == {"a", "b", "plain"}
+
+
+def test_without_its_group_a_member_is_written_alone() -> None:
+    """As a step after another value."""
+    [run] = gather([Write(point("a", "holding 8", group="g"), 1)], lambda *_: None)
+    assert run.members == ()
+
+
+def file_text(length: int) -> RegisterPoint:
+    settings = PointSettings(table="file", file=4, record=7, type="string", length=length, access="readwrite")
+    return settings.build("plc", "t", is_served=False)
+
+
+def test_one_request_writes_122_records_of_a_file() -> None:
+    """A PDU has 253 bytes: function, length, type 6, file, record, count and the data."""
+    own = file_text(121)
+    [request] = requests(own, own.address, bytes(244), PLAIN)
+    assert (request[0], len(request)) == (21, 253)
+    with pytest.raises(ConversionError, match="at most 122 records"):
+        requests(own, own.address, bytes(246), PLAIN)
+
+
+def test_neighbouring_records_share_a_request_up_to_122() -> None:
+    def record(n: int, length: int) -> RegisterPoint:
+        settings = PointSettings(
+            table="file", file=4, record=n, type="string", length=length, access="readwrite"
+        )
+        return settings.build("plc", f"t{n}", is_served=False)
+
+    for lengths, runs in (((61, 61), [2]), ((61, 62), [1, 1])):
+        points = [record(0, lengths[0]), record(lengths[0], lengths[1])]
+        made = gather([Write(item, "x") for item in points], lambda *_: None)
+        assert [len(run.writes) for run in made] == runs
+
+
+@pytest.mark.parametrize(
+    ("function", "quirks", "is_single", "is_multiple"),
+    [
+        (None, PLAIN, False, False),
+        (None, UnitQuirks(single_writes=True), True, False),
+        (None, UnitQuirks(multiple_writes=True), False, True),
+        (6, PLAIN, True, False),
+        (6, UnitQuirks(multiple_writes=True), True, False),
+        (16, PLAIN, False, True),
+        (16, UnitQuirks(single_writes=True), False, True),
+    ],
+)
+def test_the_function_decides_over_the_quirks(
+    function: int | None, quirks: UnitQuirks, is_single: bool, is_multiple: bool
+) -> None:
+    own = point("p", "holding 5", function=function)
+    assert (is_written_singly(own, quirks), is_written_by_many(own, quirks)) == (is_single, is_multiple)
+    if function is not None:
+        coil = point("c", "coil 5", function=function - 1)
+        assert (is_written_singly(coil, quirks), is_written_by_many(coil, quirks)) == (is_single, is_multiple)
+
+
+def test_records_of_a_file_are_never_written_singly() -> None:
+    assert not is_written_singly(file_text(2), UnitQuirks(single_writes=True))
 
 
 # --- refused together -------------------------------------------------------------------------------

@@ -33,8 +33,12 @@ def pytest_runtestloop(session: pytest.Session) -> bool:
     items = {item.nodeid: item for item in session.items}
     with os.fdopen(int(os.environ["MUTATE_FD"]), "w") as answers:
         for task in given["tasks"]:
-            tests = [items[test] for test in task["tests"] if test in items]
-            answers.write(json.dumps(_try_one(session, task, tests, given["timeout_s"])) + "\n")
+            tests = []
+            for test, limit_s in zip(task["tests"], task["limits_s"], strict=True):
+                if test in items:
+                    items[test].add_marker(pytest.mark.timeout(limit_s), append=False)
+                    tests.append(items[test])
+            answers.write(json.dumps(_try_one(session, task, tests, task["whole_s"])) + "\n")
             answers.flush()
     return True
 

@@ -612,6 +612,7 @@ async def test_a_write_is_answered_once_it_was_read_back() -> None:
     bench.drive(bench.aside.pop())
     assert bench.ended[1:] == [Ended("boost", VERIFIED)]
     assert bench.asked[-1] == "plc 03002f0001"
+    assert not bench.queue._unverified, "nothing is kept of what has ended"
     bench.queue.close()
     assert len(bench.ended) == 2
 

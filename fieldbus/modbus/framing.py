@@ -30,6 +30,7 @@ answer must have, and a good answer is recognised by comparing a prefix.
 
 from __future__ import annotations
 
+import struct
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -38,6 +39,7 @@ from fieldbus.modbus import other_functions, pdu
 from fieldbus.modbus.checksum import crc16, lrc
 from fieldbus.modbus.echo import LineEcho
 
+_MBAP = struct.Struct(">HHHB")
 _LATE_REPLIES = 64
 """How many requests ago an answer may belong to, to count as late and not as wrong."""
 _MOST = 1024
@@ -136,6 +138,11 @@ class Framer(Protocol):
         """Forget what came so far."""
 
 
+def _header(transaction_id: int, unit_id: int, size: int) -> bytes:
+    """Return the header of a PDU of this size."""
+    return _MBAP.pack(transaction_id, 0, size + 1, unit_id)
+
+
 class MbapFramer:
     """Frames of Modbus TCP."""
 
@@ -195,10 +202,8 @@ class MbapFramer:
         self._issued.append(transaction_id)
         self._unit_id = ask.unit_id
         self._size = ask.size + 7
-        head = transaction_id.to_bytes(2, "big") + b"\0\0"
-        unit = bytes((ask.unit_id,))
-        self._expected = head + (ask.size + 1).to_bytes(2, "big") + unit + ask.head
-        return head + (len(ask.pdu) + 1).to_bytes(2, "big") + unit + ask.pdu
+        self._expected = _header(transaction_id, ask.unit_id, ask.size) + ask.head
+        return _header(transaction_id, ask.unit_id, len(ask.pdu)) + ask.pdu
 
     def feed(self, data: bytes) -> bytes | None:
         """Take bytes of the stream."""
@@ -246,7 +251,7 @@ class MbapFramer:
             return 0
         length = buffer[begin + 4] << 8 | buffer[begin + 5]
         is_awaited = self._is_awaited(buffer, begin)
-        if is_awaited and self._is_exception(buffer[begin + 6 : begin + 9]):
+        if is_awaited and size >= 9 and self._is_exception(buffer[begin + 6], buffer[begin + 7]):
             self._surplus = max(0, length - 3) if length <= _MOST_SURPLUS else 0
             return begin + 9
         if not 3 <= length <= 254:
@@ -277,12 +282,10 @@ class MbapFramer:
         """Return whether a frame has the transaction id of the request under way."""
         return self._unit_id is not None and self._transaction_at(buffer, begin) == self._transaction_id
 
-    def _is_exception(self, data: bytes) -> bool:
-        """Return whether unit id and PDU are those of an exception response to the request under way."""
-        if len(data) < 3:
-            return False
-        is_ours = data[0] == self._unit_id or self._takes_any_unit
-        return is_ours and data[1] == self._expected[7] | 0x80
+    def _is_exception(self, unit_id: int, function_code: int) -> bool:
+        """Return whether a response is an exception to the request under way."""
+        is_ours = unit_id == self._unit_id or self._takes_any_unit
+        return is_ours and function_code == self._expected[7] | 0x80
 
     def _after_surplus(self, buffer: bytes, begin: int) -> int:
         """Return where a frame may begin, after bytes that belong to none."""
@@ -427,7 +430,7 @@ class RtuFramer(_LineFramer):
             is_good = head.startswith(begin)
             if is_good:  # so it does where nothing came behind the unit id yet
                 if ask.has_own_length and begin:
-                    length = other_functions.own_length(buffer[place + 1 : place + 4])
+                    length = other_functions.own_length(buffer[place + 1 : end])
                     end = place + (size if length is None else length) + 3
             elif begin[0] == head[0] | 0x80:
                 end = place + 5
@@ -453,19 +456,14 @@ class AsciiFramer(_LineFramer):
 
     def _find(self, ask: Ask, buffer: bytes) -> tuple[bytes | None, int, int]:
         start, size = 0, len(buffer)
-        while True:
-            begin = buffer.find(b":", start)
-            if begin < 0:
-                return None, size, size
-            end = buffer.find(b"\r\n", begin)
-            if end < 0:
-                begin = buffer.rfind(b":")  # a colon begins a frame, whatever came before it
-                return None, begin if size - begin <= _MOST else size, size
-            begin = buffer.rfind(b":", begin, end)
+        while (end := buffer.find(b"\r\n", start)) >= 0:
+            begin = buffer.rfind(b":", start, end)  # a colon begins a frame, whatever came before it
             start = end + 2
-            answer = self._answer(ask, buffer[begin + 1 : end])
+            answer = self._answer(ask, buffer[begin + 1 : end]) if begin >= 0 else None
             if answer is not None:
                 return answer, begin, start
+        begin = buffer.rfind(b":", start)
+        return None, begin if begin >= 0 and size - begin <= _MOST else size, size
 
     def _answer(self, ask: Ask, digits: bytes) -> bytes | None:
         if not digits.isalnum():  # `fromhex` takes blanks too

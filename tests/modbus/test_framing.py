@@ -411,18 +411,18 @@ def test_after_an_exception_response_come_at_most_the_bytes_of_its_header(
 
 @pytest.mark.parametrize(
     "rest",
-    ["", "00", "000000000000", "aaaa0000aaaa", "012caaaaaaaa", "012c0001aaaa"],
+    ["", "00", "000000000000", "aaaa0000aaaa", "01a0aaaaaaaa", "01a00001aaaa"],
     ids=lambda item: item or "none",
 )
 def test_the_next_answer_is_found_after_the_rest_of_an_exception_response(rest: str) -> None:
     """Six bytes may follow; a header with the id of a request ends them."""
     answer = bytes.fromhex("0304deadbeef")
-    stream = bytes.fromhex(rest) + mbap(17, answer, 0x012D)
+    stream = bytes.fromhex(rest) + mbap(17, answer, 0x01A1)
     for cut in range(len(stream) + 1):
         framer = MbapFramer()
-        for _ in range(0x012C):
+        for _ in range(0x01A0):
             framer.wrap(read())
-        assert framer.feed(refusal(b"\x83\x02", 9, 0x012C)) == b"\x83\x02"
+        assert framer.feed(refusal(b"\x83\x02", 9, 0x01A0)) == b"\x83\x02"
         framer.wrap(read())
         assert [framer.feed(stream[:cut]), framer.feed(stream[cut:])].count(answer) == 1, cut
         assert (framer.fault, framer.is_empty) == (None, True)
@@ -654,6 +654,31 @@ def test_what_is_before_and_after_a_copy_that_is_held_back_is_for_others(framing
     assert not framer.has_heard_itself, "the response has begun"
     assert framer.feed(frame[2:]) == answer
     assert framer.others == b"\xf0\xf1"
+
+
+@each_line
+def test_a_new_framer_has_heard_nothing(framing: str) -> None:
+    framer = FRAMINGS[framing][0]()
+    assert not framer.has_heard_itself
+    assert not framer.holds_back
+    assert framer.is_empty
+    assert (framer.others, framer.odd) == (b"", b"")
+
+
+@each_line
+@pytest.mark.parametrize("request_", ["058011ff00", "0680111234", "16ffff00f20025"])
+def test_at_any_address_a_copy_is_held_back_and_a_refusal_is_not(framing: str, request_: str) -> None:
+    copy = bytes.fromhex(request_)
+    echo, framer, _ = line(framing)
+    framer.wrap(Ask(17, copy))
+    assert framer.feed(FRAMINGS[framing][1](17, copy)) is None
+    assert framer.holds_back
+    for code in (3, 0x83):  # no device says the second one, but it is not the request either
+        echo, framer, _ = line(framing)
+        framer.wrap(Ask(17, copy))
+        refusal = bytes((copy[0] | 0x80, code))
+        assert framer.feed(FRAMINGS[framing][1](17, refusal)) == refusal
+        assert echo.is_heard is False
 
 
 @each_line

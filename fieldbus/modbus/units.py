@@ -236,7 +236,7 @@ class UnitState:
         kept = [point for point in readable if point not in refused]
         limits = knowledge.limits(unit.limits)
         blocks = plan(kept, unit.unit_id, unit.scan_s, limits, self._cost, knowledge.barriers())
-        alone = Limits(max_gap=0, first_address=unit.limits.first_address)
+        alone = Limits(first_address=unit.limits.first_address)
         retries = [
             block
             for members in _clusters(self.refused_points)
@@ -271,7 +271,7 @@ class UnitState:
         """Return what was learned, for the log."""
         parts = []
         if names:
-            shown = names if len(names) < 200 else names[:200] + " …"
+            shown = names if len(names) <= 200 else names[:200] + " …"
             parts.append(f"unreadable: {shown}")
         if self.knowledge.max_registers < MAX_REGISTERS:
             parts.append(f"at most {self.knowledge.max_registers} registers a request")

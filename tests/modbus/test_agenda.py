@@ -329,6 +329,24 @@ def test_a_lost_unit_without_polls_does_not_stand_before_the_others() -> None:
     assert agenda.pick(3.0) is poll
 
 
+def test_of_several_lost_units_the_one_that_waits_the_longest_is_asked_first() -> None:
+    polls = [Poll(f"p{at_s}", Turns(probe_at_s=at_s)) for at_s in (9.0, 1.0, 5.0)]
+    agenda = agenda_of(*polls)
+    for poll in polls:
+        agenda.demote(poll.turns)
+    assert [agenda.pick(5.0) for _ in range(3)] == [polls[1], polls[2], None]
+    assert agenda.pick(9.0) is polls[0]
+
+
+def test_a_suspect_poll_that_is_gone_does_not_stand_before_the_others() -> None:
+    turns = Turns(rank=Rank.SUSPECT)
+    gone, kept = Poll("gone", turns, due_s=1.0), Poll("kept", turns, due_s=2.0)
+    agenda = agenda_of(gone, kept)
+    agenda.drop([gone])
+    assert agenda.pick(3.0) is kept
+    assert agenda.pick(3.0) is None
+
+
 def test_a_unit_that_is_back_is_polled_whole_at_once() -> None:
     turns = Turns()
     polls = [Poll(f"p{n}", turns, due_s=50.0 + n) for n in range(3)]

@@ -267,10 +267,12 @@ class Opening:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *outcomes: Line | LinkDownError) -> None:
         self.outcomes = list(outcomes)
         self.count = 0
+        self.were_opening: list[bool] = []
         monkeypatch.setattr(connection_module, "open_line", self.open)
 
-    async def open(self, *_: object) -> Line:
+    async def open(self, _: Place, lane: Lane, *_more: object) -> Line:
         self.count += 1
+        self.were_opening.append(lane.is_opening)
         found = self.outcomes.pop(0) if len(self.outcomes) > 1 else self.outcomes[0]
         if isinstance(found, LinkDownError):
             raise found
@@ -298,6 +300,7 @@ async def test_all_connections_are_opened_and_no_more(monkeypatch: pytest.Monkey
     opening = Opening(monkeypatch, Line())
     await desk.connections.connect()
     assert (opening.count, len(desk.connections.lanes)) == (3, 3)
+    assert all(opening.were_opening), "nothing else opens it meanwhile, and nothing is asked on it"
 
 
 async def test_on_demand_a_connection_rests_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -313,7 +313,7 @@ def test_each_limit_that_is_forgotten_counts(change) -> None:
 
 def test_a_long_list_of_names_is_cut_at_200_characters() -> None:
     state = state_of(words(0))
-    assert state.summary("x" * 199) == "unreadable: " + "x" * 199
+    assert state.summary("x" * 200) == "unreadable: " + "x" * 200
     assert state.summary("x" * 201) == "unreadable: " + "x" * 200 + " …"
 
 

@@ -678,7 +678,27 @@ def test_a_scaled_value_is_answered_with_what_its_registers_hold() -> None:
     assert write.value == 1500.0
 
 
+def test_after_a_wrong_response_and_a_read_that_fails_each_value_is_answered() -> None:
+    device = Device()
+    device.obstinate = lambda request: b"\x83\x04" if request[0] == 3 else bytes.fromhex("1000640001")
+    ended = device.write(*((item, 5) for item in words_at(100, 3)))
+    assert {item.outcome for item in ended} == {UNKNOWN}
+    assert [item.name for item in ended] == ["r100", "r101", "r102"]
+    assert device.functions == [16, 3], "what cannot be read is asked once"
+
+
 # --- groups that are given in part ------------------------------------------------------------------
+
+
+def test_a_group_in_doubt_of_which_one_value_cannot_be_read_is_written_again() -> None:
+    start, end = slot()[0], point("end", "holding 3039", group="slot", access="write")
+    device = Group(start, end, r3038=1400)
+    ended: list[Ended] = []
+    given = [Write(start, 1400, is_doubted=True), Write(end, 1700, is_doubted=True)]
+    [run] = gather(given, lambda *_: None, {"slot": [start, end]})
+    device.drive(perform(run, UnitQuirks(), lambda w, how, why: ended.append(Ended(w.name, how, why)), str))
+    assert device.functions == [16]
+    assert ended == [Ended("start", WRITTEN), Ended("end", WRITTEN)]
 
 
 def test_given_bits_of_one_register_of_a_group_stand_beside_the_rest() -> None:

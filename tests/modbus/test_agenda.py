@@ -329,6 +329,18 @@ def test_a_lost_unit_without_polls_does_not_stand_before_the_others() -> None:
     assert agenda.pick(3.0) is poll
 
 
+def test_what_is_due_next_is_the_first_of_all_ranks() -> None:
+    for live_s, suspect_s, probe_s in ((5.0, 1.0, 9.0), (1.0, 5.0, 9.0), (5.0, 9.0, 1.0)):
+        live, suspect = (
+            Poll("live", Turns(), due_s=live_s),
+            Poll("s", Turns(rank=Rank.SUSPECT), due_s=suspect_s),
+        )
+        lost = Poll("lost", Turns(probe_at_s=probe_s))
+        agenda = agenda_of(live, suspect, lost)
+        agenda.demote(lost.turns)
+        assert agenda.next_due_s() == 1.0
+
+
 def test_of_several_lost_units_the_one_that_waits_the_longest_is_asked_first() -> None:
     polls = [Poll(f"p{at_s}", Turns(probe_at_s=at_s)) for at_s in (9.0, 1.0, 5.0)]
     agenda = agenda_of(*polls)
@@ -423,11 +435,12 @@ def test_a_poll_is_read_before_its_time_and_once(rank: Rank) -> None:
 
 
 def test_a_poll_that_is_under_way_is_not_planned_a_second_time() -> None:
-    poll = Poll("a", Turns())
-    agenda = agenda_of(poll)
+    poll, other = Poll("a", Turns()), Poll("b", Turns(), due_s=7.0)
+    agenda = agenda_of(poll, other)
     assert agenda.pick(0.0) is poll
     agenda.hasten(poll, 0.0)
-    assert agenda.next_due_s() == NEVER
+    assert agenda.next_due_s() == 7.0
+    assert (agenda.pick(7.0), agenda.pick(7.0)) == (other, None)
 
 
 def test_a_poll_of_a_lost_unit_that_is_wanted_now_is_its_next_probe() -> None:

@@ -141,14 +141,29 @@ def test_a_whole_that_is_garbled_is_asked_for_three_times() -> None:
 
 def test_a_whole_that_is_refused_now_and_then_is_asked_again() -> None:
     ask = request(10, 2)
-    asked = 0
+    asked: list[tuple[int, int]] = []
 
     def moody(part: Ask) -> bytes:
-        nonlocal asked
-        asked += part.pdu == ask.pdu
-        return bytes((0x83, 6)) if part.pdu == ask.pdu and asked == 1 else memory(part)
+        asked.append(pdu.read_place(part.pdu)[1:])
+        return bytes((0x83, 6)) if asked == [(10, 1), (11, 1), (10, 2)] else memory(part)
 
     assert drive(ask, moody)[0] == memory(ask)
+    assert asked == [(10, 1), (11, 1), (10, 2), (10, 2)], "its parts are not read again"
+
+
+def test_a_way_that_is_refused_is_no_round() -> None:
+    ask = request(100, 1)
+    asked: list[tuple[int, int]] = []
+
+    def never(part: Ask) -> bytes:
+        asked.append(pdu.read_place(part.pdu)[1:])
+        if part.pdu == ask.pdu:
+            return memory(request(7, 1))
+        return NO if part.size == 6 else memory(part)
+
+    assert drive(ask, never)[0] == "BadResponseError"
+    assert asked.count((100, 1)) == 4 * 3
+    assert len(asked) == 2 + 4 * (1 + 3)
 
 
 def test_only_reads_can_be_confirmed() -> None:

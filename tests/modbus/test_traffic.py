@@ -72,6 +72,9 @@ def test_a_request_is_for_a_legal_unit_or_for_all(ear: Ear, unit_id: int, is_evi
         ("840200", False),
         ("840c", False),
         ("c102", False),
+        ("1000010002aa", False),
+        ("060001", False),
+        ("110155", False),
     ],
 )
 def test_a_response_has_legal_contents(ear: Ear, body: str, is_evidence: bool) -> None:

@@ -656,7 +656,7 @@ def test_what_is_before_and_after_a_copy_that_is_held_back_is_for_others(framing
     assert framer.others == b"\xf0\xf1"
 
 
-@each_line
+@each_framing
 def test_a_new_framer_has_heard_nothing(framing: str) -> None:
     framer = FRAMINGS[framing][0]()
     assert not framer.has_heard_itself

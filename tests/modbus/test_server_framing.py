@@ -279,6 +279,9 @@ def test_a_frame_of_256_bytes_is_waited_for_and_a_longer_one_is_not() -> None:
         framer = line()
         assert framer.feed(rtu(function)[:255], 0.0) == []
         assert ours(framer.feed(rtu(function)[255:], 0.016)) == [function.hex()]
+    framer = line()
+    assert framer.feed(b"\0" + rtu(longest)[:255], 0.0) == []
+    assert ours(framer.feed(rtu(longest)[255:], 0.016)) == [longest.hex()]
     too_long = b"\x15\xfc" + bytes(100)
     assert ours(line().feed(rtu(too_long)[:-2] + rtu(READ), 0.0)) == [READ.hex()]
 

@@ -151,6 +151,12 @@ def test_a_frame_behind_a_silence_is_found_at_once_whatever_was_before() -> None
     assert ours(framer.feed(rtu(READ), 0.021)) == [READ.hex()]
 
 
+def test_after_noise_and_a_silence_the_first_of_two_requests_is_found() -> None:
+    framer = line()
+    framer.feed(b"\xff\xff\xff\xff\xff", 0.0)
+    assert ours(framer.feed(rtu(READ) + rtu("07"), 0.021)) == [READ.hex(), "07"]
+
+
 @given(noise=st.binary(max_size=40), seed=st.integers(0, 3))
 @settings(max_examples=300)
 def test_whatever_the_noise_the_frame_is_found(noise: bytes, seed: int) -> None:

@@ -53,7 +53,7 @@ def test_a_response_comes_from_a_legal_unit(ear: Ear, unit_id: int, is_evidence:
 
 @pytest.mark.parametrize(("unit_id", "is_evidence"), [(0, True), (1, True), (247, True), (248, False)])
 def test_a_request_is_for_a_legal_unit_or_for_all(ear: Ear, unit_id: int, is_evidence: bool) -> None:
-    ear.hear(bytes.fromhex("0600010002"), unit_id)
+    ear.hear(bytes.fromhex("0300000002"), unit_id)
     assert bool(ear.found) == is_evidence
 
 

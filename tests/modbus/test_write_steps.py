@@ -466,6 +466,7 @@ def test_what_cannot_be_read_is_written_again(more: dict[str, object]) -> None:
         device.obstinate = refusing(lambda request: request[0] == 3)
     own = point("s", "holding 5", **more)
     assert written(device, Write(own, 42, is_doubted=True)) == [Ended("s", WRITTEN)]
+    assert device.functions == ([6] if more else [3, 6])
 
 
 # --- read back later --------------------------------------------------------------------------------

@@ -56,6 +56,11 @@ class Problem:
         return f"{place}{path}{kind}{self.message}{hint}"
 
 
+def os_reason(error: OSError) -> str:
+    """Return why the system refused something, without number and file."""
+    return (error.strerror or str(error)).lower()
+
+
 def closest(name: str, names: Iterable[str]) -> str | None:
     """Return the hint ``did you mean …?`` if one of `names` is near."""
     near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from fieldbus.cli.common import JsonOption, Rows, cell, fail, load_or_exit, out, say, say_json
+from fieldbus.errors import os_reason
 from fieldbus.gateway.commands.audit import FILE_NAME, export
 from fieldbus.gateway.commands.audit import verify as verify_files
 
@@ -45,7 +46,7 @@ def verify(
     try:
         found = verify_files(folder)
     except OSError as error:
-        raise fail(f"{folder}: {(error.strerror or str(error)).lower()}") from None
+        raise fail(f"{folder}: {os_reason(error)}") from None
     for fault in found.torn:
         say(f"{fault.file}:{fault.line}: {fault.text}; a crash may have torn it", err=True)
     for fault in found.faults:

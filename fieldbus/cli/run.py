@@ -14,7 +14,7 @@ import typer
 from fieldbus import __version__
 from fieldbus.cli.common import ConfigArgument, fail, load_or_exit
 from fieldbus.cli.decode import end_quietly
-from fieldbus.errors import ConfigError, LinkDownError, Problem
+from fieldbus.errors import ConfigError, LinkDownError, Problem, os_reason
 from fieldbus.gateway import log, loop
 from fieldbus.gateway.config.loader import load
 from fieldbus.gateway.control import ControlServer, running_pid
@@ -96,7 +96,7 @@ def _run_stepped(plant: Plant, output: Path | None) -> None:
     except BrokenPipeError:
         end_quietly()
     except OSError as error:
-        raise fail(f"{output or 'stdout'}: {(error.strerror or str(error)).lower()}") from None
+        raise fail(f"{output or 'stdout'}: {os_reason(error)}") from None
 
 
 async def _run(plant: Plant, simulate: bool, locks: SoleUse) -> None:

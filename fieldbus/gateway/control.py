@@ -43,7 +43,7 @@ from pathlib import Path
 from typing import Any
 
 from fieldbus.durable.files import make_folder, read_own, replace_own
-from fieldbus.errors import ConfigError, LinkDownError
+from fieldbus.errors import ConfigError, LinkDownError, os_reason
 from fieldbus.gateway import door_reads
 from fieldbus.gateway.commands.access import LOCAL
 from fieldbus.gateway.commands.command import DEFAULT_EXPIRY_S, LONGEST_EXPIRY_S, MODES, Command
@@ -115,7 +115,7 @@ class ControlServer:
             replace_own(self._file, json.dumps(place).encode())
             self._stat = self._file.stat()
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
+            reason = os_reason(error)
             if reason != self._trouble:
                 _LOG.warning("data_dir: cannot write %s (%s); `fieldbus watch` will not find this gateway",
                              self._file, reason)  # fmt: skip

@@ -17,6 +17,7 @@ from typing import Any
 from fieldbus.canbus.link import CanLink
 from fieldbus.clock import Clock
 from fieldbus.errors import LinkDownError, RefusedError
+from fieldbus.gateway.commands import audit_sync
 from fieldbus.gateway.commands.access import LOCAL
 from fieldbus.gateway.commands.audit import Audit
 from fieldbus.gateway.commands.command import Command
@@ -147,8 +148,9 @@ async def write(plant: Plant, values: Mapping[Point, Value], timeout_s: float) -
         else:
             by_link.setdefault(plant.link_of[point.device], {})[point] = value
     _refuse_groups(results, by_link)
-    trouble = await _on_disk(audit) if intents else None
+    trouble = await audit_sync.settle(audit, timeout_s) if intents else None
     if trouble is not None:
+        trouble = f"the audit log cannot be written ({trouble})"
         results |= {
             point: WriteResult(point, values[point], WriteOutcome.REFUSED, trouble) for point in intents
         }
@@ -165,7 +167,7 @@ async def write(plant: Plant, values: Mapping[Point, Value], timeout_s: float) -
             results[result.point] = result
     for result in results.values():
         _record(audit, result, samples.get(result.point), intents.get(result.point), clock)
-    audit.close()
+    await audit_sync.close(audit)
     return [results[point] for point in values]
 
 
@@ -193,15 +195,6 @@ async def _read_needed(plant: Plant, values: Mapping[Point, Value], timeout_s: f
             needed[point] = None
     readable = [point for point in needed if point.device != "sys"]
     return await read(plant, readable, timeout_s) if readable else {}
-
-
-async def _on_disk(audit: Audit) -> str | None:
-    """Have the records on the disk; return why that failed."""
-    try:
-        await asyncio.get_running_loop().run_in_executor(None, audit.sync)
-    except OSError as error:
-        return f"the audit log cannot be written ({(error.strerror or str(error)).lower()})"
-    return None
 
 
 def _record_of(point: Point, value: Value, old: Sample | None) -> dict[str, Any]:

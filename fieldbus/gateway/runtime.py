@@ -26,9 +26,11 @@ from typing import Any
 
 from fieldbus import __version__
 from fieldbus.clock import Clock
+from fieldbus.durable.daemon_threads import DAEMON_THREADS
 from fieldbus.durable.spool import Spool
-from fieldbus.errors import ConfigError, LinkDownError
+from fieldbus.errors import ConfigError, LinkDownError, os_reason
 from fieldbus.gateway.commands.audit import Audit
+from fieldbus.gateway.commands.audit_sync import AuditSync
 from fieldbus.gateway.commands.bundle import Bundle
 from fieldbus.gateway.commands.command import Answer, Command
 from fieldbus.gateway.commands.dead_man import DeadMen
@@ -108,9 +110,11 @@ class Gateway:
         self._worn_points = WornPoints(self, self._is_connected, self._is_online)
         self._health = Health(plant.name, __version__, self.clock.wall_ns())
         self.audit: Audit | None = None
+        self._audit_sync: AuditSync | None = None
         if keeps:
             audit = {} if plant.settings is None else {"max_total": plant.settings.audit.max_size}
             self.audit = Audit(plant.data_dir / "audit", **audit)
+            self._audit_sync = AuditSync(self.audit, self._audit_settled, self.clock)
         self._spool: Spool | None = None
         self.exchange: Exchange | None = None
         """There while the gateway runs, if there are brokers."""
@@ -233,6 +237,9 @@ class Gateway:
             return self.router.sample(point)
         return self.delivered.get(point)
 
+    async def _audit_settled(self) -> None:
+        await self.desk.on_disk()  # of the desk that is there now: a reload makes another
+
     # --- life
 
     def stop(self) -> None:
@@ -251,7 +258,7 @@ class Gateway:
                 self.desk.restore(self.plant.points, self.plant.guards)
             except OSError as error:
                 _LOG.error("%s cannot be read (%s)",
-                           self.audit.file, (error.strerror or str(error)).lower())  # fmt: skip
+                           self.audit.file, os_reason(error))  # fmt: skip
             if not self.audit.is_ready():
                 _LOG.error("%s cannot be written (%s); commands are refused until it can",
                            self.audit.file, self.audit.trouble)  # fmt: skip
@@ -316,8 +323,8 @@ class Gateway:
             if lost:
                 _LOG.error("spool: %d samples could not be written and are lost (%s)",
                            lost, self._spool.trouble or "no time was left")  # fmt: skip
-        if self.audit is not None:
-            await loop.run_in_executor(None, self.audit.close)
+        if self._audit_sync is not None:
+            await self._audit_sync.close()
 
     def _begin(self, name: str) -> None:
         """Have a link connected from now on."""
@@ -447,7 +454,7 @@ class Gateway:
         if load is None:
             return "there is nothing to load"
         async with self._loading:  # what is loaded is compared with what works then
-            plant = await asyncio.get_running_loop().run_in_executor(None, load, self.plant)
+            plant = await asyncio.get_running_loop().run_in_executor(DAEMON_THREADS, load, self.plant)
             known = {str(problem) for problem in self.plant.warnings}
             text = await self.reload(plant)
         for problem in plant.warnings:
@@ -704,11 +711,8 @@ class Gateway:
             if now_s - summed_s >= ROUTES_PERIOD_S:
                 summed_s = now_s
                 self.desk.sum_up()
-            if self.audit is not None:
-                try:
-                    await asyncio.get_running_loop().run_in_executor(None, self.audit.sync)
-                except OSError as error:
-                    self.audit.trouble = (error.strerror or str(error)).lower()
+            if self._audit_sync is not None:
+                self._audit_sync.begin()
             if self.exchange is not None:
                 self.exchange.look_round()
                 news = self._health.news(self.health(), now_s)
@@ -725,7 +729,7 @@ class Gateway:
         if self.audit is not None:
             more["audit"] = {
                 "records": self.audit.count, "hash": self.audit.last_hash, "lost": self.audit.lost,
-                "trouble": self.audit.trouble,
+                "trouble": self.audit.trouble or (self._audit_sync and self._audit_sync.trouble),
             }  # fmt: skip
         if self.exchange is not None and self._spool is not None:
             more["streams"] = self.exchange.backlog()

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 
-from fieldbus.errors import LinkDownError
+from fieldbus.errors import LinkDownError, os_reason
 from fieldbus.modbus.client import Line
 from fieldbus.modbus.places import DialInPlace
 
@@ -67,7 +67,7 @@ class DialInPort:
             try:
                 self._server = await loop.create_server(lambda: _Caller(self), self.host, self.port)
             except OSError as error:
-                reason = (error.strerror or str(error)).rsplit(": ", 1)[-1].lower()
+                reason = os_reason(error).rsplit(": ", 1)[-1]
                 raise LinkDownError(f"cannot listen: {reason}") from error
 
     def release(self, registration: bytes) -> None:

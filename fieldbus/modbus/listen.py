@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Collection
 from typing import Protocol
 
-from fieldbus.errors import LinkDownError
+from fieldbus.errors import LinkDownError, os_reason
 from fieldbus.modbus.places import Framing, SerialPlace, TcpPlace, UdpPlace
 from fieldbus.modbus.server_framing import AsciiRequests, MbapRequests, RequestFramer, RtuRequests
 from fieldbus.modbus.server_sessions import DatagramSession, LineSession, Service, StreamSession
@@ -82,7 +82,7 @@ async def listen(
             return await _listen_on_udp(place, service, on_lost)
         return await _listen_on_tcp(place, service, framer)
     except OSError as error:
-        reason = (error.strerror or str(error)).rsplit(": ", 1)[-1].lower()  # asyncio says it at length
+        reason = os_reason(error).rsplit(": ", 1)[-1]  # asyncio says it at length
         raise LinkDownError(f"cannot listen: {reason}") from error
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import ssl
 
-from fieldbus.errors import LinkDownError
+from fieldbus.errors import LinkDownError, os_reason
 from fieldbus.modbus.places import TlsFiles
 
 _MOST_AT_ONCE = 1 << 16
@@ -50,7 +50,7 @@ def server_context(files: TlsFiles) -> ssl.SSLContext:
 def _reason(error: OSError) -> str:
     if isinstance(error, ssl.SSLError):
         return (error.reason or str(error)).lower().replace("_", " ")
-    return (error.strerror or str(error)).lower()
+    return os_reason(error)
 
 
 class TlsChannel:

@@ -29,7 +29,7 @@ from typing import Any
 
 from fieldbus.canbus.database.reader import EXIT_ANSWER, EXIT_MEMORY, MAX_ANSWER_BYTES, MAX_FILE_BYTES
 from fieldbus.canbus.layout import Condition, Message, Signal
-from fieldbus.errors import ConversionError, Problem
+from fieldbus.errors import ConversionError, Problem, os_reason
 from fieldbus.scaling import Linear, Number
 from fieldbus.text import printable, printable_lines
 
@@ -104,7 +104,7 @@ def load(path: Path, shown: str, encoding: str | None = None) -> Database:
             raise _RefusedError(f"larger than {MAX_FILE_BYTES // 1024 // 1024} MiB")
         content = _CACHE.get(format_, data, encoding)
     except OSError as error:
-        text = (error.strerror or str(error)).lower()
+        text = os_reason(error)
         raise DatabaseError(Problem(shown, 0, 0, "", text)) from error
     except _RefusedError as error:
         raise DatabaseError(Problem(shown, error.line, error.column, "", str(error))) from error

@@ -54,6 +54,7 @@ from fieldbus.canbus.logs.lines import (
 from fieldbus.canbus.logs.logged import BadLine, LogError, LoggedFrame
 from fieldbus.canbus.logs.tables import CrtdParser, CsvParser
 from fieldbus.canbus.logs.trc import TrcParser
+from fieldbus.errors import os_reason
 
 MAX_LINE = 4096
 """Characters of a line; a frame has 250 at most."""
@@ -145,7 +146,7 @@ class LogReader:
         except (blf.BlfError, NotThisFormatError) as error:
             raise LogError(self.path, str(error)) from None
         except OSError as error:
-            raise LogError(self.path, (error.strerror or str(error)).lower()) from error
+            raise LogError(self.path, os_reason(error)) from error
         except (EOFError, zlib.error) as error:
             raise LogError(self.path, f"not a whole gzip file: {error}") from error
 

@@ -34,6 +34,7 @@ from fieldbus.canbus.bus import BITRATE_SWITCH, ERROR, EXTENDED, EXTENDED_MASK, 
 from fieldbus.canbus.logs.blf import BlfWriter
 from fieldbus.canbus.logs.candump import format_line
 from fieldbus.canbus.logs.logged import ERROR_STATE, FD_LENGTHS, LogError, LoggedFrame
+from fieldbus.errors import os_reason
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -68,7 +69,7 @@ class LogWriter:
         except FileExistsError:
             raise LogError(path, "is there already") from None
         except OSError as error:
-            raise LogError(path, (error.strerror or str(error)).lower()) from error
+            raise LogError(path, os_reason(error)) from error
         self._channels: dict[str, int] = {}
 
     def write(self, frame: LoggedFrame) -> None:
@@ -85,7 +86,7 @@ class LogWriter:
         try:
             self._format.write(frame, channel)
         except OSError as error:
-            raise LogError(self.path, (error.strerror or str(error)).lower()) from error
+            raise LogError(self.path, os_reason(error)) from error
         self.frames += 1
 
     def flush(self) -> None:
@@ -97,7 +98,7 @@ class LogWriter:
         try:
             self._format.flush()
         except OSError as error:
-            raise LogError(self.path, (error.strerror or str(error)).lower()) from error
+            raise LogError(self.path, os_reason(error)) from error
 
     def close(self) -> None:
         """End the file.
@@ -113,7 +114,7 @@ class LogWriter:
             finally:
                 self._file.close()
         except OSError as error:
-            raise LogError(self.path, (error.strerror or str(error)).lower()) from error
+            raise LogError(self.path, os_reason(error)) from error
 
     def _number(self, channel: str) -> int:
         taken = set(self._channels.values())

@@ -21,7 +21,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from fieldbus.clock import Clock
-from fieldbus.errors import RefusedError
+from fieldbus.errors import RefusedError, os_reason
 from fieldbus.gateway.commands.audit import INTENT, Audit
 from fieldbus.gateway.commands.command import LONGEST_EXPIRY_S, Command
 from fieldbus.gateway.commands.disk import Disk
@@ -84,6 +84,15 @@ class Attempts:
         self._wires, self._under_way, self._falls = other._wires, other._under_way, other._falls
         self._waiting_since_s, self._disk = other._waiting_since_s, other._disk
 
+    async def on_disk(self) -> None:
+        """Return when all records so far are on the disk.
+
+        Raises:
+            OSError: they are not.
+        """
+        if self._disk is not None:
+            await self._disk.settled()
+
     async def close(self) -> None:
         """Wait for no disk any more."""
         if self._disk is not None:
@@ -121,7 +130,7 @@ class Attempts:
         except TimeoutError:
             return WriteOutcome.EXPIRED, "its record was not on the disk in time"
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
+            reason = os_reason(error)
             return WriteOutcome.REFUSED, f"the audit log cannot be written ({reason})"
         finally:
             self._waiting_since_s.pop(point.address, None)

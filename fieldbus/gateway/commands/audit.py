@@ -40,6 +40,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fieldbus.durable.files import make_folder, open_own
+from fieldbus.errors import os_reason
 from fieldbus.sample_json import iso_time
 
 if sys.platform != "win32":
@@ -122,7 +123,7 @@ class Audit:
             if disk.f_bavail * disk.f_frsize < _ROOM_BYTES:
                 raise OSError(None, "no space left on device")
         except OSError as error:
-            self.trouble = (error.strerror or str(error)).lower()
+            self.trouble = os_reason(error)
             return False
         return True
 
@@ -137,7 +138,7 @@ class Audit:
             self._append(text)
         except OSError as error:
             self.lost += 1
-            self.trouble = (error.strerror or str(error)).lower()
+            self.trouble = os_reason(error)
             return False
         finally:
             self._end()

@@ -395,6 +395,14 @@ class Desk:
             count = restore(self.gate, self.audit, points, guards, self._clock)
             self.counters[str(WriteOutcome.UNKNOWN)] += count
 
+    async def on_disk(self) -> None:
+        """Return when all records so far are on the disk.
+
+        Raises:
+            OSError: they are not.
+        """
+        await self._attempts.on_disk()
+
     async def close(self) -> None:
         """End what is under way, and record what routes wrote."""
         tasks = list(self._tasks)

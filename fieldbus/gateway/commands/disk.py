@@ -8,8 +8,9 @@ and the process can end.
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable
+
+from fieldbus.durable.daemon_threads import DAEMON_THREADS
 
 
 class Disk:
@@ -55,26 +56,4 @@ class Disk:
             task.exception()  # perhaps nobody waits for it any more
 
     async def _in_thread(self) -> None:
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[None] = loop.create_future()
-
-        def settle(error: Exception | None) -> None:
-            if done.done():
-                return
-            if error is None:
-                done.set_result(None)
-            else:
-                done.set_exception(error)
-
-        def work() -> None:
-            failure: Exception | None = None
-            try:
-                self._sync()
-            except Exception as error:
-                failure = error
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(settle, failure)
-
-        # A daemon: a disk that hangs must not keep the process from ending.
-        threading.Thread(target=work, name="audit on disk", daemon=True).start()
-        await done
+        await asyncio.get_running_loop().run_in_executor(DAEMON_THREADS, self._sync)

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 from fieldbus.clock import SYSTEM, Clock
 from fieldbus.durable.files import make_folder, read_own, replace_own
 from fieldbus.durable.spool import Spool, Stream
+from fieldbus.errors import os_reason
 from fieldbus.gateway.commands.desk import Desk
 from fieldbus.gateway.exchange.demand import Demand, Key
 from fieldbus.gateway.exchange.intake import Intake, Keeper
@@ -408,7 +409,7 @@ class Exchange:
             make_folder(self._folder)
             replace_own(file, content)
         except OSError as error:
-            text = (error.strerror or str(error)).lower()
+            text = os_reason(error)
             _LOG.warning("%s: its points cannot be kept (%s)", file, text)
             return False
         return True

@@ -67,6 +67,7 @@ def test_a_request_is_for_a_legal_unit_or_for_all(ear: Ear, unit_id: int, is_evi
         ("030155", False),
         ("0303aaaaaa", False),
         ("0402aaaaaa", False),
+        ("0403aaaaaa", False),
         ("0100", False),
         ("8402", True),
         ("840200", False),

@@ -482,6 +482,12 @@ def test_an_ascii_echo_is_no_request() -> None:
     assert len(framer.feed(write, 0.2)) == 1
 
 
+def test_the_echoes_of_the_last_eight_ascii_answers_are_known() -> None:
+    framer = AsciiRequests(has_echo=True)
+    sent = [framer.wrap(Frame(0, OURS, READ), bytes((3, 2, 0, n))) for n in range(9)]
+    assert [len(framer.feed(data, 0.0)) for data in sent] == [1, 0, 0, 0, 0, 0, 0, 0, 0]
+
+
 # --- MBAP -------------------------------------------------------------------------------------------
 
 

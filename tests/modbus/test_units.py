@@ -680,3 +680,12 @@ def test_each_of_two_refusals_in_a_row_clears_what_was_open() -> None:
     state.was_refused(second, 0.0)
     state.was_refused(third, 0.0)
     assert state.suspects == {third.shape}
+
+
+def test_a_part_of_a_silent_block_ends_one_behind_the_block_at_most() -> None:
+    state = state_of(words(0, 1))
+    state.failures = 2
+    state.suspects = {(3, 4), (3, 6)}
+    asked = [ask for ask in (state.different_ask() for _ in range(6)) if ask is not None]
+    assert asked
+    assert {ask.pdu.hex() for ask in asked} == {"0300000003"}

@@ -139,6 +139,11 @@ class WriteOutcome(StrEnum):
     ARMED = "armed"
     """Nothing was written: the same actor may do it now."""
 
+    @property
+    def is_done(self) -> bool:
+        """Whether the device has the value, for certain."""
+        return self in (WriteOutcome.WRITTEN, WriteOutcome.VERIFIED)
+
 
 class WriteResult(NamedTuple):
     """The answer to a write."""

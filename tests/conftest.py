@@ -54,8 +54,12 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.load_profile("nightly" if config.getoption("--long") else "ci")
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip what this run is not for: long tests, and those of virtual CAN where there is none."""
+    """Skip what this run is not for: long tests, and those of virtual CAN where there is none.
+
+    Each night tests by hypothesis have more time, for they try more.
+    """
     vcan = pytest.mark.skip(reason="no virtual CAN here: run `tools/vcan tools/test -m vcan`")
     long = pytest.mark.skip(reason="takes minutes: run `tools/test --long`")
     for item in items:
@@ -63,6 +67,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(vcan)
         if "long" in item.keywords and not config.getoption("--long"):
             item.add_marker(long)
+        if "hypothesis" in item.keywords and config.getoption("--long"):
+            own = item.get_closest_marker("timeout")
+            limit_s = own.args[0] if own is not None and own.args else float(config.getini("timeout"))
+            item.add_marker(pytest.mark.timeout(10 * limit_s), append=False)  # ten times as many examples
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -109,7 +109,7 @@ def value_text(item: dict[str, Any]) -> str:
     if value is None:
         return "–"
     if isinstance(value, bool):
-        return "on" if value else "off"
+        return "true" if value else "false"
     text = f"{value:.7g}" if isinstance(value, float) else str(value)
     if "label" in item:
         text += f" ({item['label']})"
@@ -118,6 +118,8 @@ def value_text(item: dict[str, Any]) -> str:
 
 def cell(text: object, style: str = "") -> Text:
     """Return a cell of a table: what devices say is text, never markup nor control codes."""
+    if isinstance(text, bool):
+        text = "true" if text else "false"  # as the configuration and JSON have it
     return Text(printable(str(text)), style=style)
 
 

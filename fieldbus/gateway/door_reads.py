@@ -15,8 +15,9 @@ import asyncio
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from fieldbus.errors import LinkDownError
 from fieldbus.gateway.runtime import Gateway
-from fieldbus.link import LazyLink, ReadableLink
+from fieldbus.link import LazyLink, Link, ReadableLink
 from fieldbus.model import Point, Quality, Reason, Sample
 from fieldbus.sample_json import sample_object
 
@@ -26,28 +27,35 @@ _LOOK_S = 0.02
 
 
 async def read(gateway: Gateway, points: Sequence[Point], timeout_s: float) -> dict[Point, Sample]:
-    """Return a sample of each point."""
+    """Return a sample of each point.
+
+    Raises:
+        LinkDownError: a reload has closed one of their links meanwhile.
+    """
+    plant = gateway.plant  # of now: a reload may come between asking and reading
     by_link: dict[str, list[Point]] = {}
     for point in points:
-        by_link.setdefault(gateway.plant.link_of[point.device], []).append(point)
+        by_link.setdefault(plant.link_of[point.device], []).append(point)
     until_s = gateway.clock.monotonic_s() + timeout_s
     found: dict[Point, Sample] = {}
     for samples in await asyncio.gather(
-        *(_read_from(gateway, name, members, until_s) for name, members in by_link.items())
+        *(_read_from(gateway, plant.links[name], members, until_s) for name, members in by_link.items())
     ):
         found |= samples
     return found
 
 
 async def _read_from(
-    gateway: Gateway, name: str, points: Collection[Point], until_s: float
+    gateway: Gateway, link: Link, points: Collection[Point], until_s: float
 ) -> dict[Point, Sample]:
-    link = gateway.plant.links[name]
     if isinstance(link, ReadableLink):
-        return await link.read(points, until_s=until_s)
+        found = await link.read(points, until_s=until_s)
+        _check_is_there(gateway, link)
+        return found
     waiting = list(points)
-    found: dict[Point, Sample] = {}
+    found = {}
     while True:
+        _check_is_there(gateway, link)
         if isinstance(link, LazyLink):
             link.refresh()
         for point in waiting:
@@ -57,6 +65,17 @@ async def _read_from(
         if not waiting or gateway.clock.monotonic_s() >= until_s:
             return found
         await asyncio.sleep(_LOOK_S)
+
+
+def _check_is_there(gateway: Gateway, link: Link) -> None:
+    """Check that a link is at work still.
+
+    Raises:
+        LinkDownError: a reload has closed it.
+    """
+    if gateway.plant.links.get(link.name) is not link:
+        text = f"the configuration was reloaded meanwhile, and link {link.name} was changed or removed"
+        raise LinkDownError(f"{text}; read again")
 
 
 async def answer(gateway: Gateway, request: dict[str, Any]) -> dict[str, Any]:
@@ -75,7 +94,10 @@ async def answer(gateway: Gateway, request: dict[str, Any]) -> dict[str, Any]:
         if point.device == "sys":
             return _refusal(f"{name} is the running gateway's own: use `fieldbus watch`")
         points.append(point)
-    found = await read(gateway, points, timeout_s)
+    try:
+        found = await read(gateway, points, timeout_s)
+    except LinkDownError as error:
+        return _refusal(str(error))
     return {"ok": True, "points": [sample_object(point, found[point], names_point=True) for point in points]}
 
 

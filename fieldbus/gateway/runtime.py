@@ -112,8 +112,7 @@ class Gateway:
         self.audit: Audit | None = None
         self._audit_sync: AuditSync | None = None
         if keeps:
-            audit = {} if plant.settings is None else {"max_total": plant.settings.audit.max_size}
-            self.audit = Audit(plant.data_dir / "audit", **audit)
+            self.audit = Audit(plant.data_dir / "audit")
             self._audit_sync = AuditSync(self.audit, self._audit_settled, self.clock)
         self._spool: Spool | None = None
         self.exchange: Exchange | None = None
@@ -174,6 +173,8 @@ class Gateway:
             plant.access.is_actor,
         )
         settings = plant.settings.audit if plant.settings is not None else None
+        if self.audit is not None and settings is not None:
+            self.audit.max_total = settings.max_size
         desk = Desk(
             gate,
             plant.access,
@@ -210,6 +211,7 @@ class Gateway:
             if guard.daily_budget is not None and point in self._machines and self.audit is not None
         )
         """Of these, what is written with an intent."""
+        self._worn_points.keep_only({point.address for point in self._worn})
 
     @staticmethod
     def _needed(plant: Plant) -> list[Point]:
@@ -516,8 +518,10 @@ class Gateway:
             self.delivered[target] = Sample(None, Quality.BAD, Reason.NOT_CONNECTED, self.clock.wall_ns())
 
     def missed(self, target: Point) -> None:
-        """Learn that a target has not the value that a route gave it."""
-        self._missed(target)
+        """Learn that a target has not the value that a route gave it; it may be of an earlier plant."""
+        point = self.plant.points.get(target.address)
+        if point is not None:
+            self._missed(point)
 
     def offer(self, delivery: Delivery) -> None:
         """Decide on a sample that had to wait."""

@@ -4,7 +4,8 @@ Rules:
 
 * Two locks, either of which is enough to recognise that somebody works: one on a file in the data folder, one
   on the configuration file itself. So a data folder may be deleted, and an editor may replace the
-  configuration: `refresh`, once a second, locks what has taken its place.
+  configuration: `refresh`, once a second, locks what has taken its place, and what could not be locked at
+  the start.
 * The configuration file is only opened for reading, so it may be read-only. The end of a process frees its
   locks.
 * A folder that cannot be written, or a system without such locks, keeps nobody from working.
@@ -30,6 +31,8 @@ _HAS_LOCKS = sys.platform != "win32"
 
 LOCK_NAME = "gateway.lock"
 _PAUSE_S = 0.05
+_TIMES_TAKEN = 3
+"""After so many vain attempts in a row somebody works, and does not only look."""
 
 
 class Holder(NamedTuple):
@@ -69,6 +72,7 @@ class SoleUse:
         self._config = config
         self._purpose = purpose
         self._locks: dict[Path, int] = {}
+        self._times_taken = 0
         try:
             self._take(config, os.O_RDONLY)
             self._take_folder()
@@ -77,16 +81,27 @@ class SoleUse:
             raise InUseError(_holder(data_dir)) from None
 
     def refresh(self) -> list[str]:
-        """Lock what has taken the place of what was locked; return what is to be said of that."""
+        """Lock what could not be locked before, or has taken the place of what was; return what to say."""
         said = []
-        with suppress(BlockingIOError):  # somebody else was quicker, and is recognised by that
-            if self._is_replaced(self._config):
+        path = self._data_dir / LOCK_NAME
+        is_missing, had_lock = not self._data_dir.is_dir(), path in self._locks
+        try:
+            if self._is_to_be_locked(self._config):
                 self._take(self._config, os.O_RDONLY)
-            is_missing = not self._data_dir.is_dir()
-            if is_missing or self._is_replaced(self._data_dir / LOCK_NAME):
+            if is_missing or self._is_to_be_locked(path):
                 self._take_folder()
-                what = "the data folder" if is_missing else "the lock in the data folder"
-                said.append(f"{what} {self._data_dir} was deleted or replaced; the gateway makes it again")
+                if had_lock:
+                    what = "the data folder" if is_missing else "the lock in the data folder"
+                    text = f"{what} {self._data_dir} was deleted or replaced; the gateway makes it again"
+                    said.append(text)
+        except BlockingIOError:  # somebody else was quicker, and is recognised by that
+            self._times_taken += 1
+            if self._times_taken == _TIMES_TAKEN:
+                holder = _holder(self._data_dir)
+                who = "" if holder.pid == os.getpid() else str(holder)
+                said.append(f"another process{who} uses this configuration or data folder, too; stop one")
+        else:
+            self._times_taken = 0
         return said
 
     def release(self) -> None:
@@ -127,10 +142,13 @@ class SoleUse:
             os.close(before)
         self._locks[path] = fd
 
-    def _is_replaced(self, path: Path | None) -> bool:
-        fd = None if path is None else self._locks.get(path)
-        if path is None or fd is None:
+    def _is_to_be_locked(self, path: Path | None) -> bool:
+        """Return whether a path has no lock of ours, or another file is there by now."""
+        if path is None:
             return False
+        fd = self._locks.get(path)
+        if fd is None:  # it was missing, or could not be opened
+            return True
         try:
             return not os.path.samestat(path.stat(), os.fstat(fd))
         except OSError:  # missing: a lock is made anew, a configuration by its editor

@@ -46,7 +46,6 @@ from fieldbus.model import Point, Reason, Value
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
 """How long a value in doubt is held back, at first and at last."""
-_DONE = (WriteOutcome.WRITTEN, WriteOutcome.VERIFIED)
 _REPLACED = "replaced by a newer value before it was"
 
 
@@ -378,7 +377,7 @@ class WriteQueue:
         write.is_finished = True
         value = write.value
         self._note_doubt(write, outcome)
-        if outcome in _DONE and not write.point.table.is_bits and write.point.factor is None:
+        if outcome.is_done and not write.point.table.is_bits and write.point.factor is None:
             # What the registers hold now: the nearest step of the scale.
             decoded = write.point.decode(write.point.encode(value))[0]
             value = value if decoded is None else decoded
@@ -388,7 +387,7 @@ class WriteQueue:
 
     def _note_doubt(self, write: writing.Write, outcome: WriteOutcome) -> None:
         point = write.point.point
-        if outcome in _DONE:
+        if outcome.is_done:
             self._doubts.pop(point, None)
         elif outcome is WriteOutcome.UNKNOWN:
             doubt = self._doubts.get(point)

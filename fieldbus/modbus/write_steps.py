@@ -262,7 +262,7 @@ class _Performance:
                 if key not in failed:
                     failed[key] = yield from self._follow(step)
                 outcome, reason = failed[key]
-                if outcome not in (WriteOutcome.WRITTEN, WriteOutcome.VERIFIED):
+                if not outcome.is_done:
                     kind = outcome if outcome is WriteOutcome.UNKNOWN else WriteOutcome.FAILED
                     self._finish(write, kind, f"written, but then {step.name} {outcome}: {reason}")
                     break

@@ -5,6 +5,7 @@ import math
 import oracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 
 from fieldbus.canbus.codec import BranchDecoder, FrameEncoder, MessageDecoder
 from fieldbus.canbus.layout import Message, Signal
@@ -18,7 +19,7 @@ def same(one, other):
     return repr(one) == repr(other)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=examples(250), deadline=None)
 @given(layout=oracle.layouts(), frame=FRAMES)
 def test_values_reasons_and_raw_values_are_those_of_the_definition(layout, frame):
     decoder = BranchDecoder(layout, layout.signals)
@@ -33,7 +34,7 @@ def test_values_reasons_and_raw_values_are_those_of_the_definition(layout, frame
         assert same(raw[index], oracle.raw_of(signal, frame, layout.length))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(layout=oracle.layouts(), frame=FRAMES, data=st.data())
 def test_some_of_the_signals_have_the_values_that_they_have_among_all(layout, frame, data):
     chosen = data.draw(st.lists(st.sampled_from(layout.signals), unique=True))
@@ -44,7 +45,7 @@ def test_some_of_the_signals_have_the_values_that_they_have_among_all(layout, fr
         assert (flaws[index].reason if index in flaws else None) == reason
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(layout=oracle.layouts(), frame=SMALL_FRAMES, data=st.data())
 def test_a_frame_carries_the_branches_that_its_selectors_name(layout, frame, data):
     wanted = data.draw(st.none() | st.sets(st.sampled_from(layout.signals)))
@@ -67,7 +68,7 @@ def engineering_values(signal):
     return st.integers(*signal.raw_range).map(forward)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(layout=oracle.layouts(may_overlap=False, is_plain=True), data=st.data())
 def test_decoding_undoes_encoding(layout, data):
     encoder = FrameEncoder(layout)
@@ -107,7 +108,7 @@ def can_say(layout, step):
     return any(low <= value <= high or low <= value < 1 << selector.length for value in values)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(layout=oracle.layouts(is_plain=True, may_multiplex=False), data=st.data())
 def test_of_signals_that_share_bits_the_last_that_was_set_has_them(layout, data):
     layout = Message(

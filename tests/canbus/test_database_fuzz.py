@@ -4,6 +4,7 @@ import json
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 
 from fieldbus.canbus.database.loading import Database, content
 from fieldbus.canbus.database.reader import read
@@ -100,7 +101,7 @@ def test_the_undamaged_text_is_read_whole():
 
 
 @given(edits)
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(300), deadline=None, suppress_health_check=list(HealthCheck))
 def test_what_was_not_touched_is_there_whatever_was_done_to_the_rest(changes):
     lines, touched = damage(changes)
     found = messages("\n".join(lines))
@@ -115,7 +116,7 @@ def test_what_was_not_touched_is_there_whatever_was_done_to_the_rest(changes):
 
 
 @given(st.integers(0, len("\n".join(LINES))))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_a_file_that_ends_anywhere_gives_what_was_before(end):
     text = "\n".join(LINES)[:end]
     found = messages(text)
@@ -173,7 +174,7 @@ Var=V unsigned 0,8
         max_size=3,
     ),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_other_formats_are_read_or_refused_whatever_was_done_to_them(format_, changes):
     text = OTHERS[format_]
     for at, length, piece in changes:
@@ -191,6 +192,6 @@ def test_the_undamaged_texts_of_other_formats_are_read_whole():
 
 
 @given(st.binary(max_size=400))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_any_bytes_are_read_or_refused(data):
     read("dbc", data)

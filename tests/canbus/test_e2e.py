@@ -5,6 +5,7 @@ import pytest
 from crccheck import crc as models
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 
 from fieldbus.canbus.e2e import CRC_MODELS, DataIdMode, EndToEnd, make_crc
 
@@ -20,7 +21,7 @@ def test_every_crc_gives_its_published_check_value(name):
     assert make_crc(name)(b"123456789") == CRC_MODELS[name].check_result()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.sampled_from(BYTE_CRCS), st.binary(max_size=64), st.data())
 def test_a_crc_is_what_crccheck_says_bit_by_bit(name, data, draw):
     model = CRC_MODELS[name]
@@ -86,7 +87,7 @@ def layouts(draw):
     )
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=examples(1500), deadline=None)
 @given(layouts(), st.integers(0, 1 << 32))
 def test_what_we_protect_is_what_the_other_library_protects(layout, counter):
     ours, data, protect, check = layout
@@ -103,7 +104,7 @@ def test_what_we_protect_is_what_the_other_library_protects(layout, counter):
     assert ours.counter(sealed) == counter
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 @given(layouts())
 def test_their_next_frame_is_intact_and_one_further(layout):
     ours, data, protect, _ = layout
@@ -114,7 +115,7 @@ def test_their_next_frame_is_intact_and_one_further(layout):
         assert ours.counter(bytes(frame)) == counter
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=examples(1000), deadline=None)
 @given(layouts(), st.integers(0, 14), st.data())
 def test_a_changed_bit_is_found_by_both(layout, counter, draw):
     ours, data, _, check = layout
@@ -127,7 +128,7 @@ def test_a_changed_bit_is_found_by_both(layout, counter, draw):
     assert ours.is_intact(bytes(frame)) == check(frame)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(layouts(), st.binary(max_size=70))
 def test_of_any_bytes_both_say_the_same(layout, data):
     ours, _, _, check = layout

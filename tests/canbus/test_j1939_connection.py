@@ -6,6 +6,7 @@ from collections import deque
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 
 from fieldbus.canbus.bus import EXTENDED
 from fieldbus.canbus.j1939.connection import BURST, Responder, Sender
@@ -380,7 +381,7 @@ def run(nodes, listener, lines, rng):
 
 
 @given(st.integers(9, 1785), st.booleans(), st.sampled_from([PGN, 0xEF00, 0x1F201]), st.integers(0, 1 << 32))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_any_payload_arrives_whole(size, is_broadcast, pgn, seed):
     rng = random.Random(seed)
     payload = rng.randbytes(size)

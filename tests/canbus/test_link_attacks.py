@@ -7,6 +7,7 @@ from conftest import eventually
 from fake_bus import FakeBus, Running
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 from test_j1939_link import NODE, on_bus
 from test_j1939_link import command as j1939_command
 from test_j1939_link import status as j1939_status
@@ -27,7 +28,10 @@ from fieldbus.model import Quality
 
 OFF, BACK = 0x20000040, 0x20000100
 ATTACK = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None
+    max_examples=examples(60),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    database=None,
 )
 
 
@@ -424,7 +428,7 @@ ops = st.lists(
 )
 
 
-@settings(ATTACK, max_examples=120)
+@settings(ATTACK, max_examples=examples(120))
 @given(ops, st.booleans(), st.booleans(), st.booleans())
 def test_what_is_sent_is_good_or_safe_and_nothing_is_sent_while_the_bus_is_off(
     monkeypatch, steps, has_clock, has_cycle, has_budget

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from support.examples import examples
 
 from fieldbus.canbus.e2e import CRC_MODELS
 from fieldbus.canbus.layout import Message, Signal
@@ -211,7 +212,7 @@ def protections(draw):
     return Protection(both, Checksum("Crc", algorithm), Counter("Alive"))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(protections(), st.binary(min_size=32, max_size=32))
 def test_what_was_protected_is_believed(protection, data):
     for _ in range(40):
@@ -219,7 +220,7 @@ def test_what_was_protected_is_believed(protection, data):
     assert not any(protection.counters.values())
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 @given(protections(), st.binary(min_size=32, max_size=32), st.data())
 def test_a_single_flipped_bit_is_found(protection, data, draw):
     frame = bytearray(protection.protect(data))
@@ -228,7 +229,7 @@ def test_a_single_flipped_bit_is_found(protection, data, draw):
     assert protection.check(bytes(frame)) == "bad checksum"
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(protections(), st.binary(max_size=70))
 def test_no_bytes_raise(protection, data):
     assert protection.check(data) in {None, "bad checksum", "missing in a short frame"}

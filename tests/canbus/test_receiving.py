@@ -9,6 +9,7 @@ import pytest
 from conftest import missing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 
 from fieldbus.canbus.bus import BITRATE_SWITCH, EXTENDED, FD, REMOTE
 from fieldbus.canbus.kernel.frames import pack_frame
@@ -80,7 +81,9 @@ def pair():
 
 
 @WAYS
-@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=examples(50), suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.lists(frames, max_size=150), st.integers(1, 200))
 def test_what_was_sent_is_received_with_the_kernels_stamps(pair, way, sent, limit):
     receiver = way(pair.raw)
@@ -112,7 +115,9 @@ def test_what_did_not_fit_is_told_with_the_next_frame(pair, way):
 
 
 @WAYS
-@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=examples(50), suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.lists(st.tuples(st.integers(0, 70), st.integers(1, 80)), max_size=20))
 def test_fewer_than_asked_for_means_that_no_more_wait(pair, way, rounds):
     """Whoever declares a sender silent relies on it, whatever came how fast before."""
@@ -130,7 +135,9 @@ def test_fewer_than_asked_for_means_that_no_more_wait(pair, way, rounds):
 
 
 @WAYS
-@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=examples(50), suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     st.lists(st.tuples(st.sampled_from([0, 1, 1, 2, 30, 120]), st.sampled_from([1, 2, 64, 200])), max_size=30)
 )

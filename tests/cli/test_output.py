@@ -9,7 +9,7 @@ from conftest import ROOT
 from rich.console import Console
 from typer.testing import CliRunner
 
-from fieldbus.cli.common import Rows, fail, samples_table, say, say_json
+from fieldbus.cli.common import Rows, cell, fail, samples_table, say, say_json, value_text
 from fieldbus.cli.main import app
 from fieldbus.gateway.commands.audit import Audit
 
@@ -76,3 +76,9 @@ def test_every_command_writes_through_the_one_way_that_makes_text_harmless():
         if file.name in ("common.py", "main.py"):
             continue
         assert not re.search(r"\btyper\.echo\(|(?<![\w.])print\(|(?<!\w)Table\(", file.read_text()), file
+
+
+@pytest.mark.parametrize(("value", "shown"), [(True, "true"), (False, "false"), (1, "1"), ("True", "True")])
+def test_truth_values_are_printed_as_the_configuration_has_them(value, shown):
+    assert str(cell(value)) == shown
+    assert value_text({"value": value}) == shown

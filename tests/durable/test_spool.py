@@ -9,6 +9,7 @@ import pytest
 from conftest import eventually
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 
 from fieldbus.clock import Clock
 from fieldbus.durable.spool import Spool
@@ -423,7 +424,7 @@ steps = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=examples(25), suppress_health_check=list(HealthCheck))
 @given(steps)
 def test_whatever_happens_what_is_kept_is_what_was_not_acknowledged(tmp_path_factory, what):
     async def work():

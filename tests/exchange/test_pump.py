@@ -6,6 +6,7 @@ import pytest
 from conftest import eventually
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 
 from fieldbus.clock import Clock
 from fieldbus.durable.spool_file import Row
@@ -307,7 +308,7 @@ class LossyPeer:
                 self.bench.pump.acknowledged(max(0, self.has - 5))
 
 
-@settings(deadline=None, max_examples=30, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=examples(30), suppress_health_check=list(HealthCheck))
 @given(st.lists(st.integers(0, 6), max_size=40), st.lists(st.integers(1, 4), min_size=1, max_size=30))
 def test_whatever_the_way_does_all_arrives_once_and_in_order(fates, rows):
     async def work():

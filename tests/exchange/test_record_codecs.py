@@ -8,6 +8,7 @@ import string
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 
 from fieldbus.model import Access, HeldSample, Kind, Point, Quality, Sample
 from fieldbus.mqtt import peering
@@ -172,7 +173,7 @@ def is_sound(item):
     connection.close()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.one_of(st.binary(max_size=100), near_rows, json_values.map(lambda v: json.dumps(v).encode())))
 @example(b'{"heads":[[]],"samples":[[0,1,1]]}')
 @example(b'{"heads":[[["a"],"b/c",0]],"samples":[[0,1,1]]}')

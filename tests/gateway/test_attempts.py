@@ -206,3 +206,21 @@ def test_a_record_names_its_mode_only_if_it_is_another_one():
         record = record_of(Attempt(command, 0, 5, Sample(7, Quality.GOOD, None, 0)), 6)
         shown.append((record.get("mode"), record.get("id"), record["value"], record["old"]))
     assert shown == [(None, None, 6, 7), ("arm", "a", 6, 7), ("execute", "b", 6, 7)]
+
+
+async def test_the_end_of_one_waiting_attempt_leaves_the_other_waiting(bench):
+    bench.gate._guards = {SPEED: Guard()}
+    bench.on_disk.clear()
+    first = bench.begin(5)
+    await rest()
+    bench.now_s = 1000.2
+    second = bench.begin(6)
+    await rest()
+    second.cancel()
+    await asyncio.gather(second, return_exceptions=True)
+    assert bench.subject.is_busy(SPEED)  # the first one waits still
+    bench.now_s = 1000.0 + DISK_GRACE_S
+    assert not bench.subject.is_busy(SPEED)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    assert not bench.subject._waiting

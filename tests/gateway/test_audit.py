@@ -14,6 +14,7 @@ import pytest
 from conftest import missing
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 from typer.testing import CliRunner
 
 from fieldbus.cli.main import app
@@ -261,7 +262,7 @@ def test_every_single_byte_of_the_log_is_protected(audit, tmp_path):
         assert verify(tmp_path).faults, (at, whole[at - 10 : at + 10])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(rows=st.lists(st.binary(max_size=60) | st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
     lambda inner: st.dictionaries(st.sampled_from(["n", "time", "prev", "hash", "id", "point", "value", "count"]), inner),
@@ -485,7 +486,7 @@ def test_who_holds_the_file_does_not_hold_us_up_for_long(audit, tmp_path):
 # --- what is in a record
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.dictionaries(
     st.sampled_from(["actor", "point", "reason", "from", "id"]),
     st.text(st.characters(exclude_categories=()), max_size=50) | st.just('","hash":"0"}\n'),
@@ -603,7 +604,7 @@ def test_the_order_of_records_counts_where_their_times_cannot_be_right(tmp_path,
     audit.close()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 50_000), st.sampled_from([0, 0, 0, 0, -1e9, 4000, 1e9])), max_size=30)
 )

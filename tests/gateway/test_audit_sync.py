@@ -8,6 +8,7 @@ import threading
 import time
 
 import pytest
+from conftest import eventually, free_port
 
 from fieldbus.clock import Clock
 from fieldbus.gateway import runtime
@@ -16,7 +17,6 @@ from fieldbus.gateway.commands.audit import Audit
 from fieldbus.gateway.commands.audit_sync import HANGS_S, AuditSync
 from fieldbus.gateway.config.loader import load
 from fieldbus.gateway.runtime import Gateway
-from tests.conftest import eventually, free_port
 
 PLANT = """
 version: 1

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from support.examples import examples
 
 from fieldbus.errors import RefusedError
 from fieldbus.gateway.commands.access import Access, Actor
@@ -658,7 +659,7 @@ def test_what_is_no_command_is_refused(data):
             Bench().decide(command)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.binary(max_size=200) | st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
@@ -694,7 +695,7 @@ points_of_all = st.builds(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 @given(
     points_of_all,
     guards_of_all,
@@ -796,7 +797,7 @@ class Machine(RuleBasedStateMachine):
 
 
 TestAnyOrder = Machine.TestCase
-TestAnyOrder.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestAnyOrder.settings = settings(max_examples=examples(60), stateful_step_count=40, deadline=None)
 
 
 def test_a_name_that_nobody_has_costs_no_time_where_there_are_many():

@@ -1,6 +1,7 @@
 """The local door from outside: `read` and `write` beside a running gateway, whatever happens to its files."""
 
 import asyncio
+import dataclasses
 import json
 import logging
 import shutil
@@ -10,6 +11,7 @@ import pytest
 from conftest import eventually, free_port
 from recording_plc import RecordingPlc
 
+from fieldbus.errors import LinkDownError
 from fieldbus.gateway import door_reads
 from fieldbus.gateway.commands.audit import export
 from fieldbus.gateway.config.loader import load
@@ -218,3 +220,24 @@ async def test_a_gateway_that_was_killed_tells_of_the_write_that_was_under_way(t
         assert plc.values(0) == [4, 5]
     records = [(record["outcome"], record["value"]) for record in export(data / "audit")]
     assert records == [("intent", 4), ("written", 4), ("intent", 5), ("unknown outcome", 5)]
+
+
+@pytest.mark.parametrize("is_listener", [False, True])
+async def test_a_reload_between_asking_and_reading_is_answered_in_words(runs, is_listener):
+    point = runs.plant.points["panel.shown" if is_listener else "node.value"]
+    link = "hmi" if is_listener else "net"
+    asked = asyncio.create_task(door_reads.read(runs.gateway, [point], 3.0))
+    await asyncio.sleep(0)  # the links have not been asked yet
+    before = runs.gateway.plant
+    runs.gateway.plant = dataclasses.replace(before, links={})
+    try:
+        with pytest.raises(LinkDownError) as found:
+            await asked
+    finally:
+        runs.gateway.plant = before
+    text = f"the configuration was reloaded meanwhile, and link {link} was changed or removed; read again"
+    assert str(found.value) == text
+    answer = await door_reads.answer(
+        runs.gateway, {"do": "read", "points": [point.address], "timeout_s": 0.1}
+    )
+    assert answer["ok"]

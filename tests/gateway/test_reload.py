@@ -727,3 +727,11 @@ async def test_a_new_route_from_another_gateway_gets_what_that_has(bench, tmp_pa
                 await running
     finally:
         broker.stop()
+
+
+async def test_a_smaller_audit_log_is_obeyed_after_a_reload(bench):
+    await bench.up()
+    assert bench.gateway.audit.max_total == 2 << 30
+    bench.configure(bench.text.replace("data_dir: kept", "data_dir: kept, audit: {max_size: 100MiB}"))
+    await bench.gateway.load_again()
+    assert bench.gateway.audit.max_total == 100 << 20

@@ -112,3 +112,33 @@ def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path: Path, config:
     assert (tmp_path / "other").read_text() == "theirs"
     assert is_refused(data, config)
     locks.release()
+
+
+def test_what_could_not_be_locked_at_the_start_is_locked_later(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("a file where the folder should be")
+    config = tmp_path / "later.yaml"
+    locks = take(tmp_path / "data", config)
+    assert locks.refresh() == []
+    assert not is_in_use(tmp_path / "data", config)
+    config.write_text("version: 1\n")
+    assert locks.refresh() == []
+    assert is_refused(tmp_path / "another", config)
+    (tmp_path / "data").unlink()
+    assert locks.refresh() == []
+    assert is_refused(tmp_path / "data", tmp_path / "other.yaml")
+    locks.release()
+    assert not is_in_use(tmp_path / "data", config)
+
+
+def test_a_lock_that_comes_too_late_is_reported_once(tmp_path: Path, config: Path) -> None:
+    (tmp_path / "data").write_text("")
+    late = take(tmp_path / "data", None)
+    (tmp_path / "data").unlink()
+    first = take(tmp_path / "data", config)
+    said = [late.refresh() for _ in range(5)]
+    text = "another process uses this configuration or data folder, too; stop one"
+    assert said == [[], [], [text], [], []]
+    first.release()
+    assert late.refresh() == []
+    assert is_in_use(tmp_path / "data", config)
+    late.release()

@@ -8,9 +8,14 @@ import pytest
 from conftest import eventually
 from recording_plc import RecordingPlc
 
+from fieldbus.clock import Clock
 from fieldbus.gateway.commands.audit import export
+from fieldbus.gateway.commands.command import Answer, Command
+from fieldbus.gateway.commands.worn import WornPoints
 from fieldbus.gateway.config.loader import load
 from fieldbus.gateway.runtime import Gateway
+from fieldbus.link import Delivery, Target, WriteOutcome
+from fieldbus.model import Access, Kind, Point, Quality, Sample
 
 PLANT = """version: 1
 gateway: {{name: gw}}
@@ -149,3 +154,60 @@ async def test_an_intent_without_an_end_is_charged_to_the_budget(tmp_path, plc, 
     assert [item for item in works.records() if item[0] == "unknown outcome"] == [
         ("unknown outcome", 7), ("unknown outcome", 8), ("unknown outcome", 9)
     ]  # fmt: skip
+
+
+class Around:
+    """A gateway that only notes what it is asked for."""
+
+    def __init__(self):
+        self.desk = self
+        self.clock = Clock(lambda: 100.0, lambda: 0)
+        self.begun, self.offered, self.gone = [], [], []
+
+    def write_routed(self, delivery, point, now_s, ended):
+        self.begun.append((delivery, point, ended))
+
+    def offer(self, delivery):
+        self.offered.append(delivery)
+
+    def missed(self, target):
+        self.gone.append(target)
+
+
+def delivery_of(point, value):
+    return Delivery(Target("plc", point), point, Sample(value, Quality.GOOD, None, 0))
+
+
+def test_after_a_reload_the_write_of_the_earlier_point_is_still_under_way():
+    around = Around()
+    subject = WornPoints(around, lambda _: True, lambda _: True)
+    before, after = (
+        Point("press", "daily", Kind.INT, Access.READWRITE, maximum=maximum) for maximum in (100, 9)
+    )
+    assert not subject.holds(delivery_of(before, 50), before, 100.0)
+    subject.begin(delivery_of(before, 50), before, 100.0)
+    subject.keep_only({after.address})
+    newest = delivery_of(after, 8)
+    assert subject.holds(newest, after, 100.1)
+    [(delivery, point, ended)] = around.begun
+    command = Command("route", "", "route", point.address, 50)
+    ended(delivery, point, Answer(command, WriteOutcome.WRITTEN, None, 0, 0, 50))
+    assert around.offered == [newest]
+    assert not subject.holds(delivery_of(after, 9), after, 100.2)
+
+
+def test_points_that_a_reload_removes_leave_nothing():
+    around = Around()
+    subject = WornPoints(around, lambda _: True, lambda _: False)
+    point = Point("press", "daily", Kind.INT, Access.READWRITE)
+    subject.begin(delivery_of(point, 1), point, 100.0)
+    assert subject.holds(delivery_of(point, 2), point, 100.0)
+    [(delivery, _, ended)] = around.begun
+    command = Command("route", "", "route", point.address, 1)
+    subject.keep_only(set())
+    ended(delivery, point, Answer(command, WriteOutcome.FAILED, "exception 04", 0, 0, 1))
+    assert around.offered == []
+    assert subject.holds(delivery_of(point, 3), point, 100.0)  # a failed write waits
+    subject.keep_only({"press.other"})
+    assert not (subject._failed_s or subject._held or subject._troubles or subject._under_way)
+    assert not subject.holds(delivery_of(point, 3), point, 100.0)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from support.examples import examples
 
 from fieldbus.modbus.agenda import GRAIN_S, NEVER, SLOTS, STARVED_S, Agenda, Rank, Turns
 
@@ -588,7 +589,9 @@ class Life(RuleBasedStateMachine):
 
 
 TestNoPollIsLostOrDoubled = Life.TestCase
-TestNoPollIsLostOrDoubled.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)
+TestNoPollIsLostOrDoubled.settings = settings(
+    max_examples=examples(80), stateful_step_count=50, deadline=None
+)
 
 
 def test_a_lost_unit_is_not_asked_with_a_poll_that_is_gone() -> None:

@@ -27,6 +27,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 
 from fieldbus.link import Delivery, Target
 from fieldbus.modbus.identification import Identification
@@ -369,7 +370,7 @@ def test_sixteen_of_sixteen_pipelined_requests_are_answered_in_order(server: Con
 @given(st.one_of(st.binary(min_size=1, max_size=253),
                  st.builds(lambda function, rest: bytes((function,)) + rest,
                            st.sampled_from([1, 2, 3, 4, 5, 6, 8, 15, 16, 22, 23, 43]), st.binary(max_size=16))))  # fmt: skip
-@settings(max_examples=500)
+@settings(max_examples=examples(500))
 def test_whatever_is_asked_gets_one_answer_of_its_own_function_that_fits_a_frame(request_: bytes) -> None:
     answer = ANYTHING.answer(Frame(1, 1, request_), Right.READWRITE, is_line=False)
     assert answer is not None

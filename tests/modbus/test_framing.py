@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 
 from fieldbus.modbus import other_functions, pdu
 from fieldbus.modbus.echo import LineEcho
@@ -237,7 +238,7 @@ def contains_an_answer(framing: str, ask: Ask, data: bytes) -> set[bytes]:
 
 @pytest.mark.parametrize("framing", ["rtu", "ascii"])
 @given(data=st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_noise_is_an_answer_only_if_a_true_one_stands_in_it(framing: str, data: st.DataObject) -> None:
     what = data.draw(st.sampled_from(sorted(ANSWERS)))
     ask, answer = ANSWERS[what]

@@ -12,6 +12,7 @@ from conftest import eventually
 from fault_server import fault_server
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 from test_client_faults import client, polling
 from test_writing import point
 
@@ -288,7 +289,7 @@ def holes(draw: st.DrawFn, points: Sequence[RegisterPoint]) -> frozenset[int]:
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_whatever_is_illegal_all_else_is_read_and_nearly_by_the_fewest_requests(data) -> None:
     points = data.draw(maps())
     device = Device(
@@ -302,7 +303,7 @@ def test_whatever_is_illegal_all_else_is_read_and_nearly_by_the_fewest_requests(
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_a_hidden_limit_beside_holes_is_found_as_well(data) -> None:
     points = data.draw(maps())
     device = Device(
@@ -319,7 +320,7 @@ def test_a_hidden_limit_beside_holes_is_found_as_well(data) -> None:
     st.lists(st.integers(0, 3000), max_size=10),
     st.integers(16, MAX_BITS),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_bits_are_learned_as_registers_are(addresses, illegal, most) -> None:
     points = [place(address, table=Table.DISCRETE) for address in sorted(addresses)]
     device = Device(illegal=frozenset(illegal), most_bits=most)
@@ -328,7 +329,7 @@ def test_bits_are_learned_as_registers_are(addresses, illegal, most) -> None:
 
 
 @given(st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_what_was_learned_is_enough_for_the_next_start(data) -> None:
     points = data.draw(maps())
     device = Device(illegal=data.draw(holes(points)), most_registers=data.draw(st.integers(10, 125)))
@@ -346,7 +347,7 @@ def test_what_was_learned_is_enough_for_the_next_start(data) -> None:
     st.lists(st.integers(0, 66), max_size=6),
     st.integers(6, 125),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_points_that_overlap_are_all_read_or_refused_and_no_block_is_refused(items, illegal, most) -> None:
     points = [place(address, count) for address, count in items]
     device = Device(illegal=frozenset(illegal), most_registers=most)
@@ -358,7 +359,7 @@ def test_points_that_overlap_are_all_read_or_refused_and_no_block_is_refused(ite
 
 
 @given(st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_values_tied_to_factors_are_learned_too(data) -> None:
     factor = place(data.draw(st.integers(0, 60)))
     addresses = data.draw(st.sets(st.integers(0, 60).filter(lambda n: n != factor.address), max_size=12))
@@ -472,7 +473,7 @@ def test_limits_beyond_the_protocol_are_made_legal(said: object, taken: int) -> 
 )  # fmt: skip
 @example({"fingerprint": "abc", "refused": {}, "walls": {"holding": [[5, 3], [-4, 70000]]}, "max_registers": 5,
           "max_bits": 5})  # fmt: skip
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 def test_whatever_a_file_says_points_can_be_planned_with_it(data) -> None:
     if isinstance(data, dict) and data:
         data = {"fingerprint": "abc", "refused": {}, "walls": {}, "max_registers": 9, "max_bits": 9, **data}

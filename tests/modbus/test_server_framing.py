@@ -8,6 +8,7 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 
 from fieldbus.modbus.checksum import crc16, lrc
 from fieldbus.modbus.pdu import Frame, frame
@@ -158,7 +159,7 @@ def test_after_noise_and_a_silence_the_first_of_two_requests_is_found() -> None:
 
 
 @given(noise=st.binary(max_size=40), seed=st.integers(0, 3))
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 def test_whatever_the_noise_the_frame_is_found(noise: bytes, seed: int) -> None:
     framer = line()
     request = bytes.fromhex(["0300000002", "050000ff00", "100000000204aabbccdd", "16000000f20025"][seed])
@@ -350,7 +351,7 @@ def test_another_stations_dialogue_and_a_request_to_us_in_one_chunk_come_apart(f
 
 
 @given(st.data())
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 def test_a_dialogue_of_many_stations_cut_anywhere_gives_our_requests_and_no_others(
     data: st.DataObject,
 ) -> None:

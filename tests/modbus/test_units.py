@@ -11,6 +11,7 @@ from conftest import eventually
 from fault_server import fault_server
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 from test_client_faults import client, polling
 from test_writing import point
 
@@ -128,7 +129,7 @@ def test_what_did_not_change_keeps_its_polls_and_groups() -> None:
 
 
 @given(st.lists(st.sets(st.integers(0, 39), max_size=6), max_size=6))
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 def test_however_often_it_is_planned_anew_each_point_is_in_one_poll(refusals) -> None:
     state = state_of([*words(*range(0, 40, 2)), *words(*range(20), table="input")])
     points = state.unit.readable

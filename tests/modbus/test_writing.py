@@ -17,6 +17,7 @@ from conftest import eventually
 from fault_server import Connection, FaultServer, Good, fault_server
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 from test_client_faults import polling
 
 from fieldbus.errors import BadResponseError, ConversionError, RequestError, RequestTimeoutError
@@ -484,7 +485,7 @@ ORDERS = ["ABCD", "CDAB", "BADC", "DCBA"]
 @pytest.mark.parametrize("quirks", [UnitQuirks(), UnitQuirks(mask_write=True), UnitQuirks(single_writes=True),
                                     UnitQuirks(multiple_writes=True)], ids=str)  # fmt: skip
 @given(data=st.data())
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 def test_the_other_bits_of_the_registers_never_change(
     order: str, type_: str, quirks: UnitQuirks, data: st.DataObject
 ) -> None:
@@ -753,7 +754,7 @@ outcomes = st.one_of(
     after=outcomes,
     quirks=st.builds(UnitQuirks, st.just(0.0), st.booleans(), st.booleans(), st.booleans()),
 )
-@settings(max_examples=400)
+@settings(max_examples=examples(400))
 def test_each_write_is_answered_exactly_once_whatever_the_device_says(chosen, script, after, quirks) -> None:
     values = everything()
     device = Device(r30=0)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 
 from fieldbus.errors import RefusedError
 from fieldbus.gateway.commands.audit import Audit, verify
@@ -195,7 +196,7 @@ class Heard:
 
 
 @pytest.mark.parametrize("kind", ["status", "answer", "live", "birth", "data", "want", "ack", "command", "x"])
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(payload=spoiled({**ROW, **ACK, "status": "online", "keepalive": 5, "id": "x", "outcome": "written", "reason": "r"}))  # fmt: skip
 def test_no_message_of_a_peer_raises_whatever_is_in_it(kind, payload):
     counters = Counter()

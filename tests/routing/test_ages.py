@@ -4,6 +4,7 @@ import math
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 
 from fieldbus.link import Target
 from fieldbus.model import NO_FLAWS, Access, Batch, Group, HeldBatch, Kind, Point, Quality, bad, uncertain
@@ -37,7 +38,7 @@ samples = st.tuples(
 TICK_S = 0.01
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 @given(policies, st.sampled_from(TARGETS), st.lists(samples, max_size=25))
 def test_no_good_value_is_older_than_its_deadline(policy, target, steps):
     edge = Edge(SOURCE, target, policy)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 
 from fieldbus.gateway.plant import Plant
 from fieldbus.gateway.runtime import Gateway
@@ -130,7 +131,7 @@ class World:
         return repr((found, self.router.next_due_s, [(edge.sent, edge.due_s) for edge in self.edges]))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(routes, steps)
 def test_deliveries_and_memory_are_the_same_on_both_ways(routes, steps):
     short, long = World(routes, takes_the_long_way=False), World(routes, takes_the_long_way=True)
@@ -177,7 +178,7 @@ def refusal(point, value):
     return not is_finite or is_low or (point.maximum is not None and value > point.maximum)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 @given(points, anything.filter(lambda value: value is not None))
 def test_what_is_between_the_ends_is_not_refused_and_nothing_else_is_let_through(point, value):
     assert (point.refusal(value) is not None) == refusal(point, value)
@@ -224,7 +225,7 @@ def guarded(point, value, delivered, refused, said):
 EMPTY = Plant("gw", Path(), Path(), {}, {}, {}, {}, {}, {}, [], {}, {})
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(
     st.lists(points, min_size=1, max_size=3),
     st.lists(st.lists(st.tuples(st.integers(0, 2), anything), max_size=6), max_size=6),

@@ -51,6 +51,8 @@ class Attempt:
     """The number of its record on the disk."""
     is_sent: bool = False
     """Whether the link has it."""
+    waits_since_s: float = 0.0
+    """Since when it waits for the disk, if it does."""
 
 
 class Attempts:
@@ -73,8 +75,8 @@ class Attempts:
         """Point to who has the link write it now."""
         self._under_way: dict[str, Attempt] = {}
         """Point to the attempt that the link has now."""
-        self._waiting_since_s: dict[str, float] = {}
-        """Point to since when an attempt waits for the disk, if one does."""
+        self._waiting: dict[str, list[Attempt]] = {}
+        """Point to the attempts that wait for the disk."""
         self._falls: dict[str, int] = {}
         """Point to how often its safe value was to be written."""
         self._disk = None if audit is None else Disk(audit.sync)
@@ -82,7 +84,7 @@ class Attempts:
     def adopt(self, other: Attempts) -> None:
         """Go on with what others know, after a reload."""
         self._wires, self._under_way, self._falls = other._wires, other._under_way, other._falls
-        self._waiting_since_s, self._disk = other._waiting_since_s, other._disk
+        self._waiting, self._disk = other._waiting, other._disk
 
     async def on_disk(self) -> None:
         """Return when all records so far are on the disk.
@@ -123,7 +125,9 @@ class Attempts:
         attempt.intent = self._audit.intend(self._clock.wall_ns(), record_of(attempt, attempt.value))
         if attempt.intent is None:
             return WriteOutcome.REFUSED, f"the audit log cannot be written ({self._audit.trouble})"
-        self._waiting_since_s[point.address] = self._clock.monotonic_s()
+        attempt.waits_since_s = self._clock.monotonic_s()
+        waiting = self._waiting.setdefault(point.address, [])
+        waiting.append(attempt)
         try:
             async with asyncio.timeout(until_s - self._clock.monotonic_s()):
                 await self._disk.settled()
@@ -133,7 +137,9 @@ class Attempts:
             reason = os_reason(error)
             return WriteOutcome.REFUSED, f"the audit log cannot be written ({reason})"
         finally:
-            self._waiting_since_s.pop(point.address, None)
+            waiting[:] = [other for other in waiting if other is not attempt]
+            if not waiting:
+                self._waiting.pop(point.address, None)
         if self._falls.get(point.address, 0) != falls:
             return WriteOutcome.REFUSED, "the point went to its safe value while this waited for the disk"
         return None
@@ -167,8 +173,8 @@ class Attempts:
         lock = self._wires.get(point.address)
         if lock is not None and lock.locked():
             return True
-        since_s = self._waiting_since_s.get(point.address)
-        return since_s is not None and self._clock.monotonic_s() - since_s < DISK_GRACE_S
+        begun_s = self._clock.monotonic_s() - DISK_GRACE_S
+        return any(attempt.waits_since_s > begun_s for attempt in self._waiting.get(point.address, ()))
 
     def still_allowed(self, point: Point, value: Value) -> tuple[WriteOutcome, str] | None:
         """Return how a write ends that must not be sent now after all; None if it may be sent.

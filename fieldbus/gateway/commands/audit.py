@@ -103,7 +103,8 @@ class Audit:
         """Records that could not be written."""
         self.trouble: str | None = None
         self._max_bytes = max_bytes
-        self._max_total = max_total
+        self.max_total = max_total
+        """Obeyed when a file is full."""
         self._fd: int | None = None
         self._size = 0
         self._unsynced: list[int] = []
@@ -243,7 +244,7 @@ class Audit:
         self._put_aside()
         closed = _closed(self.folder)
         sizes = [path.stat().st_size for path in closed]
-        while closed and sum(sizes) > self._max_total - self._max_bytes:
+        while closed and sum(sizes) > self.max_total - self._max_bytes:
             closed.pop(0).unlink()
             sizes.pop(0)
 

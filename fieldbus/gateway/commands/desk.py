@@ -43,7 +43,6 @@ MOST_AT_ONCE = 256
 """Commands under way, at most."""
 LONGEST_ADDRESS = 512
 """No point has a longer one."""
-_DONE = (WriteOutcome.WRITTEN, WriteOutcome.VERIFIED)
 CLOCK_SET_S = 2.0
 """A wall clock that moves by so much against the monotonic one was set."""
 _POINTS_AT_ONCE = 500
@@ -206,7 +205,7 @@ class Desk:
         answer = self._answer(attempt, outcome, reason)
         if (outcome, reason) == known:
             return answer
-        if self._record(answer, attempt) or outcome not in (*_DONE, WriteOutcome.ARMED):
+        if self._record(answer, attempt) or not (outcome.is_done or outcome is WriteOutcome.ARMED):
             return answer
         return replace(answer, reason="it was done, but the audit log could not be written any more")
 
@@ -241,7 +240,7 @@ class Desk:
             if command.mode == "arm":
                 return WriteOutcome.ARMED, None
             outcome, reason = await self._attempts.once(attempt, point, now_s, until_s)
-            if outcome in _DONE:
+            if outcome.is_done:
                 self._commanded_s[point.address] = self._clock.monotonic_s()
             return outcome, reason
 
@@ -255,7 +254,7 @@ class Desk:
             return outcome_of(error), str(error)
         attempt.old = self._sample_of(point)
         outcome, reason = await self._attempts.at_once(attempt, point)
-        if outcome in _DONE:
+        if outcome.is_done:
             self.gate.note(point, attempt.value, self._clock.monotonic_s())
         return outcome, reason
 
@@ -280,9 +279,8 @@ class Desk:
 
     def _record(self, answer: Answer, attempt: Attempt | None = None, *, is_proven: bool = True) -> bool:
         name = str(answer.outcome)
-        self.counters["written" if answer.outcome in _DONE else name] = (
-            self.counters.get("written" if answer.outcome in _DONE else name, 0) + 1
-        )
+        counter = "written" if answer.outcome.is_done else name
+        self.counters[counter] = self.counters.get(counter, 0) + 1
         if self.audit is None:
             return True
         attempt = attempt or Attempt(answer.command, answer.received_ns, answer.value)
@@ -359,7 +357,7 @@ class Desk:
         origin = f"silent for {guard.fallback_after_s:g} s"
         known = self._not_safe.pop(point.address, None)
         answer = await self.execute(Command("fallback", origin, "fallback", point.address, value), known)
-        if answer.outcome not in _DONE:
+        if not answer.outcome.is_done:
             self._not_safe[point.address] = answer.outcome, answer.reason
         if (answer.outcome, answer.reason) != known:
             self.counters["fallbacks"] += 1

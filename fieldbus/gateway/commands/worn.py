@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from typing import Protocol
 
 from fieldbus.clock import Clock
@@ -21,7 +22,6 @@ from fieldbus.gateway.commands.desk import Desk
 from fieldbus.link import Delivery, WriteOutcome
 from fieldbus.model import Point, Reason
 
-_DONE = (WriteOutcome.WRITTEN, WriteOutcome.VERIFIED)
 _AGAIN = (Reason.TIMEOUT, Reason.NOT_CONNECTED, Reason.BAD_RESPONSE)
 """Why a write failed, where the next sample may be taken."""
 PAUSE_S = 60.0
@@ -51,18 +51,24 @@ class WornPoints:
         self._around = around
         self._is_connected = is_connected
         self._is_online = is_online
-        self._failed_s: dict[Point, float] = {}
-        """When the last write of a point failed, if it did."""
-        self._under_way: set[Point] = set()
-        self._held: dict[Point, Delivery] = {}
-        self._troubles: dict[Point, str] = {}
+        self._failed_s: dict[str, float] = {}
+        """When the last write of a point failed, if it did; by address, for a reload makes other points."""
+        self._under_way: set[str] = set()
+        self._held: dict[str, Delivery] = {}
+        self._troubles: dict[str, str] = {}
+
+    def keep_only(self, addresses: AbstractSet[str]) -> None:
+        """Forget points that are gone after a reload; what is under way forgets itself when it ends."""
+        for known in (self._failed_s, self._held, self._troubles):
+            for address in known.keys() - addresses:
+                del known[address]
 
     def holds(self, delivery: Delivery, point: Point, now_s: float) -> bool:
         """Return whether a sample cannot be decided now; it is kept, or was missed."""
-        if point in self._under_way:
-            self._held[point] = delivery
+        if point.address in self._under_way:
+            self._held[point.address] = delivery
             return True
-        failed_s = self._failed_s.get(point)
+        failed_s = self._failed_s.get(point.address)
         may_be_there = failed_s is None or self._is_online(point) or now_s - failed_s >= PAUSE_S
         if self._is_connected(point) and may_be_there:
             return False
@@ -71,25 +77,25 @@ class WornPoints:
 
     def begin(self, delivery: Delivery, point: Point, now_s: float) -> None:
         """Write a sample that was allowed and counted at a moment."""
-        self._under_way.add(point)
+        self._under_way.add(point.address)
         self._around.desk.write_routed(delivery, point, now_s, self._ended)
 
     def _ended(self, delivery: Delivery, point: Point, answer: Answer) -> None:
-        self._under_way.discard(point)
-        self._failed_s.pop(point, None)
-        if answer.outcome in _DONE:
-            if self._troubles.pop(point, None) is not None:
+        self._under_way.discard(point.address)
+        self._failed_s.pop(point.address, None)
+        if answer.outcome.is_done:
+            if self._troubles.pop(point.address, None) is not None:
                 _LOG.info("%s: writing works again", point.address)
         else:
             trouble = f"{answer.outcome}: {answer.reason}"
-            if self._troubles.get(point) != trouble:
-                self._troubles[point] = trouble
+            if self._troubles.get(point.address) != trouble:
+                self._troubles[point.address] = trouble
                 _LOG.warning("%s: write of %s %s", point.address, answer.value, trouble)
             if answer.outcome is WriteOutcome.FAILED:
-                self._failed_s[point] = self._around.clock.monotonic_s()
+                self._failed_s[point.address] = self._around.clock.monotonic_s()
             is_unsent = answer.outcome in (WriteOutcome.REFUSED, WriteOutcome.EXPIRED)
             if is_unsent or (answer.outcome is WriteOutcome.FAILED and answer.reason in _AGAIN):
                 self._around.missed(point)
-        held = self._held.pop(point, None)
+        held = self._held.pop(point.address, None)
         if held is not None:
             self._around.offer(held)

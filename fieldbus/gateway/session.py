@@ -251,7 +251,7 @@ class Session:
         self._tell(self._status)
 
     def _wrote(self, result: WriteResult) -> None:
-        is_done = result.outcome in (WriteOutcome.WRITTEN, WriteOutcome.VERIFIED)
+        is_done = result.outcome.is_done
         if is_done and result.reason is None:
             if self._write_troubles.pop(result.point, None) is not None:
                 _LOG.info("%s: writing works again", result.point.address)

@@ -320,7 +320,7 @@ class ModbusClientLink:
 
     def wrote(self, result: WriteResult, *, is_routed: bool) -> None:
         """Count how a write ended, and tell it if a route gave it."""
-        is_done = result.outcome in (WriteOutcome.WRITTEN, WriteOutcome.VERIFIED)
+        is_done = result.outcome.is_done
         self._counters["writes" if is_done else "writes_failed"] += 1
         if is_routed:
             self.tell(result)

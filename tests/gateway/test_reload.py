@@ -669,7 +669,8 @@ async def test_commands_under_way_are_answered_although_a_reload_closes_their_li
         async with asyncio.timeout(10):
             outcomes = {outcome for outcome, _ in await asyncio.gather(*commands)}
             await reloading
-        assert outcomes <= {"written", "verified", "failed", "expired"}
+        # A request that had left when the link was closed may have been carried out.
+        assert outcomes <= {"written", "verified", "failed", "expired", "unknown outcome"}
         await eventually(lambda place=31 + number: (place, 72) in bench.oven.written)
 
 

@@ -24,7 +24,6 @@ from fieldbus.clock import Clock
 from fieldbus.gateway.commands.desk import Desk
 from fieldbus.gateway.commands.gate import Guard
 from fieldbus.gateway.commands.silence import NEVER_HEARD, Silence
-from fieldbus.link import WriteOutcome
 from fieldbus.model import Point, Quality
 from fieldbus.routing.policy import OnUncertain
 from fieldbus.routing.router import Router
@@ -140,7 +139,7 @@ class DeadMen:
 
     async def _fall_back(self, watched: _Watched) -> None:
         outcome = await self._around.desk.fall_back(watched.point, watched.guard)
-        if outcome in (WriteOutcome.WRITTEN, WriteOutcome.VERIFIED):
+        if outcome.is_done:
             watched.silence.wrote()
             # If the source came back meanwhile, its sample may have been written before the safe value.
             self._around.router.missed(watched.point)

@@ -30,9 +30,15 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True)
 
 
-def problem(message: str) -> PydanticCustomError:
-    """Return the error that a validator raises: a whole sentence, shown as it is."""
-    return PydanticCustomError("fieldbus", "{message}", {"message": message})
+def problem(message: str, *path: str | int) -> PydanticCustomError:
+    """Return the error that a validator raises.
+
+    Args:
+        message: a whole sentence, shown as it is.
+        path: what it is about, seen from what is validated: the key, and perhaps what lies in it. Without it
+            the problem is one of the whole.
+    """
+    return PydanticCustomError("fieldbus", "{message}", {"message": message, "path": path})
 
 
 def parse_duration(text: object) -> float:

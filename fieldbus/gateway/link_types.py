@@ -199,11 +199,12 @@ def _described(
 ) -> Description:
     if not built:
         around.fault(device, (), "the device has no points", "give it `points` or a `map`")
-    for name, message in point_faults(built, is_served=is_served):
-        around.fault(device, ("points", name), message)
+    for fault in point_faults(built, is_served=is_served):
+        around.fault(device, ("points", fault.name, *fault.path), fault.message)
     quirks = settings.quirks.build() if isinstance(settings, PolledDeviceSettings) else UnitQuirks()
-    for name, message, advice in write_faults(built, quirks, is_served=is_served):
-        around.fault(device, ("points", name), message, advice)
+    for wrong in write_faults(built, quirks, is_served=is_served):
+        path = ("points", wrong.name, *wrong.path)
+        around.fault(device, path, wrong.message, wrong.hint, is_warning=wrong.is_warning)
     for name, item in points.items():
         if item.has_doubtful_sign:
             text = f"bits {item.bits} of an {item.register_type} are read without a sign"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -27,20 +28,35 @@ class PartSettings(RegisterSettings):
         if table.is_bits or table.is_whole:
             raise problem(f"a part lies in registers: the table is input, holding or file, not {table}")
         if kind is RegisterType.STRING:
-            raise problem("a part is a number, not text")
+            raise problem("a part is a number, not text", "type")
         if kind is RegisterType.BOOL and self.bit is None:
             raise problem(f"a bool in a {table} register needs `bit`")
         self.check_registers()
         if self.factor == 0:
-            raise problem("factor 0 makes the part nothing")
+            raise problem("factor 0 makes the part nothing", "factor")
         if self.sign and self.factor != 1:
-            raise problem("a sign has no `factor`")
+            raise problem("a sign has no `factor`", "factor")
         if self.sign and kind.is_float:
-            raise problem("a sign is 0 or 1: a whole number or a bit")
+            raise problem("a sign is 0 or 1: a whole number or a bit", "sign")
         if (address + self.size - 1) >> 16 > address >> 16:
             what = "record" if table is Table.FILE else "address"
             raise problem(f"{table.place_name(address)} and what follows goes beyond {what} 65535")
         return self
+
+    def occupied_bits(self) -> Iterator[tuple[int, int]]:
+        """Yield the bits that the part takes, as address and number of the bit.
+
+        Nothing, where only some bits of its registers count and their order is one of its own.
+        """
+        address, (low_bit, bit_count) = self.place()[1], self.bit_range()
+        width = 16 * self.size
+        if low_bit is None:
+            is_narrow = self.value_format is None and not self.register_type.is_bcd
+            low_bit, bit_count = 0, min(width, self.register_type.bits) if is_narrow else width
+        if bit_count < width and self.order != "ABCD":
+            return
+        for bit in range(low_bit, low_bit + bit_count):
+            yield address + self.size - 1 - bit // 16, bit % 16
 
     def build(self, whole: Point) -> Part:
         """Return the part of a point."""

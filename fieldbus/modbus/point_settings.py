@@ -116,7 +116,9 @@ class PointSettings(GuardSettings, WriteSettings, RegisterSettings):
         elif kind is RegisterType.BOOL and self.bit is None:
             raise problem(f"a bool in a {table} register needs `bit`")
         if kind is RegisterType.BOOL and (self.scale != 1 or self.offset != 0):
-            raise problem("a bool is true or false and cannot be scaled")
+            raise problem(
+                "a bool is true or false and cannot be scaled", "scale" if self.scale != 1 else "offset"
+            )
         self._check_flags()
         self._check_width(table, kind)
         self.check_registers()
@@ -131,21 +133,26 @@ class PointSettings(GuardSettings, WriteSettings, RegisterSettings):
             raise problem(f"{table.place_name(address)} and what follows goes beyond {what} 65535")
         self.check_writing(table, is_bit_field=self.bit_range()[0] is not None, registers=self.size)
         if self.scale_from is not None and (self.read_from is not None or self.group is not None):
-            raise problem("a point with `scale_from` has neither `read_from` nor `group`")
+            raise problem(
+                "a point with `scale_from` has neither `read_from` nor `group`",
+                "group" if self.read_from is None else "read_from",
+            )
         return self
 
     def _check_width(self, table: Table, kind: RegisterType) -> None:
         if self.width == 16:
             return
         if table.is_bits:
-            raise problem(f"a {table} is one bit and has no `width`")
+            raise problem(f"a {table} is one bit and has no `width`", "width")
         if not table.is_numbered:
-            raise problem(f"the table `{table}` has registers of 16 bits and no `width`")
+            raise problem(f"the table `{table}` has registers of 16 bits and no `width`", "width")
         if self.parts is not None or self.is_clock or kind.bits not in (32, 64):
             what = "a value of `parts`" if self.parts is not None else f"a {kind}"
-            raise problem(f"an address of {self.width} bits holds a type of 32 or 64 bits, not {what}")
+            raise problem(
+                f"an address of {self.width} bits holds a type of 32 or 64 bits, not {what}", "width"
+            )
         if self.access != "read":
-            raise problem(f"`width: {self.width}` is read only: no function writes such addresses")
+            raise problem(f"`width: {self.width}` is read only: no function writes such addresses", "access")
 
     @property
     def size(self) -> int:
@@ -182,9 +189,9 @@ class PointSettings(GuardSettings, WriteSettings, RegisterSettings):
 
     def _check_one_bit(self, table: Table, kind: RegisterType) -> None:
         if self.format is not None:
-            raise problem(f"a {table} is one bit and has no `format`")
+            raise problem(f"a {table} is one bit and has no `format`", "format")
         if kind is not RegisterType.BOOL:
-            raise problem(f"a {table} is one bit: its type is bool, not {kind}")
+            raise problem(f"a {table} is one bit: its type is bool, not {kind}", "type")
         if self.bit is not None or self.bits is not None or self.flags is not None:
             raise problem(f"a {table} is one bit and has no bits to choose from")
         if self.scale != 1 or self.offset != 0 or self.scale_from is not None:
@@ -198,24 +205,24 @@ class PointSettings(GuardSettings, WriteSettings, RegisterSettings):
         if self.flags is None:
             return
         if not self.flags:
-            raise problem("`flags` has no bits: write {0: NAME} for each that has a name")
+            raise problem("`flags` has no bits: write {0: NAME} for each that has a name", "flags")
         kind = self.register_type
         if kind.is_float or kind.is_bcd or kind is RegisterType.STRING or self.format is not None:
             raise problem(f"a {kind if self.format is None else self.format} has no bits to choose from")
         self.check_highest_bit(max(self.flags))
         if min(self.flags) < 0:
-            raise problem(f"there is no bit {min(self.flags)}: the lowest is 0")
+            raise problem(f"there is no bit {min(self.flags)}: the lowest is 0", "flags")
         if self.scale != 1 or self.offset != 0 or self.scale_from is not None:
             raise problem("what has `flags` is no number and cannot be scaled")
         for name in self.flags.values():
             if not _FLAG_NAME.fullmatch(name):
-                raise problem(f"'{name[:60]}' is not a name for a flag: letters, digits, _ and -")
+                raise problem(f"'{name[:60]}' is not a name for a flag: letters, digits, _ and -", "flags")
         if len(set(self.flags.values())) < len(self.flags):
-            raise problem("two of the `flags` have the same name")
+            raise problem("two of the `flags` have the same name", "flags")
 
     def _check_scale(self, kind: RegisterType) -> None:
         if self.scale == 0:
-            raise problem("scale 0 makes everything 0")
+            raise problem("scale 0 makes everything 0", "scale")
         is_plausible = 1 / _LARGEST_SCALE <= abs(self.scale) <= _LARGEST_SCALE >= abs(self.offset)
         if not is_plausible and not kind.is_float:
             raise problem("scale and offset of a whole number must lie between 1e-100 and 1e100")
@@ -226,7 +233,7 @@ class PointSettings(GuardSettings, WriteSettings, RegisterSettings):
         if self.scale_from is None:
             return
         if kind.is_float:
-            raise problem(f"`scale_from` is for whole numbers, not for {kind}")
+            raise problem(f"`scale_from` is for whole numbers, not for {kind}", "scale_from")
         if self.bit is not None or kind is RegisterType.BOOL:
             raise problem("a single bit is true or false and cannot be scaled")
 
@@ -235,11 +242,14 @@ class PointSettings(GuardSettings, WriteSettings, RegisterSettings):
             return
         name = "a `timestamp`" if self.timestamp is not None else f"the `format: {self.format}`"
         if self.is_clock and self.verify:
-            raise problem(f"{name} is a clock that goes on: it cannot be read back with `verify`")
+            raise problem(f"{name} is a clock that goes on: it cannot be read back with `verify`", "verify")
         if self.is_clock and self.timestamp is not None:
-            raise problem("`format` and `timestamp` exclude each other: the registers are fields or a number")
+            raise problem(
+                "`format` and `timestamp` exclude each other: the registers are fields or a number",
+                "timestamp",
+            )
         if not self.is_clock and kind not in _TIME_TYPES:
-            raise problem(f"a `timestamp` is an integer of 32, 48 or 64 bits, not {kind}")
+            raise problem(f"a `timestamp` is an integer of 32, 48 or 64 bits, not {kind}", "timestamp")
         has_format = self.format is not None and not self.is_clock
         others = {
             "scale": self.scale != 1, "offset": self.offset != 0, "scale_from": self.scale_from is not None,

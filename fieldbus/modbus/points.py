@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from fieldbus.errors import ConversionError, closest
 from fieldbus.modbus.converters import power_of_ten
@@ -34,6 +35,16 @@ from fieldbus.scaling import Linear
 
 Fault = Callable[[str, str, str | None], None]
 """Takes a name that stands in the configuration, a sentence, and a hint."""
+
+
+class PointFault(NamedTuple):
+    """What is wrong with a point, and where."""
+
+    name: str
+    """As it stands in the configuration."""
+    path: tuple[str, ...]
+    """The key of the point that is meant; empty for the point itself."""
+    message: str
 
 
 def build_points(
@@ -199,39 +210,42 @@ def _is_in_reach(name: str, made: Sequence[RegisterPoint], factor: RegisterPoint
     return True
 
 
-def point_faults(points: Sequence[RegisterPoint], *, is_served: bool) -> list[tuple[str, str]]:
-    """Return what is wrong with points beside each other, as (name in the configuration, sentence)."""
+def point_faults(points: Sequence[RegisterPoint], *, is_served: bool) -> list[PointFault]:
+    """Return what is wrong with points beside each other, in the order of the points."""
     found = [*_own_faults(points, is_served=is_served), *_overlaps(points, is_served=is_served)]
     return list(dict.fromkeys(found))  # an array says once what is wrong with all of it
 
 
-def _own_faults(points: Sequence[RegisterPoint], *, is_served: bool) -> Iterator[tuple[str, str]]:
+def _own_faults(points: Sequence[RegisterPoint], *, is_served: bool) -> Iterator[PointFault]:
     factors = {point.factor for point in points}
     for point in points:
         name = _declared(point)
         writable = point.is_open_to_masters if is_served else point.point.access.can_write
         if writable and point.table in (Table.DISCRETE, Table.INPUT):
             who = " by masters" if is_served else ""
-            yield name, f"the table `{point.table}` cannot be written{who}"
+            yield PointFault(name, (), f"the table `{point.table}` cannot be written{who}")
         if not is_served:
             continue
         if not point.table.is_numbered:
-            yield name, f"the table `{point.table}` cannot be served: coil, discrete, input or holding"
+            text = f"the table `{point.table}` cannot be served: coil, discrete, input or holding"
+            yield PointFault(name, ("table",), text)
             continue
         if point.width != 16:
-            yield name, "`width` is for devices that are polled"
+            yield PointFault(name, ("width",), "`width` is for devices that are polled")
             continue
         try:
             if point.parts and not is_exact(point.parts):
-                yield name, "a served value of `parts` is made of whole numbers: none of them is a float"
+                text = "a served value of `parts` is made of whole numbers: none of them is a float"
+                yield PointFault(name, ("parts",), text)
                 continue
             if point.on_bad.action == "nan":
                 nan_bytes(point)
             _check_substitutes(point)
         except ConversionError as error:
-            yield name, str(error)
+            yield PointFault(name, (), str(error))
         if point.initial is not None and not writable and point not in factors:
-            yield name, "`initial` is for points that masters write (`access: readwrite`) and for factors"
+            text = "`initial` is for points that masters write (`access: readwrite`) and for factors"
+            yield PointFault(name, ("initial",), text)
 
 
 def _check_substitutes(point: RegisterPoint) -> None:
@@ -252,7 +266,7 @@ def _declared(point: RegisterPoint) -> str:
     return point.origin or point.point.name
 
 
-def _overlaps(points: Sequence[RegisterPoint], *, is_served: bool) -> Iterator[tuple[str, str]]:
+def _overlaps(points: Sequence[RegisterPoint], *, is_served: bool) -> Iterator[PointFault]:
     """Find points that would overwrite each other."""
     told: set[tuple[str, str]] = set()
     # Flags are part of their word; a value of several parts has only those.
@@ -276,9 +290,7 @@ def _overlaps(points: Sequence[RegisterPoint], *, is_served: bool) -> Iterator[t
             pair = (_declared(point), _declared(reach))
             if matters and pair[0] != pair[1] and (not is_bit_field or shares_bits) and pair not in told:
                 told.add(pair)
-                yield (
-                    pair[0],
-                    f"{point.table.place_name(point.address)} belongs to {reach.point.name} already",
-                )
+                text = f"{point.table.place_name(point.address)} belongs to {reach.point.name} already"
+                yield PointFault(pair[0], (), text)
         if reach is None or reach.table is not point.table or point.end > reach.end:
             reach = point

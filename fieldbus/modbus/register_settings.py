@@ -185,7 +185,7 @@ class RegisterSettings(Settings):
         """Return table and 0-based address."""
         if self.reference is not None:
             if self.table is not None or self.address is not None:
-                raise problem("`reference` stands instead of `table` and `address`")
+                raise problem("`reference` stands instead of `table` and `address`", "reference")
             if self.file is not None or self.record is not None:
                 raise problem(
                     "`reference` names one of the four tables; `file` and `record` need `table: file`"
@@ -229,7 +229,7 @@ class RegisterSettings(Settings):
             return None, 0
         match = _BITS.fullmatch(self.bits)
         if match is None:
-            raise problem(f"{self.bits!r} is not a range of bits such as 4-7")
+            raise problem(f"{self.bits!r} is not a range of bits such as 4-7", "bits")
         low, high = sorted((int(match[1]), int(match[2])))
         return low, high - low + 1
 
@@ -237,7 +237,7 @@ class RegisterSettings(Settings):
         """Return the raw values that mean "no value", as the registers hold them, unsigned."""
         type_ = self.register_type
         if self.invalid and type_ is RegisterType.STRING:
-            raise problem("`invalid` is for numbers")
+            raise problem("`invalid` is for numbers", "invalid")
         width = 16 if type_ is RegisterType.BOOL else type_.bits
         found = set()
         for item in self.invalid:
@@ -246,14 +246,16 @@ class RegisterSettings(Settings):
                     found.add(1 << width - 1 if type_.is_signed else (1 << width) - 1)
                 continue
             if isinstance(item, str) and not _RAW.fullmatch(item.strip()):
-                raise problem(f"'{item}' is neither a raw value such as 0xFFFF nor the word sunspec")
+                raise problem(
+                    f"'{item}' is neither a raw value such as 0xFFFF nor the word sunspec", "invalid"
+                )
             value = (
                 int(item, 16 if item.strip().lower().startswith("0x") else 10)
                 if isinstance(item, str)
                 else item
             )
             if not -(1 << width - 1) <= value < 1 << width:
-                raise problem(f"the `invalid` value {item} does not fit {width} bits")
+                raise problem(f"the `invalid` value {item} does not fit {width} bits", "invalid")
             found.add(value % (1 << width))
         return frozenset(found)
 
@@ -263,7 +265,7 @@ class RegisterSettings(Settings):
         if self.is_clock:
             self._check_clock()
         elif self.timezone is not None:
-            raise problem("`timezone` is for clocks, which have a `format` such as calendar")
+            raise problem("`timezone` is for clocks, which have a `format` such as calendar", "timezone")
         else:
             self._check_text(kind)
         self._check_order(kind)
@@ -284,45 +286,52 @@ class RegisterSettings(Settings):
             ("pad", self.pad, "nul"), ("chars", self.chars, "both"), ("encoding", self.encoding, None),
         ):  # fmt: skip
             if value != default:
-                raise problem(f"`{key}` is for strings, not for {kind}")
+                raise problem(f"`{key}` is for strings, not for {kind}", key)
 
     def _check_clock(self) -> None:
         if self.invalid:
-            raise problem("`invalid` is for numbers: fields that are no date are no value anyway")
+            raise problem("`invalid` is for numbers: fields that are no date are no value anyway", "invalid")
         for key in ("type", "length", "encoding", "bit", "bits", "signed"):
             if getattr(self, key) is not None:
-                raise problem(f"the `format: {self.format}` says all about the registers: it has no `{key}`")
+                raise problem(
+                    f"the `format: {self.format}` says all about the registers: it has no `{key}`", key
+                )
         for key, default in (("pad", "nul"), ("chars", "both")):
             if getattr(self, key) != default:
-                raise problem(f"`{key}` is for strings, not for a clock")
+                raise problem(f"`{key}` is for strings, not for a clock", key)
 
     def _check_order(self, kind: RegisterType) -> None:
         size = self.byte_count
         if kind is RegisterType.STRING and not is_order(self.order, 0):
-            raise problem(f"'{self.order[:20]}' is not an order of text: ABCD, CDAB, BADC or DCBA")
+            raise problem(f"'{self.order[:20]}' is not an order of text: ABCD, CDAB, BADC or DCBA", "order")
         if not is_order(self.order, size):
             raise problem(
                 f"'{self.order[:20]}' is not one of ABCD, CDAB, BADC, DCBA, nor the letters "
-                f"{'ABCDEFGH'[:size]} of a {kind} in the order on the wire"
+                f"{'ABCDEFGH'[:size]} of a {kind} in the order on the wire",
+                "order",
             )
 
     def _check_format(self, kind: RegisterType) -> None:
         if self.format is None or self.is_clock:
             return
         if self.bit is not None or self.bits is not None:
-            raise problem(f"a number in `format: {self.format}` has no bits to choose from")
+            raise problem(f"a number in `format: {self.format}` has no bits to choose from", "format")
         if self.value_format is Format.SIGN_MAGNITUDE and not kind.is_signed:
-            raise problem(f"`format: sign_magnitude` has a sign: its type is int16 or int32, not {kind}")
+            raise problem(
+                f"`format: sign_magnitude` has a sign: its type is int16 or int32, not {kind}", "format"
+            )
         if self.value_format is Format.M10K and kind.value.lstrip("uint") not in ("32", "48", "64"):
             raise problem(
-                f"`format: m10k` has 2 to 4 registers: its type is (u)int32, (u)int48 or (u)int64, not {kind}"
+                "`format: m10k` has 2 to 4 registers: "
+                f"its type is (u)int32, (u)int48 or (u)int64, not {kind}",
+                "format",
             )
 
     def _check_field(self, kind: RegisterType) -> None:
         if self.bit is not None and self.bits is not None:
             raise problem("`bit`, `bits` and `flags` exclude each other")
         if self.signed is not None and self.bits is None:
-            raise problem("`signed` is for a range of `bits`; of whole numbers the type says it")
+            raise problem("`signed` is for a range of `bits`; of whole numbers the type says it", "signed")
         if self.bit is None and self.bits is None:
             return
         if kind.is_float or kind.is_bcd or kind is RegisterType.STRING:

@@ -10,6 +10,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from fieldbus.errors import ConversionError, closest
 from fieldbus.modbus import pdu
@@ -18,8 +19,17 @@ from fieldbus.modbus.registers import RegisterPoint, Table
 from fieldbus.modbus.write_rules import MASK, PLAIN, WriteRules
 from fieldbus.modbus.writing import Groups, groups_of, is_written_singly, takes_mask
 
-WriteFault = tuple[str, str, str | None]
-"""The name in the configuration, a sentence, and a hint."""
+
+class WriteFault(NamedTuple):
+    """What is wrong, and where."""
+
+    name: str
+    """Of the point, as it stands in the configuration."""
+    path: tuple[str, ...]
+    """The key of the point, and perhaps what lies in it."""
+    message: str
+    hint: str | None = None
+    is_warning: bool = False
 
 
 def write_faults(points: Sequence[RegisterPoint], quirks: UnitQuirks, *, is_served: bool) -> list[WriteFault]:
@@ -50,7 +60,7 @@ def _given(rules: WriteRules) -> Iterator[str]:
 
 def _of_served(point: RegisterPoint) -> Iterator[WriteFault]:
     for key in _given(point.rules):
-        yield _declared(point), f"`{key}` is for devices that we poll", f"remove `{key}`"
+        yield WriteFault(_declared(point), (key,), f"`{key}` is for devices that we poll", f"remove `{key}`")
 
 
 def _own_faults(point: RegisterPoint, quirks: UnitQuirks) -> Iterator[WriteFault]:
@@ -58,10 +68,12 @@ def _own_faults(point: RegisterPoint, quirks: UnitQuirks) -> Iterator[WriteFault
     if not access.can_write:
         for key in _given(point.rules):
             if key != "read_from":
-                yield name, f"`{key}` is for points that are written", "give `access: readwrite` or `write`"
+                text = f"`{key}` is for points that are written"
+                yield WriteFault(name, (key,), text, "give `access: readwrite` or `write`")
     place = point.rules.read_from
     if place is not None and not 0 <= place[1] <= 0x10000 - point.count:
-        yield name, f"`read_from` {place[1]}, with the `base` of the device, is no address", "0 to 65535"
+        text = f"`read_from` {place[1]}, with the `base` of the device, is no address"
+        yield WriteFault(name, ("read_from",), text, "0 to 65535")
     is_part = (
         point.table is Table.HOLDING
         and point.low_bit is not None
@@ -74,7 +86,7 @@ def _own_faults(point: RegisterPoint, quirks: UnitQuirks) -> Iterator[WriteFault
             "give `read_from: ADDRESS` of the register that shows them; or the device's quirk "
             "`mask_write: true` if it has FC 22; or `access: readwrite` if the register itself can be read"
         )
-        yield name, text, hint
+        yield WriteFault(name, (), text, hint)
 
 
 # --- groups
@@ -88,31 +100,41 @@ def _group_faults(group: str, groups: Groups, quirks: UnitQuirks) -> Iterator[Wr
         own = _declared(point)
         if point.table is not first.table:
             text = f"`group` {group}: this point is in the table `{point.table}`, {name} in `{first.table}`"
-            yield own, text, "one request writes one table"
+            yield WriteFault(own, ("group",), text, "one request writes one table")
             return
         if point.rules.function != first.rules.function:
             text = f"`group` {group}: this point has another `function` than {name}"
-            yield own, text, "one request has one function"
+            yield WriteFault(
+                own, ("function" if point.rules.function else "group",), text, "one request has one function"
+            )
             return
         if point.address > reach.end:
             text = (
                 f"`group` {group}: {point.table} {reach.end} lies between {_declared(reach)} and this point, "
                 "but a group is written with one request"
             )
-            yield own, text, "the members of a group adjoin: add a point for what lies between"
+            hint = "the members of a group adjoin: add a point for what lies between"
+            yield WriteFault(own, ("group",), text, hint)
             return
         reach = point if point.end > reach.end else reach
     size = reach.end - first.address
     most = pdu.MAX_WRITE_BITS if first.table.is_bits else pdu.MAX_WRITE_REGISTERS
     what = "coils" if first.table.is_bits else "registers"
     if size > most:
-        yield name, f"`group` {group} has {size} {what}: one request writes at most {most}", None
+        yield WriteFault(
+            name, ("group",), f"`group` {group} has {size} {what}: one request writes at most {most}"
+        )
+    elif len(members) == 1:
+        text = f"`group` {group} has one member only, which is written as it would be without it"
+        hint = "give the points that are to be written with it the same `group`, or remove it"
+        yield WriteFault(name, ("group",), text, hint, is_warning=True)
     elif first.rules.function == MASK:
-        yield name, f"`group` {group}: function 22 writes one point only", "use `function: 16` or none"
+        text = f"`group` {group}: function 22 writes one point only"
+        yield WriteFault(name, ("function",), text, "use `function: 16` or none")
     elif size > 1 and is_written_singly(first, quirks):
         why = "`single_writes`" if first.rules.function is None else f"`function: {first.rules.function}`"
         text = f"`group` {group} has {size} {what}, but with {why} each needs a request of its own"
-        yield name, text, "a group needs FC 15 or 16"
+        yield WriteFault(name, ("group",), text, "a group needs FC 15 or 16")
 
 
 # --- sequences
@@ -124,25 +146,21 @@ def _sequence_faults(point: RegisterPoint, by_name: Mapping[str, RegisterPoint])
         target = by_name.get(name)
         if target is None:
             text = f"`then` names '{name}', which is no point of the device"
-            yield own, text, closest(name, by_name)
+            yield WriteFault(own, ("then", name), text, closest(name, by_name))
             continue
         if not target.point.access.can_write:
-            yield (
-                own,
-                f"`then` names '{name}', which is not written",
-                "give it `access: write` or `readwrite`",
-            )
+            text = f"`then` names '{name}', which is not written"
+            yield WriteFault(own, ("then", name), text, "give it `access: write` or `readwrite`")
         elif target.rules.group:
-            yield (
-                own,
-                f"`then` names '{name}', which is in a `group`",
-                "name a point that is written by itself",
-            )
+            text = f"`then` names '{name}', which is in a `group`"
+            yield WriteFault(own, ("then", name), text, "name a point that is written by itself")
         elif point in _after(target, by_name):
-            yield own, f"`then` leads from '{name}' back to this point", "break the ring"
+            text = f"`then` leads from '{name}' back to this point"
+            yield WriteFault(own, ("then", name), text, "break the ring")
         refusal = _refusal(target, value)
         if refusal is not None:
-            yield own, f"`then` writes {value} to '{name}': {refusal}", "give a value of that point"
+            text = f"`then` writes {value} to '{name}': {refusal}"
+            yield WriteFault(own, ("then", name), text, "give a value of that point")
 
 
 def _after(point: RegisterPoint, by_name: Mapping[str, RegisterPoint]) -> set[RegisterPoint]:

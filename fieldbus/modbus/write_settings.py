@@ -86,25 +86,34 @@ class WriteSettings(Settings):
             registers: how many there are.
         """
         if self.read_from is not None and not table.is_numbered:
-            raise problem(f"the table `{table}` itself shows what was written to it: it has no `read_from`")
+            raise problem(
+                f"the table `{table}` itself shows what was written to it: it has no `read_from`", "read_from"
+            )
         place = self.place_of_reading(table)
         if place is not None and place[0].is_bits != table.is_bits:
             one, other = ("one bit", "registers") if table.is_bits else ("registers", "single bits")
-            raise problem(f"`read_from` names the table `{place[0]}` of {other}, but the point is {one}")
+            raise problem(
+                f"`read_from` names the table `{place[0]}` of {other}, but the point is {one}", "read_from"
+            )
         after_s = self.verify.after if isinstance(self.verify, VerifySettings) else 0.0
         if after_s > _LONGEST_VERIFY_S:
-            raise problem(f"`verify` waits at most {_LONGEST_VERIFY_S:g} s, not {after_s:g} s")
+            raise problem(f"`verify` waits at most {_LONGEST_VERIFY_S:g} s, not {after_s:g} s", "verify")
         if self.function is None:
             return
         if table not in (Table.COIL, Table.HOLDING):
-            raise problem(f"`function` is for coils and holding registers, not for the table `{table}`")
+            raise problem(
+                f"`function` is for coils and holding registers, not for the table `{table}`", "function"
+            )
         allowed = _OF_COILS if table.is_bits else _OF_REGISTERS
         if self.function not in allowed:
             numbers = ", ".join(map(str, allowed))
-            raise problem(f"function {self.function} does not write a {table}: use one of {numbers}")
+            raise problem(
+                f"function {self.function} does not write a {table}: use one of {numbers}", "function"
+            )
         if self.function == MASK and not (is_bit_field and registers == 1):
             raise problem(
-                "function 22 writes single bits of one register: give `bit` or `bits`, or use 6 or 16"
+                "function 22 writes single bits of one register: give `bit` or `bits`, or use 6 or 16",
+                "function",
             )
 
     def place_of_reading(self, table: Table) -> tuple[Table, int] | None:
@@ -147,7 +156,7 @@ def _steps(text: str) -> dict[str, int | float | str | bool]:
     for part in filter(str.strip, re.split(r"[;,]", text)):
         match = _STEP.fullmatch(part)
         if match is None:
-            raise problem(f"'{part.strip()[:60]}' is not `then` such as POINT=VALUE")
+            raise problem(f"'{part.strip()[:60]}' is not `then` such as POINT=VALUE", "then")
         found[match[1]] = _scalar(match[2])
     return found
 

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from fieldbus.model import NO_FLAWS, Batch, Group, Kind, Point, Sample, Value
 
 DEVICE = "sys"
+NAMES = ("constant", "toggle", "counter")
+"""What a generated source is called, in the configuration as in its point."""
 CONSTANT_PERIOD_S = 1.0
 SHORTEST_PERIOD_S = 0.01
 DEFAULT_HIGHEST = 65535
@@ -80,6 +82,11 @@ class Generator:
         value = values[self._turn]
         self._turn = (self._turn + 1) % len(values)
         return Batch(self.group, now_ns, now_s, (value,), NO_FLAWS, changed)
+
+
+def is_generated(point: Point) -> bool:
+    """Return whether a point is what a generated source gives its values to."""
+    return point.device == DEVICE and point.name in NAMES
 
 
 def _kind_of(values: Sequence[Value] | range) -> Kind:

@@ -26,7 +26,7 @@ from typing import NamedTuple
 from fieldbus.errors import closest
 from fieldbus.link import Target
 from fieldbus.model import Kind, Point, Value
-from fieldbus.routing.generated import Generated, Generator
+from fieldbus.routing.generated import Generated, Generator, is_generated
 from fieldbus.routing.policy import Edge, OnBad, Policy
 
 _FIELD = re.compile(r"\{([^{}]*)\}")
@@ -299,11 +299,11 @@ def _policy(index: int, route: Route, source: Point, target: Target, faults: lis
         kind = _kind_of(list(mapping.values()))
     if not policy.linear.is_identity:
         if kind is Kind.STRING:
-            faults.append(Fault(index, "scale", f"{source.address} is text and cannot be scaled"))
+            faults.append(Fault(index, "scale", f"{_name_of(source)} is text and cannot be scaled"))
             return None
         kind = Kind.INT if kind is not Kind.FLOAT and policy.linear.is_integer else Kind.FLOAT
     if policy.deadband is not None and kind not in (Kind.INT, Kind.FLOAT):
-        faults.append(Fault(index, "deadband", f"{source.address} is not a number"))
+        faults.append(Fault(index, "deadband", f"{_name_of(source)} is not a number"))
         return None
     if target.point is not None and not _fits(index, source, kind, policy, target.point, faults):
         return None
@@ -331,14 +331,12 @@ def _kind_of(values: Sequence[Value]) -> Kind:
 
 def _fits(index: int, source: Point, kind: Kind, policy: Policy, target: Point, faults: list[Fault]) -> bool:
     if (kind is Kind.STRING) != (target.kind is Kind.STRING):
-        faults.append(
-            Fault(
-                index,
-                "to",
-                f"{source.address} is {kind} and cannot go into {target.address}, which is {target.kind}",
-                "a `map` can translate values one by one",
-            )
-        )
+        text = f"{_name_of(source)} is {kind} and cannot go into {target.address}, which is {target.kind}"
+        if is_generated(source):
+            what = "text" if target.kind is Kind.STRING else f"a number: {_range_of(target)}"
+            faults.append(Fault(index, "from", text, f"give {what}"))
+        else:
+            faults.append(Fault(index, "to", text, "a `map` can translate values one by one"))
         return False
     if policy.on_bad is OnBad.SEND and not target.carries_quality:
         faults.append(
@@ -369,23 +367,31 @@ def _warn_of_range(index: int, source: Point, policy: Policy, target: Point, fau
     if policy.mapping is not None:
         numbers = [value for value in policy.mapping.values() if not isinstance(value, str)]
         low, high = min(numbers), max(numbers)
-    wanted_low, wanted_high = (0, 1) if target.kind is Kind.BOOL else target.range
+    wanted_low, wanted_high = _limits(target)
     linear = policy.linear
     if low is not None and high is not None:
         low, high = linear.range_of(float(low), float(high))
     too_low = wanted_low is not None and (low is None or low < wanted_low)
     too_high = wanted_high is not None and (high is None or high > wanted_high)
     if too_low or too_high:
-        faults.append(
-            Fault(
-                index,
-                "to",
-                f"{source.address} ({_range(low, high)}) may not fit {target.address} "
-                f"({_range(wanted_low, wanted_high)})",
-                "what does not fit is refused when it comes; `min` and `max` of the source say what comes",
-                is_warning=True,
-            )
-        )
+        text = f"{_name_of(source)} ({_range(low, high)}) may not fit {target.address} ({_range_of(target)})"
+        hint = "what does not fit is refused when it comes; `min` and `max` of the source say what comes"
+        if is_generated(source):
+            hint = f"what does not fit is refused: give {_range_of(target)}"
+        faults.append(Fault(index, "from" if is_generated(source) else "to", text, hint, is_warning=True))
+
+
+def _name_of(source: Point) -> str:
+    """Return how the configuration calls a source: a generated one by its key."""
+    return f"`{source.name}`" if is_generated(source) else source.address
+
+
+def _limits(target: Point) -> tuple[float | None, float | None]:
+    return (0, 1) if target.kind is Kind.BOOL else target.range
+
+
+def _range_of(target: Point) -> str:
+    return _range(*_limits(target))
 
 
 def _range(low: float | None, high: float | None) -> str:

@@ -26,7 +26,7 @@ def build(
         is_served=is_served,
         fault=lambda name, message, hint: told.append(f"{name}: {message} ({hint})"),
     )
-    told += [f"{name}: {message}" for name, message in point_faults(made, is_served=is_served)]
+    told += [f"{fault.name}: {fault.message}" for fault in point_faults(made, is_served=is_served)]
     return {item.point.name: item for item in made}, told
 
 

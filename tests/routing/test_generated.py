@@ -138,8 +138,11 @@ def test_equal_sources_are_one_and_those_that_only_compare_equal_are_not():
         (route("wallbox.life", Generated("toggle", 1.0, (0, 1), "plc.sped")), "from", "no point 'plc.sped'"),
         (route("wallbox.life", Generated("toggle", 1.0, (0, 1), "wallbox.pin")), "from", "can only be written"),
         (route("broker:life/{point}"), "to", "a toggle has no {point}"),
-        (route("wallbox.name"), "to", "cannot go into wallbox.name"),
-        (route("wallbox.life", Generated("counter", 1.0, range(70_000))), "to", "may not fit"),
+        (route("wallbox.name"), "from", "`toggle` is int and cannot go into wallbox.name, which is string"),
+        (route("wallbox.life", Generated("constant", 1.0, ("abc",))), "from",
+         "`constant` is string and cannot go into wallbox.life, which is int"),
+        (route("wallbox.life", Generated("counter", 1.0, range(70_000))), "from",
+         "`counter` (0 … 69999) may not fit wallbox.life (0 … 65535)"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_said_where_it_stands(wanted, key, words):

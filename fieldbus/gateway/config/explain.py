@@ -45,7 +45,8 @@ def problems_of(
     found: dict[tuple[str | int, ...], Problem] = {}
     for item in error.errors(include_url=False):
         kind, context = item["type"], item.get("ctx", {})
-        path = _path_in(data, item["loc"], is_missing=kind == "missing")
+        # A validator of a whole section may say which of its keys it means.
+        path = _path_in(data, (*item["loc"], *context.get("path", ())), is_missing=kind == "missing")
         whole = (*prefix, *path)
         given = item.get("input")
         at_key, hint = False, None

@@ -180,7 +180,8 @@ class Reading:
             return
         own = ("devices", device, *path)
         found = self.map_of.get(device)
-        if found is not None and tuple(path) in found.source.marks and own not in self.source.marks:
+        is_of_map = found is not None and tuple(path[:2]) in found.source.marks
+        if found is not None and is_of_map and own[:4] not in self.source.marks:
             problem = found.source.problem(path, message, hint, is_warning=is_warning)
             if problem not in self.problems:  # a map that several devices share complains once
                 self.problems.append(problem)

@@ -226,7 +226,7 @@ def test_served_points_may_lie_between_parts_and_not_on_them():
     def faults(**points):
         made = build_points("d", {name: PointSettings(table="holding", **item) for name, item in points.items()},
                             is_served=True, fault=lambda *text: pytest.fail(str(text)))  # fmt: skip
-        return point_faults(made, is_served=True)
+        return [(fault.name, fault.message) for fault in point_faults(made, is_served=True)]
 
     parts = [{"address": 0}, {"address": 2, "factor": 10}]
     assert faults(a={"parts": parts}, b={"address": 1}) == []

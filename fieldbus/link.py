@@ -301,6 +301,30 @@ class GuardedLink(Protocol):
     """Asked for each value at the moment of sending; None if nobody wants to be asked."""
 
 
+class Follower(Protocol):
+    """What is asked about values that follow another one (`then`), and told how they ended."""
+
+    def admit(
+        self, point: Point, value: Value, after: tuple[Point, Value], *, is_routed: bool
+    ) -> tuple[WriteOutcome, str] | None:
+        """Return how it ends if a value must not follow another one; None if it may."""
+        ...
+
+    def withdraw(self, point: Point) -> None:
+        """Take back what was admitted last to a point and was not sent."""
+
+    def followed(self, result: WriteResult, after: Point, *, is_routed: bool, was_admitted: bool) -> None:
+        """Take how a value ended that followed another one."""
+
+
+@runtime_checkable
+class SequencedLink(Protocol):
+    """What a link has as well if it writes more than what it was given."""
+
+    follower: Follower | None
+    """Asked before the first request of a value that others follow; None if nobody wants to be asked."""
+
+
 @runtime_checkable
 class ReadableLink(Protocol):
     """What a link has as well if points can be read out of turn while it runs."""

@@ -202,6 +202,12 @@ def _described(
     for fault in point_faults(built, is_served=is_served):
         around.fault(device, ("points", fault.name, *fault.path), fault.message)
     quirks = settings.quirks.build() if isinstance(settings, PolledDeviceSettings) else UnitQuirks()
+    for place in built:
+        for target, _ in place.rules.then:
+            if target in points and points[target].confirm:
+                text = f"`then` names '{target}', which has to be armed first (`confirm`)"
+                where = ("points", place.origin or place.point.name, "then", target)
+                around.fault(device, where, text, "name a point without `confirm`")
     for wrong in write_faults(built, quirks, is_served=is_served):
         path = ("points", wrong.name, *wrong.path)
         around.fault(device, path, wrong.message, wrong.hint, is_warning=wrong.is_warning)

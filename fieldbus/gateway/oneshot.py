@@ -11,7 +11,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fieldbus.canbus.link import CanLink
@@ -19,12 +19,14 @@ from fieldbus.clock import Clock
 from fieldbus.errors import LinkDownError, RefusedError
 from fieldbus.gateway.commands import audit_sync
 from fieldbus.gateway.commands.access import LOCAL
+from fieldbus.gateway.commands.attempts import Attempt
 from fieldbus.gateway.commands.audit import Audit
 from fieldbus.gateway.commands.command import Command
 from fieldbus.gateway.commands.gate import Gate
 from fieldbus.gateway.commands.recall import restore
+from fieldbus.gateway.commands.sequences import Sequences
 from fieldbus.gateway.plant import Plant
-from fieldbus.link import Link, Regrouped, WriteOutcome, WriteResult
+from fieldbus.link import Link, Regrouped, SequencedLink, WriteOutcome, WriteResult
 from fieldbus.modbus.link import ModbusClientLink
 from fieldbus.modbus.listening import REFUSAL, ModbusListeningLink
 from fieldbus.modbus.places import Place, SerialPlace, TcpPlace
@@ -126,6 +128,7 @@ async def write(plant: Plant, values: Mapping[Point, Value], timeout_s: float) -
     unknown = Sample(None, Quality.BAD, Reason.WAITING, 0)
     gate = Gate(plant.points, plant.guards, plant.access.may_write, lambda point: samples.get(point, unknown))
     audit = Audit(plant.data_dir / "audit")
+    office = _Office(gate, audit)
     is_recorded = audit.is_ready()
     intents: dict[Point, int] = {}
     if is_recorded:
@@ -163,12 +166,29 @@ async def write(plant: Plant, values: Mapping[Point, Value], timeout_s: float) -
             failed = WriteOutcome.FAILED
             results |= {point: WriteResult(point, value, failed, reason) for point, value in members.items()}
             continue
+        if isinstance(link, SequencedLink):
+            link.follower = Sequences(lambda: office, clock, lambda *_: None, LOCAL)
         for result in await _write_link(link, members, timeout_s):
             results[result.point] = result
     for result in results.values():
         _record(audit, result, samples.get(result.point), intents.get(result.point), clock)
     await audit_sync.close(audit)
     return [results[point] for point in values]
+
+
+@dataclass(slots=True)
+class _Office:
+    """What `then` is decided and recorded by."""
+
+    gate: Gate
+    audit: Audit | None
+
+    def attempt_at(self, point: Point) -> Attempt | None:
+        """Return nothing: each write is somebody's on this machine."""
+        return None
+
+    def followed_route(self, point: Point, after: Point, value: Value) -> None:
+        """There are no routes."""
 
 
 def _refuse_groups(results: dict[Point, WriteResult], by_link: Mapping[str, dict[Point, Value]]) -> None:

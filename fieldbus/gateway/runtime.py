@@ -37,6 +37,7 @@ from fieldbus.gateway.commands.dead_man import DeadMen
 from fieldbus.gateway.commands.desk import Desk
 from fieldbus.gateway.commands.gate import Gate
 from fieldbus.gateway.commands.routed import ROUTES_PERIOD_S
+from fieldbus.gateway.commands.sequences import Sequences
 from fieldbus.gateway.commands.worn import WornPoints
 from fieldbus.gateway.exchange.exchange import Exchange
 from fieldbus.gateway.exchange.sinks import Taker
@@ -55,6 +56,7 @@ from fieldbus.link import (
     PeerLink,
     PulsedLink,
     Regrouped,
+    SequencedLink,
     WriteOutcome,
     WriteResult,
 )
@@ -107,6 +109,7 @@ class Gateway:
         self._reload_timer: asyncio.TimerHandle | None = None
         self._reload_tasks: set[asyncio.Task[None]] = set()
         self.dead_men = DeadMen(self)
+        self._sequences = Sequences(lambda: self.desk, self.clock, self._not_sent)
         self._worn_points = WornPoints(self, self._is_connected, self._is_online)
         self._health = Health(plant.name, __version__, self.clock.wall_ns())
         self.audit: Audit | None = None
@@ -192,6 +195,8 @@ class Gateway:
         for link in self._links.values():
             if isinstance(link, GuardedLink):
                 link.still_allowed = self._still_allowed
+            if isinstance(link, SequencedLink):
+                link.follower = self._sequences
         self._guards = {
             point: guard for point, guard in plant.guards.items() if self.router.edge_to(point) is not None
         }
@@ -651,13 +656,19 @@ class Gateway:
     def _still_allowed(self, point: Point, value: Value) -> tuple[WriteOutcome, str] | None:
         """Return how a write ends that must not be sent any more; links ask it at the moment of sending."""
         refusal = self.desk.still_allowed(point, value)
-        if refusal is not None and not self.desk.is_commanded(point, value):
-            edge = self.router.edge_to(point)
-            if edge is not None and point in self._machines:
-                self.desk.routed(point, edge.source, value, refusal[1])
-            self.router.missed(point)
-            self.delivered.pop(point, None)
+        if refusal is not None:
+            self._not_sent(point, value, refusal[1])
         return refusal
+
+    def _not_sent(self, point: Point, value: Value, refusal: str) -> None:
+        """Learn why a value must not be sent after all; of a route it is recorded, and offered again."""
+        if self.desk.is_commanded(point, value):
+            return
+        edge = self.router.edge_to(point)
+        if edge is not None and point in self._machines:
+            self.desk.routed(point, edge.source, value, refusal)
+        self.router.missed(point)
+        self.delivered.pop(point, None)
 
     async def _write(self, point: Point, value: Value, until_s: float) -> WriteResult:
         """Have a point's link write it."""

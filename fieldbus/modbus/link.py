@@ -41,6 +41,7 @@ from fieldbus.link import (
     Delivery,
     Emit,
     Event,
+    Follower,
     Regrouped,
     Report,
     StillAllowed,
@@ -313,6 +314,15 @@ class ModbusClientLink:
     @still_allowed.setter
     def still_allowed(self, ask: StillAllowed | None) -> None:
         self._writes.still_allowed = ask
+
+    @property
+    def follower(self) -> Follower | None:
+        """What is asked about values that follow others, and told how they ended."""
+        return self._writes.follow_ups.follower
+
+    @follower.setter
+    def follower(self, follower: Follower | None) -> None:
+        self._writes.follow_ups.follower = follower
 
     def state_of(self, point: Point) -> tuple[RegisterPoint, UnitState]:
         """Return a point's place and its unit."""

@@ -34,6 +34,7 @@ from fieldbus.modbus.agenda import Rank
 from fieldbus.modbus.confirmation import confirmed, is_read
 from fieldbus.modbus.echo import LineEcho
 from fieldbus.modbus.exploration import reason_of, resynchronise
+from fieldbus.modbus.follow_ups import FollowUps
 from fieldbus.modbus.framing import Ask
 from fieldbus.modbus.places import Framing
 from fieldbus.modbus.registers import RegisterPoint
@@ -103,6 +104,7 @@ class WriteQueue:
         self._guarded: tuple[Ask, writing.Run] | None = None
         """The first request that writes something of a run, before it is sent."""
         self.still_allowed: StillAllowed | None = None
+        self.follow_ups = FollowUps()
 
     def __bool__(self) -> bool:
         """Return whether a write waits."""
@@ -182,7 +184,7 @@ class WriteQueue:
         """End the writes of a run that must not be sent any more; return what ends the others with them."""
         error = None
         for write in run.given:
-            refusal = self._refusal_of(write)
+            refusal = self._refusal_of(write) or self.follow_ups.refusal_of(write)
             if refusal is not None:
                 self._finish(write, *refusal)
                 error = NotAllowedError(WriteOutcome.REFUSED, f"not sent, because {write.name} was not")
@@ -238,7 +240,10 @@ class WriteQueue:
                         for write in run.writes:
                             self._finish(write, WriteOutcome.FAILED, Reason.TIMEOUT)
                         continue
-                    yield from self._converse(state, self._performance(state, run), run)
+                    try:
+                        yield from self._converse(state, self._performance(state, run), run)
+                    finally:
+                        self.follow_ups.end()
         finally:
             self.under_way = None
             for write in waiting:
@@ -253,6 +258,7 @@ class WriteQueue:
             self._finish,
             reason_of,
             defer=lambda write: self._defer(state, write),
+            followed=self.follow_ups.ended,
             first_address=state.unit.limits.first_address,
         )
 

@@ -47,6 +47,8 @@ from fieldbus.model import Value
 ANOTHER = "read back, the device has another value"
 Why = Callable[[RequestError], str]
 Defer = Callable[[Write], None]
+Followed = Callable[[Write, Write, WriteOutcome, str | None], None]
+"""Takes a step of `then`, what it followed, and how it ended."""
 
 
 def perform(
@@ -57,6 +59,7 @@ def perform(
     *,
     defer: Defer | None = None,
     first_address: int | None = None,
+    followed: Followed | None = None,
 ) -> Steps:
     """Write a run and answer each of its writes.
 
@@ -67,8 +70,9 @@ def perform(
         why: returns the reason for a failed read.
         defer: takes a write that is to be read back after `verify_after_s`; without it, it is read at once.
         first_address: where all reads of the device begin, if it wants that.
+        followed: is told how each step ended that was written after a value.
     """
-    return _Performance(quirks, finish, why, defer, first_address).perform(run)
+    return _Performance(quirks, finish, why, defer, first_address, followed).perform(run)
 
 
 def read_back(
@@ -83,13 +87,20 @@ class _Performance:
     """What the steps of one run share."""
 
     def __init__(
-        self, quirks: UnitQuirks, finish: Finish, why: Why, defer: Defer | None, first_address: int | None
+        self,
+        quirks: UnitQuirks,
+        finish: Finish,
+        why: Why,
+        defer: Defer | None,
+        first_address: int | None,
+        followed: Followed | None = None,
     ) -> None:
         self._quirks = quirks
         self._finish = finish
         self._why = why
         self._defer = defer
         self._first_address = first_address
+        self._followed = followed
 
     def perform(self, run: Run) -> Steps:
         is_one = len(run.writes) == 1 or run.bits or bool(run.members)
@@ -260,7 +271,9 @@ class _Performance:
             for step in write.then:
                 key = step.point, step.value
                 if key not in failed:
-                    failed[key] = yield from self._follow(step)
+                    failed[key] = yield from self._follow(step, is_routed=write.is_routed)
+                    if self._followed is not None:
+                        self._followed(step, write, *failed[key])
                 outcome, reason = failed[key]
                 if not outcome.is_done:
                     kind = outcome if outcome is WriteOutcome.UNKNOWN else WriteOutcome.FAILED
@@ -268,7 +281,9 @@ class _Performance:
                     break
         yield from self.read_back(run, [write for write in writes if not write.is_finished])
 
-    def _follow(self, step: Write) -> Generator[bytes, bytes, tuple[WriteOutcome, str | None]]:
+    def _follow(
+        self, step: Write, *, is_routed: bool
+    ) -> Generator[bytes, bytes, tuple[WriteOutcome, str | None]]:
         """Write what comes after a value; return how that ended."""
         ended: list[tuple[WriteOutcome, str | None]] = []
 
@@ -276,9 +291,9 @@ class _Performance:
             write.is_finished = True
             ended.append((outcome, reason))
 
-        once = Write(step.point, step.value, then=step.then)
+        once = Write(step.point, step.value, is_routed=is_routed, then=step.then)
         for run in gather([once], finish):
-            own = _Performance(self._quirks, finish, self._why, None, self._first_address)
+            own = _Performance(self._quirks, finish, self._why, None, self._first_address, self._followed)
             yield from own.perform(run)
         return ended[0]
 

@@ -186,6 +186,10 @@ class Attempts:
             return self._refusal_now(Command("route", "", "route", point.address, value), point, value)
         return self._refusal_now(attempt.command, point, value)
 
+    def attempt_at(self, point: Point) -> Attempt | None:
+        """Return the attempt that the link has for a point now."""
+        return self._under_way.get(point.address)
+
     def is_commanded(self, point: Point, value: Value) -> bool:
         """Return whether the link has a value because of an attempt, and not because of a route."""
         attempt = self._under_way.get(point.address)

@@ -269,6 +269,10 @@ class Desk:
         """Return whether the link has a value because of an attempt, and not because of a route."""
         return self._attempts.is_commanded(point, value)
 
+    def attempt_at(self, point: Point) -> Attempt | None:
+        """Return the attempt that a link has for a point now."""
+        return self._attempts.attempt_at(point)
+
     def _can_record(self, audit: Audit) -> bool:
         """Return whether what is done now can be recorded; after a failure that is tried."""
         if not audit.is_ready():
@@ -333,6 +337,10 @@ class Desk:
     def routed(self, point: Point, source: Point, value: Value | None, refusal: str | None) -> None:
         """Learn that a route has written a point of a machine, or was not allowed to."""
         self._routes.wrote(point, source, value, refusal)
+
+    def followed_route(self, point: Point, after: Point, value: Value) -> None:
+        """Sum up what was written because it follows the value of a route (`then`)."""
+        self._routes.wrote(point, after, value, None, way="then")
 
     def sum_up(self) -> None:
         """Record what routes wrote since the last time."""

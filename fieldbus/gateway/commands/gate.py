@@ -195,6 +195,10 @@ class Gate:
         if guard.daily_budget is not None:
             state.writes.extend([now_s] * min(count, guard.daily_budget))
 
+    def has_budget(self, point: Point) -> bool:
+        """Return whether the writes of a point are counted by the day."""
+        return self._guards.get(point, NO_GUARD).daily_budget is not None
+
     def take_back(self, command: Command, point: Point, at_s: float, reason: str) -> None:
         """Forget a write that was counted at a moment and, for certain, never sent; it stays refused."""
         self._ids.withdraw(command.actor, command.id, reason)

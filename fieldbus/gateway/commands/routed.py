@@ -21,6 +21,8 @@ ROUTES_PERIOD_S = 60.0
 class _Routed:
     """What routes wrote to a point since that was recorded last."""
 
+    way: str
+    point: Point
     source: str
     count: int = 0
     refused: int = 0
@@ -40,48 +42,58 @@ class RouteLog:
         self._audit = audit
         self._clock = clock
         self._records_each = records_each
-        self._routed: dict[Point, _Routed] = {}
+        self._routed: dict[tuple[str, Point, str], _Routed] = {}
 
-    def wrote(self, point: Point, source: Point, value: Value | None, refusal: str | None) -> None:
-        """Learn that a route has written a point, or was not allowed to."""
-        found = self._routed.get(point)
+    def wrote(
+        self, point: Point, source: Point, value: Value | None, refusal: str | None, way: str = "route"
+    ) -> None:
+        """Learn that a point was written, or was not allowed to be.
+
+        Args:
+            point: which.
+            source: of the route; of what follows another value (``then``), the point of that value.
+            value: what.
+            refusal: why it was not.
+            way: ``route`` or ``then``.
+        """
+        key = way, point, source.address
+        found = self._routed.get(key)
         if found is None:
-            found = self._routed[point] = _Routed(source.address)
+            found = self._routed[key] = _Routed(way, point, source.address)
         if self._records_each:
-            self._record_routed(point, found, value, refusal, 1)
+            self._record_routed(found, value, refusal, 1)
             return
         if refusal is None:
             found.count += 1
             found.value = value
             if found.reason is not None:
-                self._record_routed(point, found, value, None, found.count)
+                self._record_routed(found, value, None, found.count)
                 found.reason = None
                 found.count = 0
         else:
             found.refused += 1
             if found.reason is None:
-                self._record_routed(point, found, value, refusal, found.refused)
+                self._record_routed(found, value, refusal, found.refused)
                 found.refused = 0
             found.reason = refusal
 
     def sum_up(self) -> None:
         """Record what routes wrote since the last time."""
-        for point, found in self._routed.items():
+        for found in self._routed.values():
             if found.count:
-                self._record_routed(point, found, found.value, None, found.count)
+                self._record_routed(found, found.value, None, found.count)
             if found.refused:
-                self._record_routed(point, found, None, found.reason or "refused", found.refused)
+                self._record_routed(found, None, found.reason or "refused", found.refused)
             found.count = found.refused = 0
 
-    def _record_routed(
-        self, point: Point, found: _Routed, value: Value | None, refusal: str | None, count: int
-    ) -> None:
+    def _record_routed(self, found: _Routed, value: Value | None, refusal: str | None, count: int) -> None:
         self.counters["written" if refusal is None else "refused"] += count
         if self._audit is None:
             return
         outcome = WriteOutcome.WRITTEN if refusal is None else WriteOutcome.REFUSED
         record = {
-            "way": "route", "actor": "route", "from": found.source, "point": point.address, "value": value,
+            "way": found.way, "actor": "route", "from": found.source, "point": found.point.address,
+            "value": value,
             "outcome": str(outcome) if refusal else "routed", "reason": refusal, "count": count,
         }  # fmt: skip
         self._audit.record(self._clock.wall_ns(), record)

@@ -2,16 +2,18 @@
 
 import pytest
 
-from fieldbus.clock import Clock
+from fieldbus.clock import Clock, machine_boot
+from fieldbus.errors import RefusedError
+from fieldbus.gateway.commands import clock_mark
 from fieldbus.gateway.commands.audit import FILE_NAME, Audit, export, last_files
-from fieldbus.gateway.commands.command import LONGEST_EXPIRY_S
+from fieldbus.gateway.commands.command import LONGEST_EXPIRY_S, Command
 from fieldbus.gateway.commands.gate import DAY_S, Gate, Guard
 from fieldbus.gateway.commands.recall import recall, restore
-from fieldbus.model import Kind, Point, Quality, Sample
+from fieldbus.model import Access, Kind, Point, Quality, Sample
 
 S = 10**9
 NOW_NS = 1_800_000_000 * S
-SPEED = Point("press", "speed", Kind.INT)
+SPEED = Point("press", "speed", Kind.INT, Access.READWRITE)
 LEVEL = Point("press", "level", Kind.INT)
 POINTS = {point.address: point for point in (SPEED, LEVEL)}
 
@@ -182,3 +184,116 @@ def test_a_budget_of_hours_ago_is_not_renewed_by_a_restart(audit):
     restore(gate, audit, POINTS, guards, Clock(lambda: 1000.0, lambda: NOW_NS))
     assert [sum(count for _, count in gate.counted(1000.0)["press.speed"])] == [3]
     assert gate.counted(1000.0) == {"press.speed": [(23 * 3600, 1), (20 * 3600, 1), (3600, 1)]}
+
+
+class Machine:
+    """A machine whose clocks go on while no gateway runs; each boot begins the monotonic clock again."""
+
+    def __init__(self, audit):
+        self.audit = audit
+        self.up_s, self.wall_ns, self.boots = 5000.0, NOW_NS, 1
+        self.tells_boots = True
+
+    def passes(self, seconds, *, wall_s=None):
+        self.up_s += seconds
+        self.wall_ns += round((seconds if wall_s is None else wall_s) * S)
+
+    def boots_again(self):
+        self.boots, self.up_s = self.boots + 1, 10.0
+
+    def starts(self):
+        """Start a gateway; return its gate and its clock."""
+        boot = (lambda: f"boot {self.boots}") if self.tells_boots else None
+        clock = Clock(lambda: self.up_s, lambda: self.wall_ns, boot)
+        guards = {SPEED: Guard(daily_budget=3)}
+        gate = Gate(POINTS, guards, lambda *_: True, lambda _: Sample(1, Quality.GOOD, None, 0))
+        restore(gate, self.audit, POINTS, guards, clock)
+        return gate, clock
+
+    def writes(self, gate, clock):
+        command = Command("mqtt", "topic", "operator", "press.speed", 1)
+        gate.decide(command, clock.monotonic_s(), clock.wall_ns())
+        record = {
+            "way": "mqtt",
+            "actor": "operator",
+            "point": "press.speed",
+            "value": 1,
+            "outcome": "written",
+        }
+        assert self.audit.record(clock.wall_ns(), record)
+
+
+@pytest.mark.parametrize("set_s", [30 * 3600.0, -30 * 3600.0, 400 * 86400.0])
+def test_a_clock_that_is_set_while_no_gateway_runs_renews_no_budget(audit, set_s):
+    machine = Machine(audit)
+    gate, clock = machine.starts()
+    for _ in range(3):
+        machine.writes(gate, clock)
+    machine.passes(3600, wall_s=3600 + set_s)
+    for _ in range(2):  # the second start knows it from the record of the first
+        gate, clock = machine.starts()
+        with pytest.raises(RefusedError, match="used up"):
+            machine.writes(gate, clock)
+        assert gate.counted(machine.up_s) == {"press.speed": [(3600, 3)]}
+    machine.passes(22.9 * 3600)
+    gate, clock = machine.starts()
+    with pytest.raises(RefusedError, match="used up"):
+        machine.writes(gate, clock)
+    machine.passes(0.2 * 3600)
+    gate, clock = machine.starts()
+    machine.writes(gate, clock)
+
+
+def test_time_that_has_passed_while_no_gateway_ran_renews_the_budget(audit):
+    machine = Machine(audit)
+    gate, clock = machine.starts()
+    for _ in range(3):
+        machine.writes(gate, clock)
+    machine.passes(86401)
+    gate, clock = machine.starts()
+    machine.writes(gate, clock)
+    assert not [item for item in export(audit.folder) if item["outcome"] == "clock"]
+
+
+@pytest.mark.parametrize("is_booted", [True, False])
+def test_after_a_boot_or_without_knowing_it_the_wall_clock_is_believed(audit, is_booted):
+    machine = Machine(audit)
+    machine.tells_boots = is_booted
+    gate, clock = machine.starts()
+    for _ in range(3):
+        machine.writes(gate, clock)
+    if is_booted:
+        machine.boots_again()
+    machine.passes(60, wall_s=86460)
+    gate, clock = machine.starts()
+    machine.writes(gate, clock)
+
+
+def test_an_id_is_known_though_the_clock_was_set_forward(audit):
+    machine = Machine(audit)
+    machine.starts()
+    record = {"way": "mqtt", "actor": "operator", "point": "press.speed", "value": 1, "outcome": "written"}
+    assert audit.record(machine.wall_ns, record | {"id": "a"})
+    machine.passes(10, wall_s=7200)
+    gate, clock = machine.starts()
+    command = Command("mqtt", "topic", "operator", "press.speed", 1, id="a")
+    with pytest.raises(RefusedError, match="already"):
+        gate.decide(command, clock.monotonic_s(), clock.wall_ns())
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b'{"boot": 1}', b'{"boot": "boot 1", "offset_ns": "x"}', b"\xff"]
+)
+def test_a_mark_that_makes_no_sense_is_no_mark(audit, content):
+    machine = Machine(audit)
+    _, clock = machine.starts()
+    (audit.folder / clock_mark.FILE_NAME).write_bytes(content)
+    assert clock_mark.shift_s(audit.folder, clock) == 0
+    machine.starts()
+    machine.passes(5, wall_s=105)
+    assert clock_mark.shift_s(audit.folder, clock) == 100
+
+
+def test_the_machine_tells_its_boots_apart_where_the_system_does():
+    assert Clock().boot() == machine_boot()
+    assert Clock(lambda: 1.0).boot() is None

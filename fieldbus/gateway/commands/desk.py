@@ -29,12 +29,13 @@ from weakref import WeakValueDictionary
 
 from fieldbus.clock import SYSTEM, Clock
 from fieldbus.errors import RefusedError
+from fieldbus.gateway.commands import clock_mark
 from fieldbus.gateway.commands.access import LOCAL, Access
 from fieldbus.gateway.commands.attempts import Attempt, Attempts, Write, record_of
 from fieldbus.gateway.commands.audit import Audit
 from fieldbus.gateway.commands.command import LONGEST_EXPIRY_S, Answer, Command, id_of, read_command
 from fieldbus.gateway.commands.gate import ExpiredError, Gate, Guard, outcome_of
-from fieldbus.gateway.commands.recall import CLOCK, restore
+from fieldbus.gateway.commands.recall import CLOCK_SET_S, record_set_clock, restore
 from fieldbus.gateway.commands.routed import RouteLog
 from fieldbus.link import Delivery, Instruction, WriteOutcome
 from fieldbus.model import Point, Sample, Value
@@ -43,10 +44,6 @@ MOST_AT_ONCE = 256
 """Commands under way, at most."""
 LONGEST_ADDRESS = 512
 """No point has a longer one."""
-CLOCK_SET_S = 2.0
-"""A wall clock that moves by so much against the monotonic one was set."""
-_POINTS_AT_ONCE = 500
-"""In one record of what counts."""
 _STOPPED = "the gateway stopped before it was sent"
 _LOG = logging.getLogger("fieldbus")
 
@@ -102,20 +99,13 @@ class Desk:
 
     def mind_clock(self) -> None:
         """Record that the wall clock was set, if it was, with what counts at this moment."""
-        now_s, now_ns = self._clock.monotonic_s(), self._clock.wall_ns()
-        offset_ns = now_ns - round(now_s * 1e9)
+        offset_ns = self._clock.wall_ns() - round(self._clock.monotonic_s() * 1e9)
         shift_s = (offset_ns - self._offset_ns) / 1e9
         self._offset_ns = offset_ns
         if self.audit is None or abs(shift_s) < CLOCK_SET_S:
             return
-        _LOG.warning("the clock was set by %+.1f s", shift_s)
-        counted = list(self.gate.counted(now_s).items())
-        for start in range(0, max(1, len(counted)), _POINTS_AT_ONCE):
-            record = {
-                "way": "audit", "outcome": CLOCK, "reason": f"the clock was set by {shift_s:+.1f} s",
-                "begins": not start, "counted": dict(counted[start : start + _POINTS_AT_ONCE]),
-            }  # fmt: skip
-            self.audit.record(now_ns, record)
+        record_set_clock(self.gate, self.audit, self._clock, shift_s)
+        clock_mark.keep(self.audit.folder, self._clock)
 
     # --- commands
 

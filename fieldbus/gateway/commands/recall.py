@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fieldbus.clock import Clock
+from fieldbus.gateway.commands import clock_mark
 from fieldbus.gateway.commands.audit import INTENT, Audit, last_files, parsed
 from fieldbus.gateway.commands.command import LONGEST_EXPIRY_S
 from fieldbus.gateway.commands.gate import DAY_S, Gate, Guard
@@ -51,6 +52,10 @@ _COUNTED = (
 """How a write ended that the device may have got."""
 _SAFE = (WriteOutcome.WRITTEN, WriteOutcome.VERIFIED)
 """The same of safe values, which are tried until one is written."""
+CLOCK_SET_S = 2.0
+"""A wall clock that moves by so much against the monotonic one was set."""
+_POINTS_AT_ONCE = 500
+"""In one record of what counts."""
 CLOCK = "clock"
 """The outcome of a record of a clock that was set."""
 _OPEN = "the gateway ended before it recorded how this write ended: read the device"
@@ -131,7 +136,11 @@ def restore(
     Raises:
         OSError: the log cannot be read.
     """
-    now_ns, now_s = clock.wall_ns(), clock.monotonic_s()
+    set_s = clock_mark.shift_s(audit.folder, clock)
+    if abs(set_s) < CLOCK_SET_S:
+        set_s = 0.0
+    # The time that the clock would show if nobody had set it since the records were written.
+    now_ns, now_s = clock.wall_ns() - round(set_s * 1e9), clock.monotonic_s()
     back_s = max([2 * LONGEST_EXPIRY_S, *(guard.min_interval_s or 0.0 for guard in guards.values())])
     if any(guard.daily_budget for guard in guards.values()):
         back_s = max(back_s, DAY_S)
@@ -141,14 +150,38 @@ def restore(
         if item.record.get("outcome") == INTENT and item.record["n"] in ended:
             continue  # how it ended says more
         with suppress(KeyError, ValueError, TypeError):  # a line that is not ours: `audit verify` tells of it
-            _restore_one(gate, item, points, now_s - (now_ns - item.latest_ns) / 1e9)
+            _restore_one(gate, item, points, now_s - (now_ns - item.latest_ns) / 1e9, set_s)
     for record in opened:
         _end_open(audit, record, clock.wall_ns())
+    if set_s:
+        record_set_clock(gate, audit, clock, set_s, "while no gateway ran")
+    clock_mark.keep(audit.folder, clock)
     return len(opened)
 
 
-def _restore_one(gate: Gate, item: Recalled, points: Mapping[str, Point], at_s: float) -> None:
-    """Have the gate know one record of something that happened at a moment, monotonic."""
+def record_set_clock(gate: Gate, audit: Audit, clock: Clock, shift_s: float, when: str = "") -> None:
+    """Log and record that the wall clock was set, with what counts at this moment."""
+    text = f"the clock was set by {shift_s:+.1f} s {when}".rstrip()
+    _LOG.warning("%s", text)
+    counted = list(gate.counted(clock.monotonic_s()).items())
+    for start in range(0, max(1, len(counted)), _POINTS_AT_ONCE):
+        record = {
+            "way": "audit", "outcome": CLOCK, "reason": text,
+            "begins": not start, "counted": dict(counted[start : start + _POINTS_AT_ONCE]),
+        }  # fmt: skip
+        audit.record(clock.wall_ns(), record)
+
+
+def _restore_one(gate: Gate, item: Recalled, points: Mapping[str, Point], at_s: float, set_s: float) -> None:
+    """Have the gate know one record of something that happened at a moment, monotonic.
+
+    Args:
+        gate: what is to know it.
+        item: the record.
+        points: by address.
+        at_s: the moment.
+        set_s: by how much the wall clock was set forward since then.
+    """
     record, outcome = item.record, item.record["outcome"]
     if outcome == CLOCK:
         if record["begins"]:
@@ -159,7 +192,8 @@ def _restore_one(gate: Gate, item: Recalled, points: Mapping[str, Point], at_s: 
         return
     if record.get("id") and record.get("proven", True):
         # Its own clock's time says how long it could come again; of two that differ the later one counts.
-        until_ns = max(item.latest_ns, parse_time(record["time"])) + round(2 * LONGEST_EXPIRY_S * 1e9)
+        latest_ns = max(item.latest_ns, parse_time(record["time"])) + round(max(0.0, set_s) * 1e9)
+        until_ns = latest_ns + round(2 * LONGEST_EXPIRY_S * 1e9)
         refusal = (record.get("reason") or str(outcome)) if outcome in ("refused", "expired") else None
         gate.remember(record["actor"], record["id"], until_ns, refusal)
     point = points.get(record.get("point", ""))

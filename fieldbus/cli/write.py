@@ -13,7 +13,7 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -148,14 +148,14 @@ def _write_or_refuse(
         if is_running:  # the gateway says the same, and records that it was tried
             attempts: dict[Point, Value] = {point: str(result.value) for point, result in refused.items()}
             with suppress(LinkDownError):
-                loop.run(_write_by_gateway(plant.data_dir, attempts, mode, timeout_s))
+                loop.run(_write_by_gateway(plant, attempts, mode, timeout_s))
         results = list(refused.values())
         held = "not tried: another value was refused"
         results += [WriteResult(point, value, WriteOutcome.REFUSED, held) for point, value in values.items()]
         return [_object(result) for result in results]
     if is_running:
         try:
-            return loop.run(_write_by_gateway(plant.data_dir, values, mode, timeout_s))
+            return loop.run(_write_by_gateway(plant, values, mode, timeout_s))
         except LinkDownError as error:
             raise fail(str(error)) from None
     if mode != "write":
@@ -164,20 +164,19 @@ def _write_or_refuse(
 
 
 async def _write_by_gateway(
-    data_dir: Path, values: Mapping[Point, Value], mode: str, timeout_s: float
+    plant: Plant, values: Mapping[Point, Value], mode: str, timeout_s: float
 ) -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
-    together: dict[tuple[str, str], dict[str, Value]] = {}
+    together: dict[Hashable, dict[str, Value]] = {}
     for point, value in values.items():
-        key = (point.device, point.group) if point.group else (point.address, "")
-        together.setdefault(key, {})[point.address] = value
+        together.setdefault(plant.written_with(point), {})[point.address] = value
     for members in together.values():
         request: dict[str, Any] = {"do": "write", "mode": mode, "expires_s": min(timeout_s, LONGEST_EXPIRY_S)}
         if len(members) == 1:
             [(request["point"], request["value"])] = members.items()
         else:
             request["values"] = members
-        answer = await ask(data_dir, request, timeout_s + _GRACE_S)
+        answer = await ask(plant.data_dir, request, timeout_s + _GRACE_S)
         if answer is None:
             raise LinkDownError("the gateway has ended")
         found |= dict(zip(members, answer.get("answers", [answer]), strict=False))

@@ -38,7 +38,7 @@ import math
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -197,11 +197,11 @@ class ControlServer:
         if not isinstance(values, dict):
             command = self._command(request.get("point"), request.get("value"), mode, expires_s)
             return (await self._gateway.desk.execute(command)).object()
-        groups: dict[tuple[str, str], list[str]] = {}
+        plant = self._gateway.plant
+        groups: dict[Hashable, list[str]] = {}
         for name in values:
-            point = self._gateway.plant.points.get(name)
-            key = (name, "") if point is None or not point.group else (point.device, point.group)
-            groups.setdefault(key, []).append(name)
+            point = plant.points.get(name)
+            groups.setdefault(name if point is None else plant.written_with(point), []).append(name)
         answers: dict[str, dict[str, Any]] = {}
         for names in groups.values():
             commands = [self._command(name, values[name], mode, expires_s) for name in names]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,6 +62,14 @@ class Plant:
         found += [status.group for status in self.link_status.values()]
         found += [status.group for status in self.device_status.values()]
         return found
+
+    def written_with(self, point: Point) -> Hashable:
+        """Return what a point is written with: the same for all points of a group, or of one CAN message."""
+        if point.group:
+            return point.device, point.group
+        item = self.devices.get(point.device)
+        frame = None if item is None else item.frames.get(point)
+        return point.address if frame is None else (point.device, id(frame))
 
     def devices_of(self, link: str) -> dict[str, Description]:
         """Return the devices behind a link."""

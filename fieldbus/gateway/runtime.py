@@ -685,7 +685,7 @@ class Gateway:
         return result
 
     async def execute_together(self, commands: Sequence[Command]) -> list[Answer]:
-        """Do what commands to points of one group want: all of it or nothing."""
+        """Do what commands to points of one group, or one message, want: all of it or nothing."""
         bundle = Bundle(len(commands), self._write_all, self.clock)
 
         async def execute(command: Command) -> Answer:

@@ -16,9 +16,11 @@ from fieldbus.canbus import listening
 from fieldbus.canbus.bus import BusStatus
 from fieldbus.canbus.j1939 import identifiers as j1939
 from fieldbus.canbus.python_can import PythonCanBus
+from fieldbus.cli import write as write_command
 from fieldbus.errors import ConfigError
 from fieldbus.gateway import oneshot
 from fieldbus.gateway.config.loader import load
+from fieldbus.gateway.control import ControlServer
 from fieldbus.gateway.runtime import Gateway
 from fieldbus.gateway.simulation import Simulation
 from fieldbus.link import WriteOutcome
@@ -627,3 +629,43 @@ async def test_long_messages_and_faults_of_a_j1939_node_are_simulated(tmp_path):
     )
     missing = await all_good(load(tmp_path / "plant.yaml"), 12.0)
     assert missing == {}
+
+
+async def _write_together(bench, values):
+    """Give values to the running gateway as `fieldbus write` does."""
+    door = ControlServer(bench.gateway, None)
+    serving = asyncio.create_task(door.run())
+    try:
+        await eventually((bench.plant.data_dir / "gateway.json").exists)
+        return await write_command._write_by_gateway(
+            bench.plant, {bench.plant.points[name]: value for name, value in values.items()}, "write", 5.0
+        )
+    finally:
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+
+
+def _frames_of(node, can_id):
+    found = []
+    while (message := node.recv(0.2)) is not None:
+        if message.arbitration_id == can_id:
+            found.append(bytes(message.data).hex())
+    return found
+
+
+WRITTEN = CONFIG.replace("      Command: {{on_bad: {{Speed: 0}}}}\n", "")
+
+
+async def test_values_of_one_message_are_written_in_one_frame(tmp_path):
+    async with Bench(tmp_path, config=WRITTEN) as bench:
+        found = await _write_together(bench, {"ecu.Command.Speed": 100, "ecu.Command.Limit": 50})
+        assert [(item["point"], item["outcome"]) for item in found] == [
+            ("ecu.Command.Speed", "written"), ("ecu.Command.Limit", "written"),
+        ]  # fmt: skip
+        assert _frames_of(bench.node, 512) == ["20033200"]
+        refused = await _write_together(bench, {"ecu.Command.Speed": 200, "ecu.Command.Limit": 101})
+        assert [(item["outcome"], item["reason"]) for item in refused] == [
+            ("refused", "not written: ecu.Command.Limit, which is written with it, was not"),
+            ("refused", "101 is outside 0 … 100"),
+        ]
+        assert _frames_of(bench.node, 512) == []

@@ -1,4 +1,4 @@
-"""Commands to points of one group: their values are written together or not at all.
+"""Commands to points of one group, or of one CAN message: their values are written together or not at all.
 
 Rules:
 
@@ -66,5 +66,5 @@ class Bundle:
             ended = {}
         if point in ended:
             return ended[point]
-        text = f"not written: {self._missing} of the same group was not"
+        text = f"not written: {self._missing}, which is written with it, was not"
         return WriteResult(point, value, WriteOutcome.REFUSED, text)

@@ -48,6 +48,8 @@ from fieldbus.sample_json import iso_time
 
 _GRACE_S = 6.0
 """So much longer than a command is good its answer may take: what is sent in time is answered later."""
+_BIRTH_S = 1.0
+"""How long the retained message of a gateway's points may take to come."""
 _FINE = (WriteOutcome.WRITTEN, WriteOutcome.VERIFIED, WriteOutcome.ARMED)
 _STYLES = {**dict.fromkeys(_FINE, "green"), WriteOutcome.UNKNOWN: "yellow"}
 
@@ -196,6 +198,8 @@ async def _write_afar(
     answers = peering.topic(visitor.user, "answer", gateway)
     waiting: dict[str, str] = {}
     async with visitor:
+        if len(typed) > 1:
+            _refuse_groups(await _groups_afar(visitor, gateway), typed)
         await visitor.hear(answers)
         for name, text in typed.items():
             id_ = secrets.token_hex(8)
@@ -226,6 +230,38 @@ async def _write_afar(
                     "reason": reason, "id": id_,
                 }  # fmt: skip
     return [found[name] for name in typed]
+
+
+async def _groups_afar(visitor: Visitor, gateway: str) -> dict[str, tuple[str, str]]:
+    """Return the groups of a gateway's points, by address; nothing if the broker does not show its birth."""
+    topic = peering.topic(gateway, "birth")
+    await visitor.hear(topic)
+    try:
+        async with asyncio.timeout(_BIRTH_S):
+            async for heard in visitor.messages():
+                if heard.topic == topic:
+                    birth = peering.decode_birth(heard.payload, gateway)
+                    return {
+                        point.address: (point.device, point.group) for point in birth.points if point.group
+                    }
+    except (TimeoutError, peering.PeeringError):
+        pass
+    return {}
+
+
+def _refuse_groups(groups: Mapping[str, tuple[str, str]], typed: Mapping[str, str]) -> None:
+    """Refuse values of one group: each topic is a command of its own, and they would not go together.
+
+    Raises:
+        LinkDownError: two of them are in one group.
+    """
+    first: dict[tuple[str, str], str] = {}
+    for name in typed:
+        group = groups.get(name)
+        if group is not None and (other := first.setdefault(group, name)) != name:
+            text = f"{other} and {name} are in the group '{group[1]}' and are written with one request"
+            hint = "through a broker each value is a command of its own: write them on the gateway's machine"
+            raise LinkDownError(f"{text}; {hint}")
 
 
 def _answer(payload: bytes) -> dict[str, Any] | None:

@@ -118,6 +118,7 @@ def encode_birth(gateway: str, version: str, points: Iterable[Point], time_ns: i
         known = {
             "unit": point.unit, "min": point.minimum, "max": point.maximum, "lowest": point.lowest,
             "highest": point.highest, "description": point.description or None,
+            "group": point.group or None,
         }  # fmt: skip
         item |= {key: value for key, value in known.items() if value is not None}
         if point.labels:
@@ -172,6 +173,7 @@ def _point(address: str, item: Any) -> Point:
             description=_text(item.get("description")) or "",
             origin=well_formed(origin),
             hops=hops,
+            group=_text(item.get("group")) or "",
         )
     except (KeyError, ValueError, TypeError, AttributeError, OverflowError):
         raise PeeringError(f"{address} is not described as a point is") from None
@@ -222,7 +224,10 @@ def taken_over(birth: Birth, device: str, me: str) -> dict[str, Point]:
     for point in birth.points:
         if point.origin.partition("/")[0] == me or point.hops + 1 > MAX_HOPS:
             continue
-        found[point.address] = replace(point, device=device, name=point.address, hops=point.hops + 1)
+        # What is written together there is the business of that gateway.
+        found[point.address] = replace(
+            point, device=device, name=point.address, hops=point.hops + 1, group=""
+        )
     return found
 
 

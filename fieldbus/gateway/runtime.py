@@ -210,12 +210,16 @@ class Gateway:
         """What of the points that routes write is a machine's: attempts are recorded."""
         self._careful = self._machines.union(self._guards)
         """What is not simply given what fits."""
-        self._worn = frozenset(
+        worn = {
             point
             for point, guard in self._guards.items()
             if guard.daily_budget is not None and point in self._machines and self.audit is not None
+        }
+        groups_of_worn = {(point.device, point.group) for point in worn if point.group}
+        self._worn = frozenset(
+            worn.union(point for point in self._machines if (point.device, point.group) in groups_of_worn)
         )
-        """Of these, what is written with an intent."""
+        """What is written with an intent: points with a budget, and what is written together with them."""
         self._worn_points.keep_only({point.address for point in self._worn})
 
     @staticmethod
@@ -528,6 +532,10 @@ class Gateway:
         if point is not None:
             self._missed(point)
 
+    def bundle(self, count: int) -> Bundle:
+        """Return what so many commands to one link are written together by."""
+        return Bundle(count, self._write_all, self.clock)
+
     def offer(self, delivery: Delivery) -> None:
         """Decide on a sample that had to wait."""
         point = delivery.target.point
@@ -621,6 +629,7 @@ class Gateway:
         self._refused[point] = refusal
         if point.group and (cautious := self._cautious.get(delivery.target.link)) is not None:
             cautious.refuse_group(point)
+            self._worn_points.refuse_group(point, f"not written: {point.name} of the same group was refused")
         if not is_forever:
             # What the guard did not let through now it may when the source has its next sample.
             self.router.missed(point)
@@ -686,7 +695,7 @@ class Gateway:
 
     async def execute_together(self, commands: Sequence[Command]) -> list[Answer]:
         """Do what commands to points of one group, or one message, want: all of it or nothing."""
-        bundle = Bundle(len(commands), self._write_all, self.clock)
+        bundle = self.bundle(len(commands))
 
         async def execute(command: Command) -> Answer:
             answer = await self.desk.execute(replace(command, bundle=bundle))

@@ -211,3 +211,52 @@ def test_points_that_a_reload_removes_leave_nothing():
     subject.keep_only({"press.other"})
     assert not (subject._failed_s or subject._held or subject._troubles or subject._under_way)
     assert not subject.holds(delivery_of(point, 3), point, 100.0)
+
+
+GROUPED = """version: 1
+gateway: {{name: gw}}
+links:
+  plc: {{type: modbus-tcp, host: 127.0.0.1, port: {plc}, timeout: 300ms}}
+  source: {{type: modbus-tcp, host: 127.0.0.1, port: {source}, timeout: 300ms}}
+devices:
+  press:
+    link: plc
+    scan: 50ms
+    points:
+      low: {{table: holding, address: 0, access: readwrite, group: limits, non_volatile: 4}}
+      high: {{table: holding, address: 1, access: readwrite, group: limits, max: 100{guard}}}
+  oven:
+    link: source
+    scan: 20ms
+    points:
+      low: {{table: holding, address: 0}}
+      high: {{table: holding, address: 1}}
+routes:
+  - {{from: oven.low, to: press.low}}
+  - {{from: oven.high, to: press.high}}
+"""
+
+
+@pytest.mark.parametrize("guard", ["", ", non_volatile: 8"])
+async def test_members_of_a_group_wait_for_the_disk_together(tmp_path, plc, source, guard):
+    file = tmp_path / "plant.yaml"
+    file.write_text(GROUPED.format(plc=plc.port, source=source.port, guard=guard))
+    source.words |= {("holding", 0): 1, ("holding", 1): 11}
+    gateway = Gateway(load(file))
+    running = asyncio.create_task(gateway.run())
+    for low, high in ((1, 11), (2, 12), (3, 13)):
+        source.words |= {("holding", 0): low, ("holding", 1): high}
+        await eventually(lambda pair=(low, high): plc.requests and plc.requests[-1].words == pair)
+    source.words |= {("holding", 0): 4, ("holding", 1): 101}  # one that is refused stops the other
+    await eventually(lambda: gateway._refused)
+    await asyncio.sleep(0.1)
+    gateway.stop()
+    await asyncio.wait_for(running, 10)
+    assert [(item.address, item.words) for item in plc.requests] == [(0, (1, 11)), (0, (2, 12)), (0, (3, 13))]
+    found = [(item["point"], item["outcome"], item["value"]) for item in export(tmp_path / "data" / "audit")]
+    first = [item for item in found if item[2] in (1, 11)]
+    assert first[:2] == [("press.low", "intent", 1), ("press.high", "intent", 11)]
+    assert sorted(first[2:]) == [("press.high", "written", 11), ("press.low", "written", 1)]
+    assert ("press.low", "refused", 4) in found
+    assert not [item for item in found if item[2] == 4 and item[1] in ("intent", "written")]
+    assert sum(count for _, count in gateway.desk.gate.counted(gateway.clock.monotonic_s())["press.low"]) == 3

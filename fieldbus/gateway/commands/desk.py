@@ -33,6 +33,7 @@ from fieldbus.gateway.commands import clock_mark
 from fieldbus.gateway.commands.access import LOCAL, Access
 from fieldbus.gateway.commands.attempts import Attempt, Attempts, Write, record_of
 from fieldbus.gateway.commands.audit import Audit
+from fieldbus.gateway.commands.bundle import Bundle
 from fieldbus.gateway.commands.command import LONGEST_EXPIRY_S, Answer, Command, id_of, read_command
 from fieldbus.gateway.commands.gate import ExpiredError, Gate, Guard, outcome_of
 from fieldbus.gateway.commands.recall import CLOCK_SET_S, record_set_clock, restore
@@ -303,6 +304,7 @@ class Desk:
         point: Point,
         now_s: float,
         ended: Callable[[Delivery, Point, Answer], None],
+        bundle: Bundle | None = None,
     ) -> None:
         """Write what a route has for a point, as an attempt of its own; it was allowed at a moment (`admit`).
 
@@ -311,18 +313,32 @@ class Desk:
             point: its target.
             now_s: when the gate counted it.
             ended: called with how it ended, unless the gateway stops meanwhile.
+            bundle: by which it is written together with others.
         """
         value = delivery.sample.value
         if value is None:
             return
-        command = Command("route", delivery.source.address, "route", point.address, value)
+        command = Command("route", delivery.source.address, "route", point.address, value, bundle=bundle)
         attempt = Attempt(command, self._clock.wall_ns(), value, self._sample_of(point))
 
         async def follow() -> None:
             work = self._attempts.once(attempt, point, now_s, now_s + LONGEST_EXPIRY_S)
-            ended(delivery, point, await self._follow(attempt, work))
+            try:
+                answer = await self._follow(attempt, work)
+            finally:
+                if bundle is not None and not bundle.has(point.address):
+                    bundle.withdraw(point.address)
+            ended(delivery, point, answer)
 
         self._start(follow(), f"route to {point.address}")
+
+    def take_back_routed(self, delivery: Delivery, point: Point, at_s: float, reason: str) -> None:
+        """Record that what was admitted at a moment is not written after all, and count it no more."""
+        value = delivery.sample.value
+        if value is not None:
+            command = Command("route", delivery.source.address, "route", point.address, value)
+            self.gate.take_back(command, point, at_s, reason)
+        self.routed(point, delivery.source, value, reason)
 
     def routed(self, point: Point, source: Point, value: Value | None, refusal: str | None) -> None:
         """Learn that a route has written a point of a machine, or was not allowed to."""

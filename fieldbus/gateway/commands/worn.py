@@ -5,18 +5,22 @@ Rules:
 * Such a write is an attempt as a command is: its intent is on the disk before the request is sent, so that no
   end of the process can renew the budget, and how it ended has a record of its own.
 * While one is under way the newest sample is kept, and decided when that has ended.
+* The members of a group are written together: what they get in one turn of the loop waits for the disk as
+  one. So does a member without a budget, if another one has it.
 * While the link is not connected nothing is tried, and nothing is used up. After a write that failed the next
   one waits until the device is online, or for `PAUSE_S`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from typing import Protocol
 
 from fieldbus.clock import Clock
+from fieldbus.gateway.commands.bundle import Bundle
 from fieldbus.gateway.commands.command import Answer
 from fieldbus.gateway.commands.desk import Desk
 from fieldbus.link import Delivery, WriteOutcome
@@ -37,6 +41,10 @@ class Around(Protocol):
     def offer(self, delivery: Delivery) -> None:
         """Decide on a sample that had to wait."""
 
+    def bundle(self, count: int) -> Bundle:
+        """Return what so many commands to one link are written together by."""
+        ...
+
     def missed(self, target: Point) -> None:
         """Learn that a target has not the value that a route gave it."""
 
@@ -56,6 +64,8 @@ class WornPoints:
         self._under_way: set[str] = set()
         self._held: dict[str, Delivery] = {}
         self._troubles: dict[str, str] = {}
+        self._begun: dict[tuple[str, str], list[tuple[Delivery, Point, float]]] = {}
+        """Device and group to what its members are to be given, until the end of this turn of the loop."""
 
     def keep_only(self, addresses: AbstractSet[str]) -> None:
         """Forget points that are gone after a reload; what is under way forgets itself when it ends."""
@@ -76,9 +86,29 @@ class WornPoints:
         return True
 
     def begin(self, delivery: Delivery, point: Point, now_s: float) -> None:
-        """Write a sample that was allowed and counted at a moment."""
+        """Write a sample that was allowed and counted at a moment, with those of its group in this turn."""
         self._under_way.add(point.address)
-        self._around.desk.write_routed(delivery, point, now_s, self._ended)
+        if not point.group:
+            self._around.desk.write_routed(delivery, point, now_s, self._ended)
+            return
+        key = point.device, point.group
+        if key not in self._begun:
+            asyncio.get_running_loop().call_soon(self._write_group, key)
+        self._begun.setdefault(key, []).append((delivery, point, now_s))
+
+    def _write_group(self, key: tuple[str, str]) -> None:
+        begun = self._begun.pop(key, [])
+        bundle = self._around.bundle(len(begun)) if len(begun) > 1 else None
+        for delivery, point, now_s in begun:
+            self._around.desk.write_routed(delivery, point, now_s, self._ended, bundle)
+
+    def refuse_group(self, refused: Point, reason: str) -> None:
+        """Take back what the other members of a point's group were about to be given."""
+        for delivery, point, now_s in self._begun.get((refused.device, refused.group), ()):
+            self._under_way.discard(point.address)
+            self._around.desk.take_back_routed(delivery, point, now_s, reason)
+            self._around.missed(point)
+        self._begun.get((refused.device, refused.group), []).clear()
 
     def _ended(self, delivery: Delivery, point: Point, answer: Answer) -> None:
         self._under_way.discard(point.address)

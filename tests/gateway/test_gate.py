@@ -457,6 +457,35 @@ def test_what_was_let_through_and_never_arrived_does_not_move_the_present_value(
     assert bench.ask(200) == "200 is further than 50 from the present 100"
 
 
+def test_a_value_from_before_the_newest_sample_limits_no_change():
+    bench = Bench({SPEED: Guard(max_change=50)})
+    assert bench.ask(150) == 150
+    bench.wait(1)
+    bench.read(SPEED, 190)  # the device went on by itself
+    assert bench.ask(240) == 240  # 50 from the present 190, 90 from the 150 that was written before
+
+
+def test_a_value_written_as_the_newest_sample_arrives_limits_the_change():
+    """Which of the two came first cannot be told, so both count."""
+    bench = Bench({SPEED: Guard(max_change=50)})
+    bench.arrived[SPEED] = bench.now_s
+    assert bench.ask(150) == 150
+    assert bench.ask(60) == "60 is further than 50 from the present 150"
+
+
+@pytest.mark.parametrize(
+    ("count", "hint"), [(1000, " (did you mean 'press.speed'?)"), (1001, "")], ids=["1000", "1001"]
+)
+def test_a_similar_name_is_looked_for_among_1000_points(count, hint):
+    others = [Point("tank", f"level_{number}", Kind.FLOAT) for number in range(count - 1)]
+    points = {point.address: point for point in (SPEED, *others)}
+    gate = Gate(points, {}, lambda _actor, _point: True, lambda _: good(1))
+    command = Command("local", "", "operator", "press.spede", 1)
+    with pytest.raises(RefusedError) as caught:
+        gate.decide(command, 0.0, NOW_NS)
+    assert str(caught.value) == f"there is no point 'press.spede'{hint}"
+
+
 @pytest.mark.parametrize(
     "sample",
     [

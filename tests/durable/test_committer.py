@@ -108,6 +108,36 @@ async def test_a_question_that_fails_ends_nothing(bench):
     await eventually(lambda: keeper.committed_items == [1])
 
 
+async def test_a_hurried_commit_waits_for_no_group(tmp_path):
+    keeper = Numbers()
+    subject = Committer(tmp_path / "numbers.db", keeper, 3600.0)
+    subject.open()
+    subject.put(1)
+    await asyncio.sleep(0.05)
+    assert keeper.committed_items == []
+    subject.hurry()
+    await eventually(lambda: keeper.committed_items == [1])
+    subject.put(2)  # the hurry was for what waited then
+    await asyncio.sleep(0.05)
+    assert keeper.committed_items == [1]
+    subject.close()
+    assert numbers_in(subject.path) == [1, 2]
+
+
+async def test_a_thread_that_has_nothing_to_commit_does_not_hang(tmp_path):
+    subject = Committer(tmp_path / "numbers.db", Numbers(), 3600.0)
+    subject.put(1)
+    assert subject.hangs_s() == 0.0  # there is no thread yet
+    subject.open()
+    subject.hurry()
+    await eventually(lambda: subject.commits == 1)
+    assert subject.hangs_s() == 0.0
+    subject.turned_s -= 100.0
+    subject.put(2)
+    subject.close()
+    assert subject.hangs_s() == 0.0
+
+
 @pytest.mark.parametrize("is_idle", [False, True])
 async def test_a_file_that_is_deleted_while_it_is_used_is_begun_anew(bench, is_idle):
     keeper, subject = bench

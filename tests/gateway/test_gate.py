@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from support.examples import examples
 
 from fieldbus.errors import RefusedError
-from fieldbus.gateway.commands.access import Access, Actor
+from fieldbus.gateway.commands.access import LOCAL, Access, Actor
 from fieldbus.gateway.commands.command import (
     LONGEST_ID,
     MAX_PAYLOAD,
@@ -455,6 +455,11 @@ def test_what_was_let_through_and_never_arrived_does_not_move_the_present_value(
         bench.ask(value)
         bench.wait(1)
     assert bench.ask(200) == "200 is further than 50 from the present 100"
+
+
+def test_only_configured_actors_and_the_local_one_are_actors():
+    access = Access({"operator": Actor(("press.*",))})
+    assert [access.is_actor(name) for name in ("operator", LOCAL, "stranger")] == [True, True, False]
 
 
 def test_a_value_from_before_the_newest_sample_limits_no_change():

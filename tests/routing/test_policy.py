@@ -75,6 +75,14 @@ def test_a_value_that_came_back_in_time_is_not_sent():
     assert subject.due_s == NEVER
 
 
+def test_every_repeats_nothing_before_its_time():
+    subject = edge(every_s=10.0)
+    subject.offer(good(1.0), 0.0, 0.0)
+    assert subject.expire(good(1.0), 0.0, 9.9) is None
+    assert subject.due_s == 10.0
+    assert subject.expire(good(1.0), 0.0, 10.0).value == 1.0
+
+
 def test_every_repeats_the_newest_sample_with_its_own_time():
     subject = edge(every_s=2.0)
     subject.offer(good(1.0, time_ns=10), 0.0, 0.0)

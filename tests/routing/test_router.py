@@ -268,6 +268,17 @@ def test_after_a_regroup_edges_remember_what_they_sent_and_what_was_missed():
     assert delivered(subject.offer_missed(OUT, 0.0, 3.0)) == [("p2", 9)]
 
 
+def test_a_group_of_one_point_can_be_regrouped():
+    one, others = Group("one", POINTS[:1]), Group("others", POINTS[1:])
+    edges = [Edge(a, Target("hmi", b), Policy()) for a, b in zip(POINTS, OUT, strict=True)]
+    subject = Router(edges, [one, others])
+    subject.dispatch(batch([5], [0], group=one), 0.0)
+    subject.dispatch(batch([6, 7, 8], range(3), group=others), 0.0)
+    subject.regroup([one, others], [GROUP])
+    assert [subject.sample(point).value for point in POINTS] == [5, 6, 7, 8]
+    assert delivered(subject.dispatch(batch([9, 6, 7, 8], [0], 1.0), 1.0)) == [("p0", 9)]
+
+
 def test_repeats_go_on_after_a_regroup():
     edges = [Edge(POINTS[0], Target("hmi", OUT[0]), Policy(every_s=2.0))]
     subject = Router(edges, [GROUP])

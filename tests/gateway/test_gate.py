@@ -15,12 +15,14 @@ from fieldbus.gateway.commands.access import LOCAL, Access, Actor
 from fieldbus.gateway.commands.command import (
     LONGEST_ID,
     MAX_PAYLOAD,
+    Answer,
     Command,
     fitting,
     read_command,
 )
 from fieldbus.gateway.commands.conditions import parse_conditions
 from fieldbus.gateway.commands.gate import ARMED_S, DAY_S, ExpiredError, Gate, Guard
+from fieldbus.link import WriteOutcome
 from fieldbus.model import Access as May
 from fieldbus.model import Kind, Point, Quality, Sample
 from fieldbus.mqtt.peering import sign
@@ -455,6 +457,13 @@ def test_what_was_let_through_and_never_arrived_does_not_move_the_present_value(
         bench.ask(value)
         bench.wait(1)
     assert bench.ask(200) == "200 is further than 50 from the present 100"
+
+
+@pytest.mark.parametrize(("took_ns", "took_ms"), [(1_234_567, 1.235), (0, 0.0), (-5 * S, 0.0)])
+def test_an_answer_says_how_long_it_took_to_a_microsecond(took_ns, took_ms):
+    command = Bench().command(150)
+    answer = Answer(command, WriteOutcome.REFUSED, None, NOW_NS, NOW_NS + took_ns, 150)
+    assert answer.object()["took_ms"] == took_ms
 
 
 def test_only_configured_actors_and_the_local_one_are_actors():

@@ -48,6 +48,8 @@ class UnitImage:
         """By point and, of those with a factor, its present exponent."""
         self._split: dict[RegisterPoint, Callable[[Value], list[bytes]]] = {}
         """Of points of several parts."""
+        self._quick: dict[Point, tuple[Callable[[Value], bytes], bytearray, slice]] = {}
+        """Of points that are good and alone in their registers: all that a good sample needs."""
         self._flags: dict[RegisterPoint, list[RegisterPoint]] = {}
         self._scaled_by: dict[RegisterPoint, list[RegisterPoint]] = {}
         """Of each factor: the points that it scales."""
@@ -81,6 +83,18 @@ class UnitImage:
         Raises:
             ConversionError: the value cannot be expressed; the point is bad from now on.
         """
+        quick = self._quick.get(point)
+        if quick is not None:
+            value, quality, _, _ = sample
+            if value is not None and not isinstance(value, str) and quality is not Quality.BAD:
+                encode, data, place = quick
+                if point.floor <= value <= point.ceiling:
+                    try:
+                        data[place] = encode(value)
+                    except ConversionError:
+                        self._spoil(self._served[point])
+                        raise
+                    return
         served = self._served[point]
         if served.word is not None:
             raise ConversionError(f"{point.address} is written with {served.word.point.address}")
@@ -213,8 +227,18 @@ class UnitImage:
         self._put(served, value)
         self._had_value.add(served)
         self._mark(served, is_bad=False)
+        self._note_quick(served)
         for scaled in self._scaled_by.get(served, ()):
             self._scale(scaled)
+
+    def _note_quick(self, served: RegisterPoint) -> None:
+        """Let the next good sample change the bytes and nothing else, if nothing depends on the point."""
+        is_alone = not served.parts and served.low_bit is None and not served.table.is_bits
+        if is_alone and served.factor is None and served not in self._scaled_by:
+            table = self._tables[served.table]
+            first = 2 * (served.address - table.start)
+            place = slice(first, first + 2 * served.count)
+            self._quick[served.point] = self._encode[served, None], table.data, place
 
     def _spoil(self, served: RegisterPoint) -> None:
         """Forget the value of a point."""
@@ -309,6 +333,8 @@ class UnitImage:
         if self._is_bad[served] == is_bad:
             return
         self._is_bad[served] = is_bad
+        if is_bad:
+            self._quick.pop(served.point, None)
         table = self._tables[served.table]
         for index in table.indexes(served):
             bad = [self._is_bad[owner] for owner in table.owners[index]]

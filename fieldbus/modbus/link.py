@@ -533,7 +533,8 @@ class ModbusClientLink:
     def _look_around(self) -> None:
         self._is_poked = False
         try:
-            for lane in sorted(self._connections.lanes, key=_rests):
+            lanes = self._connections.lanes
+            for lane in (lanes[0],) if len(lanes) == 1 else sorted(lanes, key=_rests):
                 self.next(lane)
         except Exception as error:
             self.end(error)

@@ -236,7 +236,23 @@ def encoder(point: RegisterPoint, linear: Linear) -> Encode:
             raise _means_no_value(value, held)
         return arrange(data)
 
-    return encode
+    code = struct_code(point)
+    is_whole = code[-1] != "s" and point.low_bit is None and not invalid and point.epoch is None
+    if not is_whole or not linear.is_identity or point.point.kind is Kind.BOOL:
+        return encode
+    if (low, high) != (0, modulus - 1) and (low, high) != (-modulus // 2, modulus // 2 - 1):
+        return encode
+    pack = struct.Struct(f">{code}").pack
+
+    def encode_whole(value: Value) -> bytes:
+        if type(value) is int:
+            try:
+                return pack(value)
+            except struct.error:
+                pass  # `encode` says what is wrong
+        return encode(value)
+
+    return encode_whole
 
 
 def _writer(point: RegisterPoint) -> Callable[[int], bytes]:

@@ -195,13 +195,15 @@ class ModbusServerLink:
 
     def send(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         """Put routed samples into the registers, at once, whether a master is there or not."""
-        for delivery in deliveries:
-            point = delivery.target.point
+        last, image_of = self._last, self._image_of
+        for target, _, sample in deliveries:
+            point = target.point
             if point is None:
                 continue
-            self._last.pop(point, None)  # what a master wrote before is no longer what it reads
+            if last:
+                last.pop(point, None)  # what a master wrote before is no longer what it reads
             try:
-                self._image_of[point].update(point, delivery.sample)
+                image_of[point].update(point, sample)
             except ConversionError:
                 self._counters["conversions_failed"] += 1
         return ()

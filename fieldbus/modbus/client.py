@@ -347,8 +347,9 @@ class Line(asyncio.Protocol, asyncio.DatagramProtocol):
         if transport is None:
             return
         self.has_sent = True
-        # As the request: unit id and function, or transaction id and protocol id.
-        self._answer_begin = frame[: 2 if self._is_serial else 4]
+        if self._heartbeat:
+            # As the request: unit id and function, or transaction id and protocol id.
+            self._answer_begin = frame[: 2 if self._is_serial else 4]
         if self._is_datagram:
             transport.sendto(frame)  # type: ignore[union-attr]
         else:

@@ -39,7 +39,7 @@ from fieldbus.modbus import other_functions, pdu
 from fieldbus.modbus.checksum import crc16, lrc
 from fieldbus.modbus.echo import LineEcho
 
-_MBAP = struct.Struct(">HHHB")
+_BEHIND_ID = struct.Struct(">HHB")
 _LATE_REPLIES = 64
 """How many requests ago an answer may belong to, to count as late and not as wrong."""
 _MOST = 1024
@@ -62,12 +62,16 @@ class Ask:
     """How long the PDU of a good answer is, or is at most."""
     has_own_length: bool = field(init=False)
     """Whether a good answer says itself how long it is."""
+    behind_id: tuple[bytes, bytes] = field(init=False, repr=False)
+    """What follows an MBAP transaction id: of the request, and of a good answer as far as it is known."""
 
     def __post_init__(self) -> None:
         head, size = pdu.answer_shape(self.pdu, self.width)
         object.__setattr__(self, "head", head)
         object.__setattr__(self, "size", size)
         object.__setattr__(self, "has_own_length", other_functions.has_own_length(self.pdu[0]))
+        request = _behind_id(self.unit_id, len(self.pdu)) + self.pdu
+        object.__setattr__(self, "behind_id", (request, _behind_id(self.unit_id, size) + head))
 
     def is_answer(self, answer: bytes) -> bool:
         """Return whether a PDU is a good answer."""
@@ -138,9 +142,9 @@ class Framer(Protocol):
         """Forget what came so far."""
 
 
-def _header(transaction_id: int, unit_id: int, size: int) -> bytes:
-    """Return the header of a PDU of this size."""
-    return _MBAP.pack(transaction_id, 0, size + 1, unit_id)
+def _behind_id(unit_id: int, size: int) -> bytes:
+    """Return the MBAP header of a PDU of this size, without the transaction id."""
+    return _BEHIND_ID.pack(0, size + 1, unit_id)
 
 
 class MbapFramer:
@@ -202,8 +206,10 @@ class MbapFramer:
         self._issued.append(transaction_id)
         self._unit_id = ask.unit_id
         self._size = ask.size + 7
-        self._expected = _header(transaction_id, ask.unit_id, ask.size) + ask.head
-        return _header(transaction_id, ask.unit_id, len(ask.pdu)) + ask.pdu
+        number = transaction_id.to_bytes(2, "big")
+        request, answer = ask.behind_id
+        self._expected = number + answer
+        return number + request
 
     def feed(self, data: bytes) -> bytes | None:
         """Take bytes of the stream."""

@@ -93,7 +93,8 @@ class WriteQueue:
         self._clock = host.clock
         self._echo = echo
         self._traffic = LineTraffic(Framing.MBAP) if traffic is None else traffic
-        self._waiting: dict[Point, writing.Write] = {}
+        self.waiting: dict[Point, writing.Write] = {}
+        """What was not begun yet: nothing, nearly always."""
         self._doubts: dict[Point, _Doubt] = {}
         self._unverified: dict[Point, tuple[writing.Write, asyncio.TimerHandle]] = {}
         """Accepted, and read back later."""
@@ -108,12 +109,12 @@ class WriteQueue:
 
     def __bool__(self) -> bool:
         """Return whether a write waits."""
-        return bool(self._waiting)
+        return bool(self.waiting)
 
     @property
     def is_ready(self) -> bool:
         """Whether a write waits and none is under way."""
-        return bool(self._waiting) and self.under_way is None
+        return bool(self.waiting) and self.under_way is None
 
     def holds_back(self, point: Point, value: Value) -> bool:
         """Return whether a route's value is not sent now, because it may have been already."""
@@ -150,7 +151,7 @@ class WriteQueue:
             write.answers.append(answer)
         doubt = self._doubts.get(point)
         write.is_doubted = write.is_routed and doubt is not None and doubt.value == value
-        earlier = self._waiting.pop(point, None)
+        earlier = self.waiting.pop(point, None)
         if earlier is not None:
             if earlier.until_s < NEVER and earlier.value != write.value:
                 # A command's answer must not be that of another value.
@@ -159,7 +160,7 @@ class WriteQueue:
             else:
                 write.answers.extend(earlier.answers)
             write.is_routed = write.is_routed or earlier.is_routed
-        self._waiting[point] = write
+        self.waiting[point] = write
         self._end_reading_back(point)
 
     def sending(self, ask: Ask) -> NotAllowedError | None:
@@ -197,9 +198,9 @@ class WriteQueue:
 
     def refuse_group(self, point: Point) -> None:
         """Refuse what routes gave the other members of a point's group and was not sent yet."""
-        for other, write in list(self._waiting.items()):
+        for other, write in list(self.waiting.items()):
             if write.is_routed and (other.device, other.group) == (point.device, point.group):
-                del self._waiting[other]
+                del self.waiting[other]
                 text = writing.with_group(point.group, point.name, "was refused")
                 self._finish(write, WriteOutcome.REFUSED, text)
 
@@ -218,8 +219,8 @@ class WriteQueue:
         return self.under_way
 
     def _take(self) -> list[writing.Write]:
-        waiting = list(self._waiting.values())
-        self._waiting.clear()
+        waiting = list(self.waiting.values())
+        self.waiting.clear()
         return waiting
 
     # --- the steps

@@ -14,14 +14,15 @@ batch::
 Rules: NaN and infinity never appear; such a value is null and bad. A point of a gathered message is
 either in ``values`` or in ``bad``.
 
-Design: a message of a hundred values is one ``%`` of a tuple into a text that was made at load. The
-generic way, `gathered_bytes`, costs ten times as much, most of it in Python; it stays for samples that
-come one by one, and as what the fast way is tested against.
+Design: a message of a hundred values is one ``%`` of a tuple into a text that was made at load, and a good
+sample is put together as text; `json` takes two to ten times as long. The generic ways stay for what is odd
+or rare, and as what the fast ways are tested against.
 """
 
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import math
 import time
@@ -78,6 +79,23 @@ def sample_object(point: Point, sample: Sample, *, names_point: bool = False) ->
 
 def sample_bytes(point: Point, sample: Sample) -> bytes:
     """Return the sample as a payload."""
+    value, quality, reason, time_ns = sample
+    if quality is not Quality.GOOD or reason is not None or value is None or not time_ns or point.labels:
+        return _any_sample_bytes(point, sample)
+    if isinstance(value, float) and not math.isfinite(value):
+        return _any_sample_bytes(point, sample)
+    word, end = _word(value), _end(point.unit)
+    text = f'{{"value":{word},"quality":"good","reason":null,"time":"{iso_time(time_ns)}"{end}'
+    return text.encode("utf-8", _HALVES)
+
+
+@functools.lru_cache(maxsize=256)
+def _end(unit: str | None) -> str:
+    """Return how the object of a good sample ends."""
+    return "}" if unit is None else f',"unit":{_text(unit)}}}'
+
+
+def _any_sample_bytes(point: Point, sample: Sample) -> bytes:
     return json.dumps(sample_object(point, sample), ensure_ascii=False, separators=(",", ":")).encode(
         "utf-8", _HALVES
     )

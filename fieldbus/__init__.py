@@ -4,9 +4,16 @@ A value travels *wire -> protocol -> sample -> routing table -> protocol -> wire
 this one are the stations on that way (see README.md, "Architecture").
 """
 
-from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
-try:
-    __version__ = version("fieldbus")
-except PackageNotFoundError:  # run from a tree that was never installed
-    __version__ = "0+unknown"
+
+def __getattr__(name: str) -> Any:
+    """Return `__version__`: looking it up takes longer than all else here, and few want it."""
+    if name != "__version__":
+        raise AttributeError(f"module 'fieldbus' has no attribute {name!r}")
+    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - see above
+
+    try:
+        return version("fieldbus")
+    except PackageNotFoundError:  # run from a tree that was never installed
+        return "0+unknown"

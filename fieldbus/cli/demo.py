@@ -91,7 +91,7 @@ async def _demo(plant: Plant, console: Console, seconds: float | None) -> None:
 
     simulation = Simulation(plant, on_frame=saw)
     gateway = Gateway(plant)
-    loop.on_signal(gateway.stop)
+    loop.on_signal(gateway.stop, ends_process=True)
     if seconds is not None:
         asyncio.get_running_loop().call_later(seconds, gateway.stop)
     showing = asyncio.create_task(_show(gateway, frames, console))

@@ -103,7 +103,7 @@ async def _run(plant: Plant, simulate: bool, locks: SoleUse) -> None:
     simulation = Simulation(plant) if simulate else None  # it leads the links elsewhere before they are used
     simulated = frozenset(name for name, _ in simulation.places) if simulation is not None else frozenset()
     gateway = Gateway(plant, load=lambda before: load_again(before, simulated))
-    loop.on_signal(gateway.stop)
+    loop.on_signal(gateway.stop, ends_process=True)
     points = sum(len(item.points) for item in plant.devices.values())
     _LOG.info("%s: fieldbus %s, %d links, %d devices, %d points, %d routes", plant.name, __version__,
               len(plant.links), len(plant.devices), points, len(plant.edges))  # fmt: skip

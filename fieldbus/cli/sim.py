@@ -26,7 +26,7 @@ def sim(config: ConfigArgument) -> None:
 
 async def _simulate(plant: Plant, simulation: Simulation) -> None:
     stop = asyncio.Event()
-    loop.on_signal(stop.set)
+    loop.on_signal(stop.set, ends_process=True)
     await simulation.open()
     say(f"simulating the devices of {plant.name}; Ctrl-C ends it", err=True)
     running = asyncio.create_task(simulation.run())

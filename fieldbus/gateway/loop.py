@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from fieldbus.gateway import last_resort
+
 T = TypeVar("T")
+TOGETHER_S = 1.0
+_ENDS = (signal.SIGINT, signal.SIGTERM)
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine in the fastest loop that there is."""
-    with asyncio.Runner(loop_factory=_new_loop) as runner:
-        return runner.run(main)
+    before = {number: signal.getsignal(number) for number in _ENDS} if _is_main_thread() else {}
+    try:
+        with asyncio.Runner(loop_factory=_new_loop) as runner:
+            return runner.run(main)
+    finally:
+        if not last_resort.is_armed():  # otherwise nothing but the end of the process follows
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:
@@ -28,23 +41,39 @@ def _new_loop() -> asyncio.AbstractEventLoop:
     return uvloop.new_event_loop()
 
 
-def on_signal(stop: Callable[[], None]) -> None:
-    """Have `stop` called on SIGINT and SIGTERM; a second one has its usual, sudden effect."""
+def on_signal(stop: Callable[[], None], *, ends_process: bool = False) -> None:
+    """Have `stop` called in the loop on the first SIGINT or SIGTERM.
+
+    Others that come within `TOGETHER_S` are the same wish (a terminal and a supervisor both pass it on); a
+    later one ends the process at once.
+
+    Args:
+        stop: called once.
+        ends_process: whether the process is ended if it has not ended by itself after `last_resort.END_S`.
+    """
     loop = asyncio.get_running_loop()
+    first_s: float | None = None
 
-    def in_loop(number: int) -> None:
-        loop.remove_signal_handler(number)
-        stop()
+    # No handlers of the loop: those are gone as soon as it is closed, and depend on its not hanging.
+    def told(number: int, _frame: object) -> None:
+        nonlocal first_s
+        now_s = time.monotonic()
+        if first_s is None:
+            first_s = now_s
+            if ends_process:
+                last_resort.arm(loop)
+            with contextlib.suppress(RuntimeError):  # it is closed
+                loop.call_soon_threadsafe(stop)
+        elif now_s - first_s > TOGETHER_S:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
-    def in_handler(number: int, _frame: object) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        loop.call_soon_threadsafe(stop)
+    for number in _ENDS:
+        signal.signal(number, told)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        try:
-            loop.add_signal_handler(number, in_loop, number)
-        except NotImplementedError:  # Windows
-            signal.signal(number, in_handler)
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def on_hangup(reload: Callable[[], None]) -> None:

@@ -82,6 +82,15 @@ def test_a_request_cut_anywhere_comes_out_whole(function: int) -> None:
         assert ours(found) == [REQUESTS[function]], cut
 
 
+def test_a_request_of_function_0_in_pieces_is_given_out_to_be_refused() -> None:
+    data = rtu(bytes.fromhex("00 1234"))
+    for cut in range(1, len(data)):
+        framer = line()
+        found = framer.feed(data[:cut], 0.0) + framer.feed(data[cut:], 0.001)
+        assert found == [Frame(0, OURS, bytes.fromhex("001234"))], cut
+        assert framer.discarded == 0
+
+
 def test_chunks_of_a_usb_adapter_16_ms_apart_are_one_frame() -> None:
     data = rtu(bytes.fromhex("10000000 7bf6") + bytes(246))
     framer = line()

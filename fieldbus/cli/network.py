@@ -6,6 +6,7 @@ import asyncio
 import datetime
 import json
 import math
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import typer
@@ -16,11 +17,15 @@ from fieldbus.errors import LinkDownError
 from fieldbus.gateway import loop
 from fieldbus.gateway.health import REPEAT_S
 from fieldbus.mqtt.peering import HEALTH_EXPIRY_S, ROOT, is_gateway_name
+from fieldbus.mqtt.presence import LOST
 from fieldbus.mqtt.visitor import Heard, Visitor
 
 _QUIET_S = 0.7
 """So long nothing more comes before all is known: what is retained comes at once."""
 _LONGEST_S = 10.0
+_LONGEST_TEXT = 200
+_MOST_DOWN = 20
+"""So many links and devices of a gateway are named; the others are counted."""
 _STALE_S = 3 * REPEAT_S
 """A gateway that has not said for so long how it is, is not online, whatever the broker says."""
 
@@ -133,20 +138,51 @@ def _show(found: dict[str, dict[str, Any]]) -> None:
         if item["silent"]:
             state = cell(f"silent since {_ago(health.get('time'))}", "red")
         if not item["online"]:
-            state = cell(f"offline since {_ago(status.get('time'))}: {status.get('reason')}", "red")
+            state = cell(_offline(status, health), "red")
         table.add_row(
-            cell(name), state, cell(health.get("version", "")),
+            cell(name), state, cell(_short(health.get("version", ""))),
             _count(_parts(health, "links"), "connected"), _count(_parts(health, "devices"), "online"),
-            str(sum(int(stream.get("backlog", 0)) for _, stream in streams)),
-            str(sum(int(stream.get("dropped", 0)) for _, stream in streams)),
-            str((commands or {}).get("written", 0)), str((commands or {}).get("refused", 0)),
+            _sum(stream.get("backlog", 0) for _, stream in streams),
+            _sum(stream.get("dropped", 0) for _, stream in streams),
+            _sum([(commands or {}).get("written", 0)]), _sum([(commands or {}).get("refused", 0)]),
         )  # fmt: skip
     out().print(table)
     for name in sorted(found):
-        for kind, what, since in _down(found[name]) if found[name]["online"] else ():
-            say(f"{name}: {kind} {what} is down since {_ago(since)}")
+        down = _down(found[name]) if found[name]["online"] else []
+        for kind, what, since in down[:_MOST_DOWN]:
+            say(f"{name}: {kind} {_short(what)} is down since {_ago(since)}")
+        if len(down) > _MOST_DOWN:
+            say(f"{name}: {len(down) - _MOST_DOWN} more are down")
         for trouble in _troubles(found[name]["health"] or {}):
             say(f"{name}: {trouble}")
+
+
+def _offline(status: dict[str, Any], health: dict[str, Any]) -> str:
+    """Return since when a gateway is not there, as far as that is known.
+
+    The broker publishes a last will as it was when the gateway connected: its time says when that was.
+    """
+    time, reason = status.get("time"), _short(status.get("reason"))
+    if status.get("reason") != LOST:
+        return f"offline since {_ago(time)}: {reason}"
+    heard = health.get("time")
+    if _moment(heard) is not None:
+        return f"offline, last heard {_ago(heard)}: {reason}"
+    return f"offline, had connected {_ago(time)}: {reason}"
+
+
+def _sum(counts: Iterable[object]) -> str:
+    """Return the sum of what others say are counts; "?" if one is none."""
+    found = list(counts)
+    if not all(isinstance(count, int) and 0 <= count < 1 << 64 for count in found):
+        return "?"
+    return str(sum(found))  # type: ignore[arg-type] # see above
+
+
+def _short(said: object) -> str:
+    """Return what another gateway says in at most `_LONGEST_TEXT` characters."""
+    text = said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)
+    return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}…"
 
 
 def _troubles(health: dict[str, Any]) -> list[str]:
@@ -157,10 +193,10 @@ def _troubles(health: dict[str, Any]) -> list[str]:
     ):
         part = health.get(name)
         if isinstance(part, dict) and part.get("trouble"):
-            found.append(f"{words} ({part['trouble']})")
+            found.append(f"{words} ({_short(part['trouble'])})")
     fallbacks = health.get("fallbacks")
     if isinstance(fallbacks, list) and fallbacks:
-        found.append(f"at their safe value: {', '.join(map(str, fallbacks))}")
+        found.append(f"at their safe value: {_short(', '.join(map(str, fallbacks)))}")
     return found
 
 
@@ -179,19 +215,26 @@ def _age_s(time: object, heard: Heard) -> float:
         return 0.0
     if heard.expires_s is not None:
         return float(HEALTH_EXPIRY_S - heard.expires_s)
+    moment = _moment(time)
+    return math.inf if moment is None else (datetime.datetime.now(datetime.UTC) - moment).total_seconds()
+
+
+def _moment(time: object) -> datetime.datetime | None:
+    """Return the time that another gateway names; None if it names none."""
+    if not isinstance(time, str):
+        return None
     try:
-        moment = datetime.datetime.fromisoformat(str(time))
-        return (datetime.datetime.now(datetime.UTC) - moment).total_seconds()
-    except (ValueError, TypeError):
-        return math.inf
+        moment = datetime.datetime.fromisoformat(time)
+        return moment.astimezone(datetime.UTC) if moment.tzinfo is not None else None
+    except (ValueError, OverflowError):
+        return None
 
 
 def _ago(time: object) -> str:
-    try:
-        moment = datetime.datetime.fromisoformat(str(time))
-        seconds = (datetime.datetime.now(datetime.UTC) - moment).total_seconds()
-    except (ValueError, TypeError):
+    moment = _moment(time)
+    if moment is None:
         return "?"
+    seconds = (datetime.datetime.now(datetime.UTC) - moment).total_seconds()
     shown = f"{moment:%Y-%m-%d %H:%M:%S} UTC"
     if seconds < 120:
         return f"{shown} ({seconds:.0f} s)"

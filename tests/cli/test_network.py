@@ -1,14 +1,19 @@
 """`fieldbus network`, against a broker on which gateways left more or less of themselves."""
 
 import asyncio
+import contextlib
 import datetime
+import io
 import json
 import subprocess
 
 import pytest
 from conftest import program
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from fieldbus.cli import network
 from fieldbus.cli.main import app
 from fieldbus.mqtt.peering import HEALTH_EXPIRY_S
 
@@ -65,3 +70,54 @@ async def test_a_gateway_whose_clock_is_wrong_is_not_called_silent(broker, clock
         shown = await asyncio.to_thread(CliRunner().invoke, app, ["network", url, "--json"])
         [found] = json.loads(shown.output)
         assert (found["online"], found["silent"]) == (True, is_silent)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=())),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+PARTS = ("links", "devices", "streams", "commands", "spool", "audit", "fallbacks", "version", "time")
+SAID = {
+    "connected", "online", "since", "backlog", "dropped", "written", "refused", "trouble", "status", "reason", "time",
+}  # fmt: skip
+PART = JSON | st.dictionaries(st.text(max_size=3), st.dictionaries(st.sampled_from(sorted(SAID)), JSON))
+HEALTH = st.none() | st.dictionaries(
+    st.sampled_from(PARTS), PART | st.dictionaries(st.sampled_from(sorted(SAID)), JSON)
+)
+STATUS = st.none() | st.dictionaries(st.sampled_from(sorted(SAID)), JSON)
+
+
+@given(HEALTH, STATUS, st.booleans())
+def test_whatever_a_gateway_says_of_itself_is_shown(health, status, online):
+    item = {"gateway": "gw", "online": online, "silent": False, "health": health, "status": status}
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        network._show({"gw": item})
+    assert "gw" in shown.getvalue()
+    assert "\x1b" not in shown.getvalue()
+
+
+def shown_of(**item):
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        network._show({"gw": {"gateway": "gw", "online": False, "silent": False, "health": None, **item}})
+    return " ".join(shown.getvalue().split())
+
+
+def test_a_last_will_does_not_say_since_when_a_gateway_is_away():
+    """The broker publishes it as it was when the gateway connected."""
+    will = {"status": "offline", "reason": "connection lost", "time": said_before(7200)}
+    health = {"time": said_before(600), "links": {}, "devices": {}}
+    text = shown_of(status=will, health=health)
+    assert (
+        f"offline, last heard {health['time'][:19].replace('T', ' ')} UTC (10 min): connection lost" in text
+    )
+    assert "offline, had connected 20" in shown_of(status=will)
+    assert "offline since 20" in shown_of(status={**will, "reason": "shut down"})
+
+
+def test_many_links_that_are_down_are_counted():
+    links = {f"net{number}": {"connected": False} for number in range(1000)}
+    text = shown_of(online=True, status={}, health={"links": links})
+    assert "link net19 is down" in text
+    assert "gw: 980 more are down" in text
+    assert "net20 " not in text

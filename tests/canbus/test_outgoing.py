@@ -10,7 +10,7 @@ from test_listening import describe, point_of
 from fieldbus.canbus.codec import MessageDecoder
 from fieldbus.canbus.j1939.signals import as_j1939
 from fieldbus.canbus.layout import Message, Signal
-from fieldbus.canbus.outgoing import Budget, Outgoing
+from fieldbus.canbus.outgoing import MAX_TURN, Budget, Outgoing
 from fieldbus.canbus.protection import Counter, Protection
 from fieldbus.link import WriteOutcome
 
@@ -253,6 +253,46 @@ def test_the_bus_gets_a_whole_turn_of_the_counter_or_none():
     assert outgoing.turn(outgoing.ready()) is None  # 768 frames
     assert counted(12, ONE).turn([ONE]) is None
     assert len(counted(4, ONE, TWO, three).turn([ONE, TWO, three])) == 48
+
+
+def test_a_turn_is_as_long_as_the_bus_can_keep_and_no_longer():
+    outgoing = paged([A])
+    outgoing.give(A, 1)
+    assert len(outgoing.turn([ONE] * MAX_TURN)) == MAX_TURN
+    assert outgoing.turn([ONE] * (MAX_TURN + 1)) is None
+
+
+def test_a_common_signal_sends_no_branch_of_a_command_that_only_its_safe_value_fills():
+    outgoing = paged([A, B, COMMON], safe={A: 1, B: 2})
+    outgoing.give(COMMON, 1)
+    assert frames(outgoing) == []
+    outgoing.give(A, 6)
+    assert frames(outgoing) == ["01010600"]
+
+
+def test_one_multiplexer_that_was_written_is_enough_to_begin_a_branch_of_two():
+    sub = Signal("Sub", 8, 8, condition=ONE)
+    deep = Signal("Deep", 16, 8, condition=(*ONE, ("Sub", frozenset({2}))))
+    layout = Message("Nested", 0x205, False, 3, [PAGE, sub, deep])
+    outgoing = Outgoing(describe(layout, safe={deep: 5}), [PAGE, deep])
+    assert frames(outgoing) == []
+    outgoing.give(PAGE, 1)
+    assert frames(outgoing) == ["010205"]
+
+
+def test_a_value_that_is_taken_away_and_has_no_safe_one_changes_nothing_to_be_sent():
+    outgoing = paged([A])
+    outgoing.give(A, 4)
+    assert outgoing.take_away(A) is False
+
+
+def test_one_write_needs_every_signal_but_those_that_j1939_can_leave_out():
+    plain = Message("M", 0xF00400, True, 8, [Signal("A", 0, 8), Signal("B", 8, 8), Signal("Flag", 16, 1)])
+    layout = as_j1939(plain)
+    a, b, flag = layout.signals
+    assert (b.absent_from is None, flag.absent_from is None) == (False, True)
+    outgoing = Outgoing(describe(layout, is_j1939=True), [a], needs_all=True)
+    assert outgoing.missing == {a, flag}
 
 
 # --- dice

@@ -49,7 +49,7 @@ class Problem:
     """A warning is shown but does not stop anything."""
 
     def __str__(self) -> str:
-        place = f"{self.file}:{self.line}:{self.column}: "
+        place = f"{self.file}:{self.line}:{self.column}: " if self.line else f"{self.file}: "
         path = f"{self.path}: " if self.path else ""
         kind = "warning: " if self.is_warning else ""
         hint = f" ({self.hint})" if self.hint else ""

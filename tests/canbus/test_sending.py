@@ -125,6 +125,45 @@ async def test_without_a_clock_of_the_bus_counters_still_count(monkeypatch):
         assert counts == [number % 16 for number in range(len(counts))]
 
 
+async def test_what_takes_too_many_frames_to_repeat_is_sent_by_our_own_clock(monkeypatch):
+    signals = [Signal("X", 0, 8), Signal("Alive", 8, 12)]
+    description = Message("Counted", 0x202, False, 3, signals)
+    message = describe(
+        description, cycle_s=0.02, guard=lambda: Protection(description, None, Counter("Alive"))
+    )
+    bus = FakeBus(has_clock=True)
+    async with Running(monkeypatch, [message], [point_of(message, "X")], bus=bus) as running:
+        running.route(point_of(message, "X"), 7)
+        await eventually(lambda: len(bus.sent) >= 3)
+        assert bus.cyclics == []
+        assert [data[:2] for _, data in bus.sent[:3]] == [b"\x07\x00", b"\x07\x01", b"\x07\x02"]
+
+
+async def test_however_many_frames_wait_one_is_tried_at_a_time(monkeypatch):
+    monkeypatch.setattr(sending, "QUEUE_AGE_S", 60.0)
+    layouts = [Message(f"M{n}", 0x300 + n, False, 1, [Signal("S", 0, 8)]) for n in range(8)]
+    messages = [describe(layout) for layout in layouts]
+    points = [point_of(message, "S") for message in messages]
+    async with Running(monkeypatch, messages, points) as running:
+        running.bus.room = 0
+        for point in points:
+            running.route(point, 1)
+        tried, send = [], running.bus.send
+
+        def count(*arguments):
+            tried.append(arguments)
+            return send(*arguments)
+
+        running.bus.send = count
+        began_s = running.link._clock.monotonic_s()
+        await eventually(lambda: len(tried) >= 10)
+        took_s = running.link._clock.monotonic_s() - began_s
+        assert len(tried) <= took_s / sending._RETRY_S + 3
+        running.bus.room = None
+        await eventually(lambda: len(running.bus.sent) == 8)
+        assert [can_id for can_id, _ in running.bus.taken()] == [0x300 + n for n in range(8)]
+
+
 async def test_a_frame_without_room_waits_and_the_newest_takes_its_place(monkeypatch):
     message = command()
     async with Running(monkeypatch, [message], routed(message)) as running:
@@ -288,6 +327,19 @@ async def test_a_write_is_asked_again_when_there_is_room_and_what_is_refused_is_
         assert running.bus.taken() == [(0x200, b"\x01\x08")]
 
 
+async def test_a_value_that_is_refused_at_once_is_in_no_later_frame(monkeypatch):
+    message = command({"Y": 9})
+    async with Running(monkeypatch, [message], all_points(message)) as running:
+        x, y = all_points(message)
+        running.route(x, 1)
+        running.bus.taken()
+        running.link.still_allowed = lambda point, value: (WriteOutcome.REFUSED, "interlock")
+        (result,) = await running.link.write({x: 5})
+        assert (result.outcome, result.reason) == (WriteOutcome.REFUSED, "interlock")
+        running.route(y, 8)
+        assert running.bus.taken() == [(0x200, b"\x01\x08")]
+
+
 @pytest.mark.parametrize("left_s", [-1.0, 0.03])
 async def test_a_write_whose_time_is_over_before_there_is_room_is_not_sent(monkeypatch, left_s):
     message = command()
@@ -356,3 +408,13 @@ def test_what_is_left_to_wait_of_a_budget_is_never_too_short_for_a_clock():
         wait_s = budget.wait_s(111, now_s)
         assert wait_s == 0 or wait_s >= 0.001
         now_s += wait_s
+
+
+async def test_a_frame_that_is_no_message_is_a_classic_one_unless_it_says_otherwise(monkeypatch):
+    message = command()
+    async with Running(monkeypatch, [message], routed(message)) as running:
+        sent = []
+        running.bus.send = lambda *frame: sent.append(frame) or True
+        assert running.link._sender.send_raw(0x123, b"\x01")
+        assert running.link._sender.send_raw(0x124, b"\x02", 5)
+        assert sent == [(0x123, b"\x01", 0), (0x124, b"\x02", 5)]

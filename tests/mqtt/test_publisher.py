@@ -266,3 +266,65 @@ async def test_a_sample_that_is_sent_again_after_an_outage_is_historical():
 
         await eventually(lambda: published() == [False, True])
         subject.close()
+
+
+def acknowledge(first, rest):
+    """Answer PUBLISH at QoS 1 with PUBACK, and everything else with nothing."""
+    if first >> 4 != 3 or not first & 6:
+        return b""
+    behind = 2 + int.from_bytes(rest[:2], "big")
+    return b"\x40\x02" + rest[behind : behind + 2]
+
+
+async def test_what_the_broker_has_is_told_and_what_waits_is_counted():
+    told = []
+    async with FakeBroker(answer=acknowledge) as fake:
+        subject = publisher(fake)
+        subject.put("t", b"1")
+        subject.put("t", b"2")
+        for _ in range(3):
+            subject.put_sure("sure", b"3", told.append)
+        assert subject.counters == {"published": 0, "tx_dropped": 0, "tx_refused": 0, "queued": 5}
+        await subject.connect()
+        await asyncio.wait_for(subject.drain(), 10)
+        assert told == [True] * 3
+        assert not subject.is_draining
+        assert subject.counters == {"published": 5, "tx_dropped": 0, "tx_refused": 0, "queued": 0}
+        subject.close()
+
+
+async def test_a_drain_is_under_way_until_all_is_acknowledged_or_the_connection_is_lost():
+    async with FakeBroker() as fake:
+        subject = publisher(fake)
+        subject.put("t", b"1")
+        await subject.connect()
+        draining = asyncio.create_task(subject.drain())
+        await eventually(lambda: len(fake.packets) == 1 and subject.is_draining)
+        assert not draining.done()
+        subject._session.transport.abort()
+        await asyncio.wait_for(draining, 10)
+        assert not subject.is_draining
+        assert subject.counters["queued"] == 1
+        subject.close()
+
+
+async def test_a_topic_that_the_broker_takes_again_is_told_once(caplog):
+    codes = iter((0x97, 0x97, 0x00, 0x00))
+
+    def answer(first, rest):
+        taken = acknowledge(first, rest)
+        return b"\x40\x04" + taken[2:] + bytes((next(codes), 0)) if taken else b""
+
+    caplog.set_level("INFO", "fieldbus")
+    async with FakeBroker(answer=answer) as fake:
+        subject = publisher(fake)
+        await subject.connect()
+        for _ in range(4):
+            subject.put("a/topic", b"1")
+            await asyncio.wait_for(subject.drain(), 10)
+        subject.close()
+    said = [record.getMessage() for record in caplog.records]
+    assert [text for text in said if "a/topic is taken by the broker again" in text] == [
+        "broker: a/topic is taken by the broker again"
+    ]
+    assert len([text for text in said if "the broker does not take a/topic" in text]) == 1

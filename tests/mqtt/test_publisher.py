@@ -7,6 +7,7 @@ from conftest import eventually
 
 from fieldbus.clock import Clock
 from fieldbus.errors import LinkDownError
+from fieldbus.mqtt.opening import NO_ANSWER
 from fieldbus.mqtt.packets import CONNECT, Splitter
 from fieldbus.mqtt.publisher import Publisher
 
@@ -331,3 +332,38 @@ async def test_a_topic_that_the_broker_takes_again_is_told_once(caplog):
         "broker: a/topic is taken by the broker again"
     ]
     assert len([text for text in said if "the broker does not take a/topic" in text]) == 1
+
+
+@pytest.mark.parametrize("is_retained", [False, True])
+async def test_without_acknowledgements_what_was_written_is_done(is_retained):
+    async with FakeBroker() as fake:
+        subject = publisher(fake, qos=0, is_retained=is_retained)
+        await subject.connect()
+        subject._session.pause_writing()
+        for value in (b"1", b"2"):
+            subject.put("t", value)
+        draining = asyncio.create_task(subject.drain())
+        await eventually(lambda: subject.is_draining)
+        subject._session.resume_writing()
+        await asyncio.wait_for(draining, 10)
+        assert subject.counters == {"published": 2, "tx_dropped": 0, "tx_refused": 0, "queued": 0}
+        await eventually(lambda: len(fake.packets) == 2)
+        assert [(first & 0b111, rest) for first, rest in fake.packets] == [
+            (int(is_retained), b"\x00\x01t\x00" + value) for value in (b"1", b"2")
+        ]
+        subject.close()
+
+
+@pytest.mark.parametrize(("connack", "words"), [("", NO_ANSWER), ("20", "connection closed by the broker")])
+async def test_a_broker_that_hangs_up_without_a_word_is_told_from_one_that_began_to_answer(connack, words):
+    async def hang_up(reader, writer):
+        await reader.read(1024)
+        writer.write(bytes.fromhex(connack))
+        writer.close()
+
+    server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+    async with server:
+        subject = Publisher("broker", "127.0.0.1", server.sockets[0].getsockname()[1], "id")
+        with pytest.raises(LinkDownError) as raised:
+            await subject.connect()
+        assert str(raised.value) == words

@@ -110,3 +110,17 @@ def test_whatever_happens_each_topic_ends_with_its_newest_message_in_order(steps
         assert numbers[-1:] == ([sent[topic]] if topic in sent else [])
     assert inbox.conflated == number - len(taken)
     assert not inbox.is_full
+
+
+def test_what_a_newer_message_replaces_takes_no_room_any_more():
+    inbox = Inbox(lambda _: True, calm=1, max_bytes=100)
+    inbox.put(message("a", bytes(60)))
+    for _ in range(5):
+        inbox.put(message("a", bytes(60)))
+    assert not inbox.is_full
+    inbox.put(message("a", bytes(10)))
+    inbox.put(message("b", bytes(89)))
+    assert not inbox.is_full
+    inbox.put(message("b", bytes(90)))
+    assert inbox.is_full
+    assert not inbox.is_over

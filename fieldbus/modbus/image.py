@@ -30,7 +30,7 @@ from fieldbus.modbus.formats.composite import splitter
 from fieldbus.modbus.register_types import Table, wire_arrangement
 from fieldbus.modbus.registers import RegisterPoint
 from fieldbus.modbus.table_image import BAD, GOOD, BlockRules, TableImage
-from fieldbus.model import Point, Quality, Sample, Value
+from fieldbus.model import Kind, Point, Quality, Sample, Value
 
 Written = tuple[RegisterPoint, Value]
 
@@ -49,7 +49,8 @@ class UnitImage:
         self._split: dict[RegisterPoint, Callable[[Value], list[bytes]]] = {}
         """Of points of several parts."""
         self._quick: dict[Point, tuple[Callable[[Value], bytes], bytearray, slice]] = {}
-        """Of points that are good and alone in their registers: all that a good sample needs."""
+        """Of points of `_quick_places` that are good: encoder, registers of the table, and place in them. The
+        next good sample needs nothing else."""
         self._flags: dict[RegisterPoint, list[RegisterPoint]] = {}
         self._scaled_by: dict[RegisterPoint, list[RegisterPoint]] = {}
         """Of each factor: the points that it scales."""
@@ -68,6 +69,7 @@ class UnitImage:
                 self._nan[point] = nan_bytes(point)
         self._rules = rules = rules or BlockRules()
         self._tables = {table: TableImage(members, rules) for table, members in by_table.items()}
+        self._quick_places = {point: self._slice_of(point) for point in self._is_bad if self._is_quick(point)}
         for point in self._is_bad:
             self._put_no_value(point)
         for point in self._is_bad:
@@ -227,18 +229,21 @@ class UnitImage:
         self._put(served, value)
         self._had_value.add(served)
         self._mark(served, is_bad=False)
-        self._note_quick(served)
+        place = self._quick_places.get(served)
+        if place is not None:
+            self._quick[served.point] = self._encode[served, None], self._tables[served.table].data, place
         for scaled in self._scaled_by.get(served, ()):
             self._scale(scaled)
 
-    def _note_quick(self, served: RegisterPoint) -> None:
-        """Let the next good sample change the bytes and nothing else, if nothing depends on the point."""
-        is_alone = not served.parts and served.low_bit is None and not served.table.is_bits
-        if is_alone and served.factor is None and served not in self._scaled_by:
-            table = self._tables[served.table]
-            first = 2 * (served.address - table.start)
-            place = slice(first, first + 2 * served.count)
-            self._quick[served.point] = self._encode[served, None], table.data, place
+    def _is_quick(self, served: RegisterPoint) -> bool:
+        """Return whether a good number changes the registers of a good point and nothing else."""
+        has_registers = not (served.parts or served.table.is_bits) and served.low_bit is None
+        is_number = served.point.kind is not Kind.STRING
+        return has_registers and is_number and served.factor is None and served not in self._scaled_by
+
+    def _slice_of(self, served: RegisterPoint) -> slice:
+        start = self._tables[served.table].start
+        return slice(2 * (served.address - start), 2 * (served.end - start))
 
     def _spoil(self, served: RegisterPoint) -> None:
         """Forget the value of a point."""
@@ -320,7 +325,7 @@ class UnitImage:
     def _put_field(self, served: RegisterPoint, bits: int) -> None:
         """Set the bits of a point; others live in the same registers, and keep theirs."""
         table = self._tables[served.table]
-        place = slice(2 * (served.address - table.start), 2 * (served.end - table.start))
+        place = self._slice_of(served)
         old = int.from_bytes(table.data[place], "big")
         table.data[place] = (old & ~served.bit_mask | bits).to_bytes(served.count * 2, "big")
 

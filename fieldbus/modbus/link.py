@@ -477,10 +477,9 @@ class ModbusClientLink:
         if lane.is_resting and self._is_running:
             self._connections.wake(lane)
             self._arm(self.clock.monotonic_s())
-        writes = self._writes
         while self._is_running and lane.is_free:
-            if writes.waiting and writes.under_way is None:
-                self._drive(lane, writes.begin())
+            if self._writes.is_ready:
+                self._drive(lane, self._writes.begin())
                 continue
             now_s = self.clock.monotonic_s()
             step = None

@@ -93,8 +93,7 @@ class WriteQueue:
         self._clock = host.clock
         self._echo = echo
         self._traffic = LineTraffic(Framing.MBAP) if traffic is None else traffic
-        self.waiting: dict[Point, writing.Write] = {}
-        """What was not begun yet: nothing, nearly always."""
+        self._waiting: dict[Point, writing.Write] = {}
         self._doubts: dict[Point, _Doubt] = {}
         self._unverified: dict[Point, tuple[writing.Write, asyncio.TimerHandle]] = {}
         """Accepted, and read back later."""
@@ -109,12 +108,12 @@ class WriteQueue:
 
     def __bool__(self) -> bool:
         """Return whether a write waits."""
-        return bool(self.waiting)
+        return bool(self._waiting)
 
     @property
     def is_ready(self) -> bool:
         """Whether a write waits and none is under way."""
-        return bool(self.waiting) and self.under_way is None
+        return bool(self._waiting) and self.under_way is None
 
     def holds_back(self, point: Point, value: Value) -> bool:
         """Return whether a route's value is not sent now, because it may have been already."""
@@ -151,7 +150,7 @@ class WriteQueue:
             write.answers.append(answer)
         doubt = self._doubts.get(point)
         write.is_doubted = write.is_routed and doubt is not None and doubt.value == value
-        earlier = self.waiting.pop(point, None)
+        earlier = self._waiting.pop(point, None)
         if earlier is not None:
             if earlier.until_s < NEVER and earlier.value != write.value:
                 # A command's answer must not be that of another value.
@@ -160,7 +159,7 @@ class WriteQueue:
             else:
                 write.answers.extend(earlier.answers)
             write.is_routed = write.is_routed or earlier.is_routed
-        self.waiting[point] = write
+        self._waiting[point] = write
         self._end_reading_back(point)
 
     def sending(self, ask: Ask) -> NotAllowedError | None:
@@ -198,9 +197,9 @@ class WriteQueue:
 
     def refuse_group(self, point: Point) -> None:
         """Refuse what routes gave the other members of a point's group and was not sent yet."""
-        for other, write in list(self.waiting.items()):
+        for other, write in list(self._waiting.items()):
             if write.is_routed and (other.device, other.group) == (point.device, point.group):
-                del self.waiting[other]
+                del self._waiting[other]
                 text = writing.with_group(point.group, point.name, "was refused")
                 self._finish(write, WriteOutcome.REFUSED, text)
 
@@ -219,8 +218,8 @@ class WriteQueue:
         return self.under_way
 
     def _take(self) -> list[writing.Write]:
-        waiting = list(self.waiting.values())
-        self.waiting.clear()
+        waiting = list(self._waiting.values())
+        self._waiting.clear()
         return waiting
 
     # --- the steps

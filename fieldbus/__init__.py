@@ -4,11 +4,9 @@ A value travels *wire -> protocol -> sample -> routing table -> protocol -> wire
 this one are the stations on that way (see README.md, "Architecture").
 """
 
-from typing import Any
 
-
-def __getattr__(name: str) -> Any:
-    """Return `__version__`: looking it up takes longer than all else here, and few want it."""
+def __getattr__(name: str) -> str:
+    """Return `__version__`, which is looked up only when it is asked for."""
     if name != "__version__":
         raise AttributeError(f"module 'fieldbus' has no attribute {name!r}")
     from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - see above

@@ -1,7 +1,7 @@
 """``python -m fieldbus``, and the command ``fieldbus``.
 
-Design: until everything is imported, Ctrl-C ends the process without a word; a traceback out of imports says
-nothing to anybody.
+Design: Ctrl-C during the imports ends the process without a message: a traceback from there helps nobody.
+Where SIGINT is ignored (a shell does so for jobs in the background), it stays ignored.
 """
 
 import signal
@@ -9,10 +9,12 @@ import signal
 
 def main() -> None:
     """Run the command line."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     from fieldbus.cli.main import main as run  # noqa: PLC0415 - see above
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, before)
     run()
 
 

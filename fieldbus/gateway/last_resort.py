@@ -2,11 +2,11 @@
 
 Rules:
 
-* `END_S` after it was armed the process is over. Shortly before, a thread says in the log what has not ended,
-  and ends the process with `HUNG`.
-* If that thread cannot do so either (the log's reader has stopped reading, a C function keeps the
-  interpreter's lock), the kernel's timer ends the process (SIGALRM).
-* What was on the disk stays; what was not is lost as in a power cut, which everything here survives.
+* The process ends `END_S` after `arm`, at the latest. A second before that, a thread logs what still runs and
+  ends the process with the exit status `HUNG`.
+* If that thread cannot run (nobody reads the log, or a C function holds the interpreter's lock), the kernel's
+  timer ends the process with SIGALRM.
+* What is not on the disk by then is lost, as in a power cut.
 
 Design: the time is the process's own, not a gateway's clock: nothing of the gateway has to work for this.
 """
@@ -31,7 +31,7 @@ _LOG = logging.getLogger("fieldbus")
 
 
 def arm(loop: asyncio.AbstractEventLoop) -> None:
-    """Have the process ended if it has not ended by itself; called in the main thread, once."""
+    """End the process after `END_S` if it still runs. Called once, in the main thread."""
     _armed.set()
     if hasattr(signal, "setitimer"):
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -46,13 +46,13 @@ def is_armed() -> bool:
 
 def _end(loop: asyncio.AbstractEventLoop, after_s: float) -> None:
     time.sleep(after_s)
-    hanging = ", ".join(_hanging(loop)) or "nothing that can be named"
-    _LOG.critical("told to end %.0f s ago, and still at work: %s; the process is ended now", after_s, hanging)
+    running = ", ".join(_running(loop)) or "nothing that can be named"
+    _LOG.critical("not stopped within %.0f s; still running: %s; the process ends now", after_s, running)
     os._exit(HUNG)
 
 
-def _hanging(loop: asyncio.AbstractEventLoop) -> list[str]:
-    """Return what has not ended: tasks and threads, each with the line that it is at."""
+def _running(loop: asyncio.AbstractEventLoop) -> list[str]:
+    """Return the threads and tasks that still run, each with the line that it is at."""
     frames = sys._current_frames()  # noqa: SLF001 - there is no other way to see other threads
     found = [
         f"thread {thread.name} at {_line(frames.get(thread.ident or 0))}"

@@ -8,22 +8,30 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 from fieldbus.gateway import last_resort
 
 T = TypeVar("T")
 TOGETHER_S = 1.0
+"""Signals that are so close together count as one."""
 _ENDS = (signal.SIGINT, signal.SIGTERM)
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine in the fastest loop that there is."""
-    before = {number: signal.getsignal(number) for number in _ENDS} if _is_main_thread() else {}
+    with signals_restored(), asyncio.Runner(loop_factory=_new_loop) as runner:
+        return runner.run(main)
+
+
+@contextlib.contextmanager
+def signals_restored() -> Iterator[None]:
+    """Give SIGINT and SIGTERM back the handlers that they had before, whatever `on_signal` did."""
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in _ENDS} if is_main_thread else {}
     try:
-        with asyncio.Runner(loop_factory=_new_loop) as runner:
-            return runner.run(main)
+        yield
     finally:
         if not last_resort.is_armed():  # otherwise nothing but the end of the process follows
             for number, handler in before.items():
@@ -42,19 +50,19 @@ def _new_loop() -> asyncio.AbstractEventLoop:
 
 
 def on_signal(stop: Callable[[], None], *, ends_process: bool = False) -> None:
-    """Have `stop` called in the loop on the first SIGINT or SIGTERM.
+    """Call `stop` in the loop on the first SIGINT or SIGTERM; used inside `signals_restored`.
 
-    Others that come within `TOGETHER_S` are the same wish (a terminal and a supervisor both pass it on); a
-    later one ends the process at once.
+    Signals that come within `TOGETHER_S` of the first are ignored: a terminal and a supervisor often both
+    send one. A later one ends the process at once.
 
     Args:
         stop: called once.
-        ends_process: whether the process is ended if it has not ended by itself after `last_resort.END_S`.
+        ends_process: whether the process ends `last_resort.END_S` after the first signal, if it still runs.
     """
     loop = asyncio.get_running_loop()
     first_s: float | None = None
 
-    # No handlers of the loop: those are gone as soon as it is closed, and depend on its not hanging.
+    # Not handlers of the loop: it removes those when it is closed, and does not call them while it hangs.
     def told(number: int, _frame: object) -> None:
         nonlocal first_s
         now_s = time.monotonic()
@@ -70,10 +78,6 @@ def on_signal(stop: Callable[[], None], *, ends_process: bool = False) -> None:
 
     for number in _ENDS:
         signal.signal(number, told)
-
-
-def _is_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
 
 
 def on_hangup(reload: Callable[[], None]) -> None:

@@ -279,7 +279,7 @@ def run_stepped(plant: Plant, output: TextIO, after_s: float = DEFAULT_AFTER_S) 
     recorder.on_trouble = stage.stop
     loop = SteppedLoop(stage.start_ns)
     plant.clock.monotonic_s, plant.clock.wall_ns = loop.time, loop.wall_ns
-    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+    with gateway_loop.signals_restored(), asyncio.Runner(loop_factory=lambda: loop) as runner:
         runner.run(_run(stage))
     if recorder.trouble is not None:
         raise recorder.trouble

@@ -6,8 +6,12 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
+
+import fieldbus
+from fieldbus.gateway import loop
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32", reason="Windows has no SIGTERM that a process can catch"
@@ -74,7 +78,7 @@ def test_a_task_that_does_not_end_is_named_and_the_process_is_over():
     status, out, err, took_s = end(start(begin="held = asyncio.create_task(stubborn(), name='link plc')"))
     assert status == 70
     assert out == ""
-    assert "still at work" in err
+    assert "not stopped within 2 s; still running: " in err
     assert "task link plc at stubborn (line " in err
     assert took_s < 5
 
@@ -120,4 +124,28 @@ def test_ctrl_c_while_modules_are_imported_ends_without_a_word():
         killer.start()
         _, err = process.communicate(timeout=20)
         killer.cancel()
-        assert "fieldbus/" not in err  # what Python itself says before it has come to us is not ours
+        # Python itself may say something before our code runs.
+        assert f"{Path(fieldbus.__file__).parent / 'cli'}" not in err
+
+
+def test_a_shell_that_ignores_ctrl_c_for_a_job_in_the_background_is_obeyed():
+    program = (
+        "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "import fieldbus.cli.main as m; m.main = lambda: print(signal.getsignal(signal.SIGINT) == signal.SIG_IGN)\n"
+        "from fieldbus.__main__ import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=True
+    )
+    assert done.stdout == "True\n"
+
+
+def test_after_a_loop_signals_do_what_they_did_before():
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+    async def main():
+        loop.on_signal(lambda: None)
+        return signal.getsignal(signal.SIGINT)
+
+    assert loop.run(main()) not in before
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before

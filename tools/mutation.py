@@ -277,10 +277,8 @@ def _measure(copy: Path, files: list[str], kept: dict[str, Path]) -> None:
         for module, lines in found["lines"].items():
             for line, tests in lines.items():
                 for test in tests:
-                    entry = by_file.setdefault(
-                        test.split("::")[0], {"digests": every, "lines": {}, "took": {}}
-                    )
-                    by_line = entry["lines"].setdefault(os.path.relpath(module, copy), {})
+                    by_module = by_file[test.split("::")[0]]["lines"]
+                    by_line = by_module.setdefault(os.path.relpath(module, copy), {})
                     by_line.setdefault(line, []).append(test)
         for test, seconds in found["took"].items():
             by_file[test.split("::")[0]]["took"][test] = seconds

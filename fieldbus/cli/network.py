@@ -25,7 +25,7 @@ _QUIET_S = 0.7
 _LONGEST_S = 10.0
 _LONGEST_TEXT = 200
 _MOST_DOWN = 20
-"""So many links and devices of a gateway are named; the others are counted."""
+"""Links and devices of a gateway that are named if they are down. The rest is counted."""
 _STALE_S = 3 * REPEAT_S
 """A gateway that has not said for so long how it is, is not online, whatever the broker says."""
 
@@ -158,9 +158,9 @@ def _show(found: dict[str, dict[str, Any]]) -> None:
 
 
 def _offline(status: dict[str, Any], health: dict[str, Any]) -> str:
-    """Return since when a gateway is not there, as far as that is known.
+    """Return since when a gateway is offline, as far as that is known.
 
-    The broker publishes a last will as it was when the gateway connected: its time says when that was.
+    A last will has the time at which the gateway connected, not that at which the broker published it.
     """
     time, reason = status.get("time"), _short(status.get("reason"))
     if status.get("reason") != LOST:
@@ -168,11 +168,11 @@ def _offline(status: dict[str, Any], health: dict[str, Any]) -> str:
     heard = health.get("time")
     if _moment(heard) is not None:
         return f"offline, last heard {_ago(heard)}: {reason}"
-    return f"offline, had connected {_ago(time)}: {reason}"
+    return f"offline, last connected {_ago(time)}: {reason}"
 
 
 def _sum(counts: Iterable[object]) -> str:
-    """Return the sum of what others say are counts; "?" if one is none."""
+    """Return the sum of counts that a gateway sent; "?" if one of them is not a count."""
     found = list(counts)
     if not all(isinstance(count, int) and 0 <= count < 1 << 64 for count in found):
         return "?"
@@ -180,7 +180,7 @@ def _sum(counts: Iterable[object]) -> str:
 
 
 def _short(said: object) -> str:
-    """Return what another gateway says in at most `_LONGEST_TEXT` characters."""
+    """Return text that a gateway sent, cut to `_LONGEST_TEXT` characters; other JSON as its text."""
     text = said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)
     return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}…"
 

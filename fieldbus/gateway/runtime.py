@@ -533,7 +533,7 @@ class Gateway:
             self._missed(point)
 
     def bundle(self, count: int) -> Bundle:
-        """Return what so many commands to one link are written together by."""
+        """Return a bundle for a number of commands that a link writes together."""
         return Bundle(count, self._write_all, self.clock)
 
     def offer(self, delivery: Delivery) -> None:

@@ -111,7 +111,7 @@ def test_a_last_will_does_not_say_since_when_a_gateway_is_away():
     assert (
         f"offline, last heard {health['time'][:19].replace('T', ' ')} UTC (10 min): connection lost" in text
     )
-    assert "offline, had connected 20" in shown_of(status=will)
+    assert "offline, last connected 20" in shown_of(status=will)
     assert "offline since 20" in shown_of(status={**will, "reason": "shut down"})
 
 

@@ -333,7 +333,7 @@ class Desk:
         self._start(follow(), f"route to {point.address}")
 
     def take_back_routed(self, delivery: Delivery, point: Point, at_s: float, reason: str) -> None:
-        """Record that what was admitted at a moment is not written after all, and count it no more."""
+        """Record that a value which the gate admitted is not written, and take it out of the count."""
         value = delivery.sample.value
         if value is not None:
             command = Command("route", delivery.source.address, "route", point.address, value)
@@ -345,7 +345,7 @@ class Desk:
         self._routes.wrote(point, source, value, refusal)
 
     def followed_route(self, point: Point, after: Point, value: Value) -> None:
-        """Sum up what was written because it follows the value of a route (`then`)."""
+        """Count a value that was written after the value of a route (`then`), for the next summary."""
         self._routes.wrote(point, after, value, None, way="then")
 
     def sum_up(self) -> None:

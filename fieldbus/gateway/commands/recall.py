@@ -50,7 +50,7 @@ _COUNTED = (
     INTENT,
 )
 """How a write ended that the device may have got."""
-_SAFE = (WriteOutcome.WRITTEN, WriteOutcome.VERIFIED)
+_SAFE = tuple(outcome for outcome in WriteOutcome if outcome.is_done)
 """The same of safe values, which are tried until one is written."""
 CLOCK_SET_S = 2.0
 """A wall clock that moves by so much against the monotonic one was set."""

@@ -30,7 +30,7 @@ WAY = "then"
 
 
 class Office(Protocol):
-    """What is needed of the desk; it is another one after a reload."""
+    """The part of the desk that is used here. A reload replaces the desk."""
 
     gate: Gate
     audit: Audit | None
@@ -49,7 +49,7 @@ class _Admitted:
     """When the gate counted it."""
     intent: int | None
     after: int | None
-    """The number of the intent of what it follows."""
+    """The number of the audit record of the intent of the command that it follows."""
 
 
 class Sequences:
@@ -103,7 +103,7 @@ class Sequences:
         return None
 
     def withdraw(self, point: Point) -> None:
-        """Take back what was admitted last to a point and, for certain, was not sent."""
+        """Take back the value that was admitted last for a point. It was certainly not sent."""
         item = self._take(point)
         if item is not None:
             office = self._office()

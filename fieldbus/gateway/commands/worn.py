@@ -42,7 +42,7 @@ class Around(Protocol):
         """Decide on a sample that had to wait."""
 
     def bundle(self, count: int) -> Bundle:
-        """Return what so many commands to one link are written together by."""
+        """Return a bundle for a number of commands that a link writes together."""
         ...
 
     def missed(self, target: Point) -> None:
@@ -68,7 +68,7 @@ class WornPoints:
         """Device and group to what its members are to be given, until the end of this turn of the loop."""
 
     def keep_only(self, addresses: AbstractSet[str]) -> None:
-        """Forget points that are gone after a reload; what is under way forgets itself when it ends."""
+        """Forget points that a reload removed. A write that is under way forgets its point when it ends."""
         for known in (self._failed_s, self._held, self._troubles):
             for address in known.keys() - addresses:
                 del known[address]

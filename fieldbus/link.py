@@ -31,7 +31,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from fieldbus.model import Batch, Group, Kind, Point, Sample, Value
@@ -39,6 +39,18 @@ from fieldbus.model import Batch, Group, Kind, Point, Sample, Value
 NEVER = math.inf
 Emit = Callable[[Batch], None]
 """What a link calls with everything that it acquires."""
+
+
+class Handover(IntEnum):
+    """What became of a message that was given to a broker. False if its giver has to send it again."""
+
+    GIVEN_BACK = 0
+    """The broker does not have it: the connection was lost, or it does not take it now."""
+    TAKEN = 1
+    UNFIT = 2
+    """No broker, or not this one, will ever take it: too long, no valid topic."""
+    FORBIDDEN = 3
+    """The broker's access list does not allow it; it may be another one tomorrow."""
 
 
 class DeviceHealth(NamedTuple):
@@ -400,15 +412,19 @@ class PeerLink(Protocol):
         self,
         topic: str,
         payload: bytes,
-        done: Callable[[bool], None] | None,
+        done: Callable[[Handover], None] | None,
         *,
         is_retained: bool = False,
         expiry_s: int | None = None,
     ) -> None:
-        """Send a message that its giver keeps until `done` says that the broker has it.
+        """Send a message that its giver keeps until `done` says what became of it.
 
         After `expiry_s` the broker forgets it.
         """
+
+    def room_for(self, topic: str) -> int:
+        """Return how long a payload on a topic may be, in bytes, so that the broker takes it."""
+        ...
 
     def look_after(self, peer: str) -> None:
         """Have `peer_is` told of a gateway that is no device of ours."""

@@ -7,6 +7,10 @@ Rules:
 * A transaction that fails (disk full, I/O error, a mistake of the keeper's) is rolled back whole, kept, and
   tried again every `RETRY_S`; that, and when it works again, is said once. Nobody waits for it: the gateway
   goes on.
+* A COMMIT that reports an error may have reached the disk all the same. What it wrote is written again only
+  if the file, opened anew, does not have it (`Keeper.is_in`).
+* An item that cannot be written while others can costs itself only: it is dropped, said, and its owner told
+  (`Keeper.spoilt`).
 * A file that is damaged is set aside as ``NAME.damaged-<time>``, which is said, and a new one begun. What was
   waiting goes into the new one.
 * A file that somebody deletes or replaces while it is used is noticed within a second, or before the next
@@ -41,6 +45,8 @@ RETRY_S = 0.5
 """How long a failed commit waits before it is tried again."""
 DEFAULT_GROUP_COMMIT_S = 0.1
 _BUSY_S = 5.0
+_MOST_SPOILT = 1000
+"""After so many items that cannot be written, and none that can, the items are not to blame."""
 _DAMAGED = ("malformed", "not a database", "encrypted")
 _REOPENED = "disk I/O error"
 """After it SQLite wants the file opened anew."""
@@ -53,7 +59,7 @@ AnswerT = TypeVar("AnswerT")
 class Keeper(Protocol[ItemT_contra]):
     """What is done with the file, by whoever knows what is in it.
 
-    The last two are called in the event loop, the others in the thread.
+    The last three are called in the event loop, the others in the thread.
     """
 
     def opened(self, connection: sqlite3.Connection) -> None:
@@ -65,8 +71,15 @@ class Keeper(Protocol[ItemT_contra]):
     def settled(self, *, is_committed: bool) -> None:
         """Learn that what `apply` did is in the file, or that nothing of it is."""
 
+    def is_in(self, connection: sqlite3.Connection, result: Any) -> bool:
+        """Return whether what `apply` returned is in the file; False, too, if once more would do no harm."""
+        ...
+
     def committed(self, items: Sequence[ItemT_contra], result: Any) -> None:
         """Learn, in the event loop, that items are durable."""
+
+    def spoilt(self, items: Sequence[ItemT_contra]) -> None:
+        """Learn, in the event loop, that items were dropped, as they cannot be written."""
 
     def said(self, text: str, *, is_bad: bool) -> None:
         """Learn, in the event loop, of trouble with the file, or that it is over."""
@@ -85,6 +98,8 @@ class Committer(Generic[ItemT]):
         self._keeper = keeper
         self._group_commit_s = group_commit_s
         self._waiting: deque[ItemT] = deque()
+        self._doubted: tuple[list[ItemT], Any] | None = None
+        """What a COMMIT that failed had, until it is known whether it is in the file, and its result."""
         self._questions: deque[tuple[Callable[[sqlite3.Connection], Any], asyncio.Future[Any]]] = deque()
         self._condition = threading.Condition()
         self._due_s = 0.0
@@ -175,7 +190,7 @@ class Committer(Generic[ItemT]):
             with self._condition:
                 while not self._is_closing and not self._questions:
                     self.turned_s = time.monotonic()
-                    if not self._waiting:
+                    if not self._waiting and self._doubted is None:
                         if not self._condition.wait(1.0):
                             break
                         continue
@@ -186,18 +201,18 @@ class Committer(Generic[ItemT]):
                 questions = list(self._questions)
                 self._questions.clear()
                 is_closing = self._is_closing
-                is_due = bool(self._waiting) and (
-                    is_closing or self._is_hurried or time.monotonic() >= self._due_s
-                )
-                items = list(self._waiting) if is_due and not questions else []
+                is_due = is_closing or self._is_hurried or time.monotonic() >= self._due_s
+                is_due = is_due and not questions
+                items = list(self._waiting) if is_due else []
                 if items:
                     self._waiting.clear()
                     self._is_hurried = False
-            if not (items or questions):
+            is_work = bool(items) or (is_due and self._doubted is not None)
+            if not (is_work or questions):
                 self._look_idly()
             for question, future in questions:
                 self._answer(question, future)
-            waiting_for_retry = bool(items) and not self._commit(items)
+            waiting_for_retry = is_work and not self._commit(items)
             if is_closing and not questions:
                 break
         if self._connection is not None:
@@ -205,26 +220,111 @@ class Committer(Generic[ItemT]):
                 self._connection.close()
 
     def _commit(self, items: list[ItemT]) -> bool:
+        """Commit items behind what was doubted; what cannot be written now waits again."""
         try:
             self._look_whether_it_is_there()
-            connection = self._connection or self._connect()
-            connection.execute("BEGIN IMMEDIATE")
-            result = self._keeper.apply(connection, items)
-            connection.execute("COMMIT")
+            if self._doubted is not None:
+                items = self._settle_doubt(self._connection or self._connect()) + items
+            if items:
+                self._write(items)
         except Exception as error:  # also what nobody thought of must not end the thread
             self._failed(error)
-            self._keeper.settled(is_committed=False)
-            with self._condition:
-                self._waiting.extendleft(reversed(items))
-                self._due_s = time.monotonic() + RETRY_S
-            return False
-        self._keeper.settled(is_committed=True)
-        self.commits += 1
+            if self._doubted is not None and self._doubted[0] is items:
+                items = []
+            elif not _is_of_the_disk(error) and len(items) > 1:
+                items = self._sift(items)
+            if items or self._doubted is not None:
+                with self._condition:
+                    self._waiting.extendleft(reversed(items))
+                    self._due_s = time.monotonic() + RETRY_S
+                return False
         if self.trouble is not None:
             self.trouble = None
             self._tell(self._keeper.said, f"{self.path} can be written again", is_bad=False)
-        self._tell(self._keeper.committed, items, result)
         return True
+
+    def _write(self, items: list[ItemT]) -> None:
+        """Commit items in one transaction."""
+        result: Any = None
+        is_applied = False
+        try:
+            connection = self._connection or self._connect()
+            connection.execute("BEGIN IMMEDIATE")
+            result = self._keeper.apply(connection, items)
+            is_applied = True
+            connection.execute("COMMIT")
+        except Exception:
+            self._keeper.settled(is_committed=False)
+            if is_applied:
+                self._doubted = items, result
+            raise
+        self._keeper.settled(is_committed=True)
+        self._wrote(items, result)
+
+    def _wrote(self, items: Sequence[ItemT], result: Any) -> None:
+        self.commits += 1
+        self._tell(self._keeper.committed, items, result)
+
+    def _settle_doubt(self, connection: sqlite3.Connection) -> list[ItemT]:
+        """Return what a COMMIT that failed had, if that is not in the file."""
+        assert self._doubted is not None  # noqa: S101 - who calls has looked
+        items, result = self._doubted
+        is_in = self._keeper.is_in(connection, result)
+        self._doubted = None
+        if not is_in:
+            return items
+        self._wrote(items, result)
+        return []
+
+    def _sift(self, items: list[ItemT]) -> list[ItemT]:
+        """Write items without those that cannot be written; return what waits on.
+
+        If none can be written, or one only could not be for a moment, all wait.
+        """
+        spoilt: dict[int, Exception] = {}
+        parts = [range(len(items))]
+        is_one_good = False
+        while parts:
+            part = parts.pop()
+            error = self._try([items[index] for index in part])
+            if error is None:
+                is_one_good = True
+            elif _is_of_the_disk(error):
+                return items
+            elif len(part) > 1:
+                parts += [part[len(part) // 2 :], part[: len(part) // 2]]
+            else:
+                spoilt[part[0]] = error
+                if not is_one_good and len(spoilt) >= _MOST_SPOILT:
+                    return items
+        if not is_one_good or any(self._try([items[index]]) is None for index in spoilt):
+            return items
+        try:
+            self._write([item for index, item in enumerate(items) if index not in spoilt])
+        except Exception as error:
+            self._failed(error)
+            return items if self._doubted is None else [items[index] for index in spoilt]
+        if not spoilt:
+            return []
+        first = next(iter(spoilt.values()))
+        text = f"{self.path}: {len(spoilt)} entries cannot be written and are dropped ({first!r})"
+        self._tell(self._keeper.said, text, is_bad=True)
+        self._tell(self._keeper.spoilt, [items[index] for index in spoilt])
+        return []
+
+    def _try(self, items: list[ItemT]) -> Exception | None:
+        """Write items and undo it; return why that cannot be done."""
+        try:
+            connection = self._connection or self._connect()
+            connection.execute("BEGIN IMMEDIATE")
+            self._keeper.apply(connection, items)
+            connection.execute("ROLLBACK")
+        except Exception as error:
+            self._roll_back(error)
+            return error
+        finally:
+            self._keeper.settled(is_committed=False)
+        return None
 
     def _answer(self, question: Callable[[sqlite3.Connection], Any], future: asyncio.Future[Any]) -> None:
         try:
@@ -314,17 +414,7 @@ class Committer(Generic[ItemT]):
         self._tell(self._keeper.said, text, is_bad=True)
 
     def _failed(self, error: Exception) -> None:
-        connection = self._connection
-        if connection is not None:
-            with contextlib.suppress(sqlite3.Error):
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-        is_unsure = not isinstance(error, sqlite3.OperationalError) or _REOPENED in str(error)
-        if connection is not None and is_unsure:
-            # What is wrong with the file is looked at when it is opened anew.
-            self._connection = None
-            with contextlib.suppress(sqlite3.Error):
-                connection.close()
+        self._roll_back(error)
         is_known = isinstance(error, sqlite3.Error | OSError)
         text = str(error) if is_known else f"internal error, {type(error).__name__}: {error}"
         if self.trouble != text:
@@ -332,6 +422,20 @@ class Committer(Generic[ItemT]):
             self._tell(
                 self._keeper.said, f"{self.path} cannot be written ({text}); trying again", is_bad=True
             )
+
+    def _roll_back(self, error: Exception) -> None:
+        """Undo what an error cut off; after one that says nothing sure the file is opened anew."""
+        connection = self._connection
+        if connection is not None:
+            with contextlib.suppress(sqlite3.Error):
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+        is_unsure = self._doubted is not None or _REOPENED in str(error) or _is_of_the_file(error)
+        if connection is not None and is_unsure:
+            # What is wrong with the file is looked at when it is opened anew.
+            self._connection = None
+            with contextlib.suppress(sqlite3.Error):
+                connection.close()
 
     def _tell(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> None:
         loop = self._loop
@@ -344,6 +448,17 @@ class Committer(Generic[ItemT]):
 def _is_damage(error: Exception) -> bool:
     text = str(error)
     return isinstance(error, sqlite3.DatabaseError) and any(word in text for word in _DAMAGED)
+
+
+def _is_of_the_disk(error: Exception) -> bool:
+    """Return whether something failed that has nothing to do with what was to be written."""
+    return isinstance(error, sqlite3.OperationalError | OSError) or _is_damage(error)
+
+
+def _is_of_the_file(error: Exception) -> bool:
+    """Return whether the file, or the connection to it, may not be what it was."""
+    is_harmless = isinstance(error, sqlite3.OperationalError | sqlite3.IntegrityError | sqlite3.DataError)
+    return isinstance(error, sqlite3.Error) and not is_harmless
 
 
 def _settle(future: asyncio.Future[Any], answer: Any, error: Exception | None) -> None:

@@ -2,7 +2,8 @@
 
 Rules:
 
-* What is appended is on disk before it is sent, always: `Stream.rows_after` gives committed rows only.
+* What is appended is on disk before it is sent, always: `Stream.rows_after` gives committed rows only, and
+  says which samples between them are not there any more, as their row was damaged.
 * The spool is bounded in bytes and in age, which is measured by the file's own time. What is too old is
   dropped; if there is too much, the oldest of the largest stream, so that who asks for a lot pushes nobody
   else's samples out. Each dropped sample is counted, and whoever gets the stream can tell how many are
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,6 +36,7 @@ from fieldbus.durable.spool_file import (
     Encode,
     Entry,
     Mark,
+    Missing,
     Result,
     Row,
     SpoolFile,
@@ -46,6 +49,8 @@ _FRESH_BYTES = 4 * 1024 * 1024
 """Committed rows that are kept in memory so that they need not be read back, at most."""
 HANGS_S = 5.0
 """After this time without an answer the disk takes nothing, whether it says so or not."""
+_DAMAGED = "damaged on the disk"
+_SAY_AGAIN_S = 10.0
 _PATIENCE = 4
 """So many times more may wait for a disk that is only slow."""
 
@@ -69,6 +74,9 @@ class Stream:
         self.gap = 0
         """Samples that were dropped behind all that waits."""
         self._spool = spool
+        self._skipped = 0
+        """Samples that were skipped since that was said last."""
+        self._said_s = -math.inf
         self._fresh: deque[Row] = deque()
         self._fresh_bytes = 0
         self.changed = asyncio.Event()
@@ -106,7 +114,30 @@ class Stream:
             self._fresh_bytes -= len(self._fresh.popleft().data)
         self._spool.put(Acknowledge(self.name, seq))
 
-    async def rows_after(self, seq: int, max_bytes: int = 512 * 1024) -> Sequence[Row]:
+    def skip(self, missing: Missing) -> None:
+        """Go on behind samples that cannot be sent; all before them were acknowledged."""
+        self.drop(missing.samples, missing.why, missing.last)
+        self.acknowledge(missing.last)
+
+    def drop(self, samples: int, why: str, last: int) -> None:
+        """Count samples that nobody gets, and say so.
+
+        Args:
+            samples: how many.
+            why: what is wrong with them.
+            last: the number of the last, or of one near it.
+        """
+        self.dropped += samples
+        self._skipped += samples
+        now_s = self._spool.clock.monotonic_s()
+        if now_s - self._said_s >= _SAY_AGAIN_S:
+            self._said_s = now_s
+            count = f"{self._skipped} sample{'s' if self._skipped != 1 else ''}"
+            text = f"stream {self.name}: {count} dropped, up to number {last} ({why})"
+            self._spool.say(text, True)
+            self._skipped = 0
+
+    async def rows_after(self, seq: int, max_bytes: int = 512 * 1024) -> Sequence[Row | Missing]:
         """Return the next committed rows behind a number, the oldest first; none if there are none.
 
         Raises:
@@ -117,7 +148,7 @@ class Stream:
             return ()
         fresh = self._fresh
         if fresh and fresh[0].first - fresh[0].gap - 1 <= seq:
-            found: list[Row] = []
+            found: list[Row | Missing] = []
             size = 0
             for row in fresh:
                 if row.last > seq:
@@ -126,7 +157,9 @@ class Stream:
                     if size >= max_bytes:
                         break
             return found
-        return await self._spool.read(self.name, seq, max_bytes)
+        committed = self.committed
+        rows = await self._spool.read(self.name, seq, max_bytes)
+        return _with_missing(rows, max(seq, self.floor), committed)
 
     def age_s(self, row: Row) -> float:
         """Return how long ago a row was written."""
@@ -163,6 +196,22 @@ class Stream:
         self.changed.set()
 
 
+def _with_missing(rows: Sequence[Row], seq: int, committed: int) -> list[Row | Missing]:
+    """Return rows that were read behind a number, and what should be between them and is not."""
+    found: list[Row | Missing] = []
+    for row in rows:
+        if row.last <= seq:
+            continue  # dropped meanwhile
+        missing = row.first - row.gap - 1 - seq
+        if missing > 0:
+            found.append(Missing(seq + 1, missing, _DAMAGED))
+        found.append(row)
+        seq = row.last
+    if not rows and seq < committed:
+        found.append(Missing(seq + 1, committed - seq, _DAMAGED))
+    return found
+
+
 class Spool:
     """All streams of a gateway, in one file."""
 
@@ -193,7 +242,8 @@ class Spool:
         """What the rows have together, as of the last commit."""
         self._max_waiting = max_waiting
         self._waiting = 0
-        self._say = say
+        self.say = say
+        self.clock = clock
         self._file = SpoolFile(
             max_bytes,
             round(max_age_s * 1e9),
@@ -224,7 +274,7 @@ class Spool:
         self.committer.open()
         self.bytes = self._file.size
         if self._file.notice is not None:
-            self._say(self._file.notice, True)
+            self.say(self._file.notice, True)
 
     def close(self) -> None:
         """Write what waits, if the disk takes it, and end the thread."""
@@ -335,14 +385,26 @@ class Spool:
             lost = self.streams.get(name)
             if lost is not None:
                 if not lost.is_dropping:
-                    self._say(f"stream {name}: {why}; the oldest samples are dropped", True)
+                    self.say(f"stream {name}: {why}; the oldest samples are dropped", True)
                 lost.lost(count, floor)
+
+    def spoilt(self, items: Sequence[Entry]) -> None:
+        """Learn that items cannot be written; who gets the stream is told how many are missing."""
+        for item in items:
+            if isinstance(item, Append):
+                stream = self._wait_less(item)
+                stream.dropped += len(item.items)
+                stream.gap += item.gap + len(item.items)
 
     def said(self, text: str, *, is_bad: bool) -> None:
         """Pass on what there is to be said of the file."""
-        self._say(text, is_bad)
+        self.say(text, is_bad)
 
     # --- in the thread
+
+    def is_in(self, connection: sqlite3.Connection, result: Any) -> bool:
+        """Return whether what a transaction came to is in the file."""
+        return self._file.is_in(connection, result)
 
     def opened(self, connection: sqlite3.Connection) -> None:
         """Learn what is in the file."""

@@ -4,7 +4,8 @@ Layout (SQLite)::
 
     spool(boot, version)                       one row: the incarnation of this file
     streams(id, name, last_seq, floor, about)  who it is for; `about` is the owner's own note (JSON)
-    rows(id, stream, first, count, gap, time_ns, data)
+    rows(id, stream, first, count, gap, time_ns, data, crc)
+                                               `crc` is null in rows of version 0.1
     marks(source, seq)                         what of other gateways' streams is already in here
     own_time(own_ns, wall_ns)                  see `own_time`: `time_ns` of rows is the file's own time
 
@@ -18,6 +19,9 @@ Rules:
 * Numbers never begin anew within one `boot`: not when a stream is forgotten and wanted again, and not when
   the file is lost while it is used.
 * What a transaction changes in here is undone if it fails.
+* A row that is not as it was written (CRC-32 over its numbers and its data) is deleted when it is read, and
+  its samples are missing: whoever reads on sees that by the numbers. No content of a row, whatever it is,
+  makes a transaction fail.
 * Rows age by the file's own time: a wall clock that is set drops nothing. What is too old is dropped in
   pieces, `_DROP_AT_ONCE` rows a second at most.
 """
@@ -27,7 +31,9 @@ from __future__ import annotations
 import json
 import secrets
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from fieldbus.clock import Clock
@@ -40,6 +46,9 @@ _ROW_OVERHEAD = 64
 _LOOK_S = 1.0
 """How often it is looked for rows that are too old."""
 _DROP_AT_ONCE = 256
+_LAST = "CAST(first AS INTEGER) + CAST(count AS INTEGER) - 1"
+"""The number of a row's last sample; whatever stands there is a number."""
+_SIZE = f"coalesce(length(data), 0) + {_ROW_OVERHEAD}"
 _TOO_MUCH = "more waits than the spool may hold (`spool.max_size`)"
 
 _SCHEMA = """
@@ -49,7 +58,7 @@ CREATE TABLE IF NOT EXISTS streams(
   about TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS rows(
   id INTEGER PRIMARY KEY AUTOINCREMENT, stream INTEGER NOT NULL, first INTEGER NOT NULL,
-  count INTEGER NOT NULL, gap INTEGER NOT NULL, time_ns INTEGER NOT NULL, data BLOB NOT NULL);
+  count INTEGER NOT NULL, gap INTEGER NOT NULL, time_ns INTEGER NOT NULL, data BLOB NOT NULL, crc INTEGER);
 CREATE INDEX IF NOT EXISTS rows_of ON rows(stream, first);
 CREATE TABLE IF NOT EXISTS marks(source TEXT PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID;
 """
@@ -68,6 +77,19 @@ class Row(NamedTuple):
     time_ns: int
     """When it was written, by the file's own time."""
     data: bytes
+
+    @property
+    def last(self) -> int:
+        """The number of the last sample."""
+        return self.first + self.samples - 1
+
+
+class Missing(NamedTuple):
+    """Samples of a stream that are not there any more, that cannot be sent, or that nobody takes."""
+
+    first: int
+    samples: int
+    why: str
 
     @property
     def last(self) -> int:
@@ -136,6 +158,8 @@ class Result(NamedTuple):
     """Stream to its last number and its floor, if the file was only opened now."""
     size: int
     """What all rows have together."""
+    numbers: Mapping[str, int] = MappingProxyType({})
+    """Stream to the number of the last sample that was written now."""
 
 
 class SpoolFile:
@@ -185,27 +209,29 @@ class SpoolFile:
     def opened(self, connection: sqlite3.Connection) -> None:
         """Make the tables, and learn what is in them."""
         connection.executescript(_SCHEMA)
+        if "crc" not in [row[1] for row in connection.execute("PRAGMA table_info(rows)")]:
+            connection.execute("ALTER TABLE rows ADD COLUMN crc INTEGER")  # a file of version 0.1
         (newest_ns,) = connection.execute("SELECT max(time_ns) FROM rows").fetchone()
         self.notice = self.time.opened(connection, newest_ns)
+        # Of a file that turns out to be damaged nothing is taken over, its incarnation least of all.
+        ids: dict[str, int] = {}
+        known: dict[str, tuple[int, int]] = {}
+        abouts: dict[str, Mapping[str, Any]] = {}
+        for number, name, last_seq, floor, about in connection.execute("SELECT * FROM streams").fetchall():
+            known[name] = _checked(connection, number, name, last_seq, floor)
+            ids[name] = number
+            abouts[name] = _about(about)
         found = connection.execute("SELECT boot FROM spool").fetchone()
         if found is None:
             connection.execute("INSERT INTO spool VALUES(?, 1)", (self.boot,))
         elif not self._is_known:
             self.boot = found[0]
-        self._ids = {}
-        known: dict[str, tuple[int, int]] = {}
-        for number, name, last_seq, floor, about in connection.execute("SELECT * FROM streams").fetchall():
-            (lowest,) = connection.execute(
-                "SELECT min(first - gap) FROM rows WHERE stream = ?", (number,)
-            ).fetchone()
-            self._ids[name] = number
-            known[name] = last_seq, max(floor, lowest - 1) if lowest is not None else last_seq
-            self._last[name] = max(last_seq, self._last.get(name, 0))
-            self.abouts.setdefault(name, json.loads(about))
+        self._ids = ids
+        for name, (last, _) in known.items():
+            self.abouts.setdefault(name, abouts[name])
+            self._last[name] = max(last, self._last.get(name, 0))
         self._sizes = dict(
-            connection.execute(
-                f"SELECT stream, sum(length(data) + {_ROW_OVERHEAD}) FROM rows GROUP BY stream"
-            ).fetchall()
+            connection.execute(f"SELECT stream, sum({_SIZE}) FROM rows GROUP BY stream").fetchall()
         )
         if not self._is_known:
             marks = dict(connection.execute("SELECT source, seq FROM marks").fetchall())
@@ -251,7 +277,17 @@ class SpoolFile:
         self._trim(connection, dropped)
         self.time.keep(connection)
         connection.execute("PRAGMA incremental_vacuum(64)")
-        return Result(rows, dropped, self._loaded, self.size)
+        numbers = {item.stream: self._last[item.stream] for item in items if isinstance(item, Append)}
+        return Result(rows, dropped, self._loaded, self.size, numbers)
+
+    def is_in(self, connection: sqlite3.Connection, result: Result) -> bool:
+        """Return whether what `apply` came to is in the file; False, too, if once more would do no harm."""
+        return any(
+            connection.execute(
+                "SELECT 1 FROM streams WHERE name = ? AND last_seq >= ?", (name, last)
+            ).fetchone()
+            for name, last in result.numbers.items()
+        )
 
     @property
     def size(self) -> int:
@@ -328,8 +364,8 @@ class SpoolFile:
                 pending.extend(part)
         cut()
         connection.executemany(
-            "INSERT INTO rows(stream, first, count, gap, time_ns, data) VALUES(?, ?, ?, ?, ?, ?)",
-            [(number, *row) for row in made],
+            "INSERT INTO rows(stream, first, count, gap, time_ns, data, crc) VALUES(?, ?, ?, ?, ?, ?, ?)",
+            [(number, *row, _crc(row)) for row in made],
         )
         connection.execute("UPDATE streams SET last_seq = ? WHERE id = ?", (last, number))
         self._last[stream] = last
@@ -342,7 +378,7 @@ class SpoolFile:
             return
         which = "stream = ? AND first + count - 1 <= ? AND first <= ?"
         (size,) = connection.execute(
-            f"SELECT coalesce(sum(length(data) + {_ROW_OVERHEAD}), 0) FROM rows WHERE {which}",
+            f"SELECT coalesce(sum({_SIZE}), 0) FROM rows WHERE {which}",
             (number, seq, seq),
         ).fetchone()
         connection.execute(f"DELETE FROM rows WHERE {which}", (number, seq, seq))
@@ -365,28 +401,28 @@ class SpoolFile:
         while self.size > self._max_bytes:
             largest = max(self._sizes, key=self._sizes.__getitem__)
             rows = connection.execute(
-                f"SELECT id, first, count, length(data) + {_ROW_OVERHEAD} FROM rows WHERE stream = ? "
+                f"SELECT id, {_LAST}, CAST(count AS INTEGER), {_SIZE} FROM rows WHERE stream = ? "
                 "ORDER BY first LIMIT ?",
                 (largest, _DROP_AT_ONCE),
             ).fetchall()
             if not rows:
                 self._sizes.pop(largest)
                 continue
-            for number, first, count, size in rows:
+            for number, last, count, size in rows:
                 if self.size <= self._max_bytes:
                     break
                 connection.execute("DELETE FROM rows WHERE id = ?", (number,))
-                self._dropped(connection, largest, first + count - 1, count, size, dropped, _TOO_MUCH)
+                self._dropped(connection, largest, last, count, size, dropped, _TOO_MUCH)
 
     def _drop_old(self, connection: sqlite3.Connection, oldest_ns: int, dropped: dict[str, Dropped]) -> None:
         why = f"samples are older than {self._max_age_ns / 1e9:g} s (`spool.max_age`)"
-        for number, stream, first, count, size in connection.execute(
-            f"SELECT id, stream, first, count, length(data) + {_ROW_OVERHEAD} FROM "
-            "(SELECT * FROM rows ORDER BY id LIMIT ?) WHERE time_ns < ?",
+        for number, stream, last, count, size in connection.execute(
+            f"SELECT id, stream, {_LAST}, CAST(count AS INTEGER), {_SIZE} FROM "
+            "(SELECT * FROM rows ORDER BY id LIMIT ?) WHERE time_ns < ? OR typeof(time_ns) <> 'integer'",
             (_DROP_AT_ONCE, oldest_ns),
         ).fetchall():
             connection.execute("DELETE FROM rows WHERE id = ?", (number,))
-            self._dropped(connection, stream, first + count - 1, count, size, dropped, why)
+            self._dropped(connection, stream, last, count, size, dropped, why)
 
     def _dropped(
         self,
@@ -406,19 +442,75 @@ class SpoolFile:
         self._grow(stream, -size)
 
     def read(self, connection: sqlite3.Connection, name: str, seq: int, max_bytes: int) -> list[Row]:
-        """Return committed rows of a stream behind a number, the oldest first."""
+        """Return committed rows of a stream behind a number, the oldest first; delete damaged ones."""
         number = self._ids.get(name)
         if number is None:
             return []
         found: list[Row] = []
         size = 0
-        for row in connection.execute(
-            "SELECT first, count, gap, time_ns, data FROM rows WHERE stream = ? AND first + count - 1 > ? "
-            "AND first > ? ORDER BY first",
+        damaged: list[int] = []
+        for row_id, row in _rows(
+            connection,
+            "stream = ? AND first + count - 1 > ? AND first > ? ORDER BY first",
             (number, seq, seq - ROW_ITEMS),
         ):
-            found.append(Row(*row))
-            size += len(row[4])
+            if row is None:
+                damaged.append(row_id)
+                continue
+            found.append(row)
+            size += len(row.data)
             if size >= max_bytes:
                 break
+        for row_id in damaged:
+            connection.execute("DELETE FROM rows WHERE id = ?", (row_id,))
         return found
+
+
+def _crc(row: Row) -> int:
+    numbers = f"{row.first} {row.samples} {row.gap} {row.time_ns} "
+    return zlib.crc32(row.data, zlib.crc32(numbers.encode()))
+
+
+def _rows(
+    connection: sqlite3.Connection, which: str, values: Sequence[object]
+) -> Iterator[tuple[int, Row | None]]:
+    """Yield rows with their place in the table; None for one that is not as it was written."""
+    for row_id, crc, first, count, gap, time_ns, data in connection.execute(
+        "SELECT id, crc, CAST(first AS INTEGER), CAST(count AS INTEGER), CAST(gap AS INTEGER), "
+        f"CAST(time_ns AS INTEGER), CAST(data AS BLOB) FROM rows WHERE {which}",
+        values,
+    ):
+        if data is None or None in (first, count, gap, time_ns):
+            yield row_id, None
+            continue
+        row = Row(first, count, gap, time_ns, data)
+        yield row_id, row if crc is None or crc == _crc(row) else None
+
+
+def _checked(
+    connection: sqlite3.Connection, number: int, name: object, last_seq: object, floor: object
+) -> tuple[int, int]:
+    """Return the last number and the floor of a stream, corrected by its rows.
+
+    Raises:
+        sqlite3.DatabaseError: they make no sense, so that numbers might begin anew.
+    """
+    if type(last_seq) is int and type(floor) is int and isinstance(name, str):
+        for _, newest in _rows(connection, "stream = ? ORDER BY first DESC LIMIT 1", (number,)):
+            if newest is not None:
+                last_seq = max(last_seq, newest.last)
+        for _, oldest in _rows(connection, "stream = ? ORDER BY first LIMIT 1", (number,)):
+            if oldest is not None and oldest.last <= floor:
+                floor = oldest.first - oldest.gap - 1
+        if 0 <= floor <= last_seq:
+            return last_seq, floor
+    raise sqlite3.DatabaseError(f"malformed: the numbers of stream {name!r}")
+
+
+def _about(text: object) -> Mapping[str, Any]:
+    """Return the note beside a stream; whoever owns it says it anew if it cannot be read."""
+    try:
+        found = json.loads(text) if isinstance(text, str) else {}
+    except (ValueError, RecursionError):
+        found = {}
+    return found if isinstance(found, dict) else {}

@@ -29,6 +29,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol, cast
 
 from fieldbus.errors import LinkDownError
+from fieldbus.link import Handover
 from fieldbus.mqtt import answers, packets
 from fieldbus.mqtt.properties import MAX_REMAINING, MalformedPacketError
 from fieldbus.mqtt.reasons import words
@@ -43,8 +44,10 @@ LOOK_S = 0.25
 _LOOKS = 3
 """After so many thirds of the keep-alive time a message without acknowledgement is lost."""
 _SLOWEST = 10_000
-_FINAL = (0x87, 0x90, 0x99)
-"""Not authorized, topic name invalid, payload format invalid: it will be no other the next time."""
+_REFUSALS = {0x87: Handover.FORBIDDEN, 0x90: Handover.UNFIT, 0x99: Handover.UNFIT}
+"""Not authorized, topic name invalid, payload format invalid. All others mean: not now."""
+_OVERHEAD = 20
+"""What a PUBLISH has beside topic and payload, at most: header, length, packet identifier, properties."""
 _HIGH_WATER = 256 * 1024
 _QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)
 
@@ -56,9 +59,8 @@ class Message(NamedTuple):
     payload: bytes
     is_retained: bool | None = None
     """None for what the owner usually does."""
-    done: Callable[[bool], None] | None = None
-    """Called with True when nothing is left to do: the broker has it, or will never take it. Called with
-    False when the broker has not got it: then its giver sends it again."""
+    done: Callable[[Handover], None] | None = None
+    """Called with what became of it, once."""
     properties: bytes = b""
     """As `packets.publish_properties` makes them."""
     put_s: float = math.inf
@@ -86,8 +88,8 @@ class Owner(Protocol):
     def published(self, message: Message) -> None:
         """Learn that the broker has a message."""
 
-    def refused(self, message: Message, reason: str, *, is_final: bool) -> None:
-        """Learn that the broker does not take a message now, or, if that is final, never will."""
+    def refused(self, message: Message, reason: str, fate: Handover) -> None:
+        """Learn that the broker does not take a message, and what that means."""
 
     def done(self) -> None:
         """Learn that nothing is under way, or that nothing will be acknowledged any more."""
@@ -233,7 +235,7 @@ class Connection(asyncio.Protocol):
                 flags = first | 1 if message.is_retained and self._can_retain else first & ~1
             packet, trouble = self._packet(flags, message, packet_id)
             if trouble is not None:
-                self._owner.refused(message, trouble, is_final=True)
+                self._owner.refused(message, trouble, Handover.UNFIT)
                 continue
             if packet_id:
                 under_way[packet_id] = message
@@ -263,6 +265,10 @@ class Connection(asyncio.Protocol):
         if not packet or len(packet) > self._max_bytes:
             return b"", "its messages are longer than the broker accepts"
         return packet, None
+
+    def room_for(self, topic: str) -> int:
+        """Return how long a payload on a topic may be, in bytes, so that the broker takes it."""
+        return self._max_bytes - _OVERHEAD - len(topic.encode(errors="replace"))
 
     def look(self) -> None:
         """Read what has arrived by now; go on reading only if that is needed soon."""
@@ -325,7 +331,8 @@ class Connection(asyncio.Protocol):
         if message is None:
             return
         if code >= packets.FIRST_ERROR:
-            self._owner.refused(message, packets.reason(code, text), is_final=code in _FINAL)
+            fate = _REFUSALS.get(code, Handover.GIVEN_BACK)
+            self._owner.refused(message, packets.reason(code, text), fate)
         elif first == packets.PUBREC:
             self.transport.write(packets.pubrel(packet_id))
             return

@@ -34,6 +34,7 @@ from fieldbus.link import (
     Correspondent,
     Delivery,
     Emit,
+    Handover,
     Report,
     WriteOutcome,
     WriteResult,
@@ -370,17 +371,21 @@ class MqttLink:
         self,
         topic: str,
         payload: bytes,
-        done: Callable[[bool], None] | None,
+        done: Callable[[Handover], None] | None,
         *,
         is_retained: bool = False,
         expiry_s: int | None = None,
     ) -> None:
-        """Send a message that its giver keeps until `done` says that the broker has it."""
+        """Send a message that its giver keeps until `done` says what became of it."""
         if self.is_sending:
             properties = b"" if expiry_s is None else publish_properties(expiry_s=expiry_s)
             self._publisher.put_sure(topic, payload, done, is_retained=is_retained, properties=properties)
         elif done is not None:
-            done(False)
+            done(Handover.GIVEN_BACK)
+
+    def room_for(self, topic: str) -> int:
+        """Return how long a payload on a topic may be, in bytes, so that the broker takes it."""
+        return self._publisher.room_for(topic)
 
     def look_after(self, peer: str) -> None:
         """Have `peer_is` told of a gateway that is no device of ours."""

@@ -13,6 +13,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from fieldbus.errors import LinkDownError
+from fieldbus.link import Handover
 from fieldbus.mqtt import packets, peering
 from fieldbus.mqtt.answers import Publish
 from fieldbus.mqtt.packets import Subscription
@@ -94,7 +95,7 @@ class PeerPort:
             self._under_way += 1
             self._publisher.put_sure(topic, payload, self._sent, properties=properties)
 
-    def _sent(self, _is_done: bool) -> None:
+    def _sent(self, _fate: Handover) -> None:
         was_held_back = self.is_held_back
         self._under_way -= 1
         if was_held_back:

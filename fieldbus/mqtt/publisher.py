@@ -11,7 +11,7 @@ Rules:
 * A message that waited for longer than `HISTORICAL_S` is sent as historical: whoever gets it must not take it
   for what is so now.
 * What is given to `put_sure` is its giver's to keep: it waits in a queue of its own, which its giver keeps
-  short, is never pushed out of it, and told to be done, or, when the connection is lost, not done; then it
+  short, is never pushed out of it, and its giver is told what became of it; after the connection was lost it
   does not wait any more. Of both queues a message goes in turn: a backlog does not hold up what is new.
 * How much is under way at once, and when a silent broker is lost: see `connection`.
 
@@ -31,6 +31,7 @@ from collections.abc import Callable, Mapping
 
 from fieldbus.clock import SYSTEM, Clock
 from fieldbus.errors import LinkDownError
+from fieldbus.link import Handover
 from fieldbus.mqtt import packets
 from fieldbus.mqtt.connection import MAX_INCOMING, Connection, Message
 from fieldbus.mqtt.opening import open_connection
@@ -137,7 +138,7 @@ class Publisher:
         self,
         topic: str,
         payload: bytes,
-        done: Callable[[bool], None] | None,
+        done: Callable[[Handover], None] | None,
         *,
         is_retained: bool = False,
         properties: bytes = b"",
@@ -147,7 +148,7 @@ class Publisher:
         Args:
             topic: where it goes.
             payload: what it says.
-            done: called with whether the broker has it. If None, it is dropped when the connection is lost.
+            done: called with what became of it. If None, it is dropped when the connection is lost.
             is_retained: whether the broker keeps it.
             properties: as `packets.publish_properties` makes them.
         """
@@ -155,6 +156,10 @@ class Publisher:
         if self._session is not None:
             self._session.wake()
         self._is_filled.set()
+
+    def room_for(self, topic: str) -> int:
+        """Return how long a payload on a topic may be, in bytes, so that the broker takes it."""
+        return self._session.room_for(topic) if self._session is not None else 0
 
     async def until_wanted(self) -> None:
         """Wait until there is, or was, something to be published."""
@@ -201,7 +206,7 @@ class Publisher:
         given_back, self.sure = self.sure, deque()
         for message in given_back:
             if message.done is not None:
-                message.done(False)
+                message.done(Handover.GIVEN_BACK)
 
     def _end_session(self) -> None:
         session, self._session = self._session, None
@@ -216,26 +221,26 @@ class Publisher:
         """Learn that the broker has a message."""
         self._published += 1
         if message.done is not None:
-            message.done(True)
+            message.done(Handover.TAKEN)
         topic = message.topic
         if self._troubles and topic in self._troubles:
             self._troubles.discard(topic)
             _LOG.info("%s: %s is taken by the broker again", self.name, topic)
 
-    def refused(self, message: Message, reason: str, *, is_final: bool) -> None:
-        """Learn that the broker does not take a message now, or, if that is final, never will."""
+    def refused(self, message: Message, reason: str, fate: Handover) -> None:
+        """Learn that the broker does not take a message, and what that means."""
         self._refused += 1
         topic = message.topic
-        if message.done is not None:
-            message.done(is_final)
         if topic not in self._troubles:
             self._troubles.add(topic)
             _LOG.warning("%s: the broker does not take %s (%s)", self.name, topic, reason)
+        if message.done is not None:
+            message.done(fate)
 
     def done(self) -> None:
         """Learn that messages were done, or that none ever will be."""
         self._is_done.set()
 
 
-def _nobody(_is_done: bool) -> None:
+def _nobody(_fate: Handover) -> None:
     """Be told of what nobody keeps."""

@@ -223,11 +223,11 @@ def encode_chunk(place: Place, row: bytes) -> bytes:
     return json.dumps(head, separators=(",", ":")).encode() + b"\n" + row
 
 
-def decode_chunk(payload: bytes) -> tuple[Place, list[Item]]:
-    """Return where a chunk has its place, and its samples.
+def decode_place(payload: bytes) -> tuple[Place, bytes]:
+    """Return where a chunk has its place, and its row.
 
     Raises:
-        RecordError: it is none, or says another number of samples than it has.
+        RecordError: it is no chunk.
     """
     head, _, row = payload.partition(b"\n")
     try:
@@ -236,28 +236,61 @@ def decode_chunk(payload: bytes) -> tuple[Place, list[Item]]:
         numbers = [found[key] for key in ("first", "count", "gap", "floor")]
         is_historical = found["historical"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise RecordError("not a chunk") from None
+        raise RecordError("it is none") from None
     if not all(_is_name(text) for text in texts):
         raise RecordError("a chunk names its gateway, boot and stream")
     if not all(_is_count(number) for number in numbers) or numbers[0] < 1:
         raise RecordError("a chunk has a first number, a count, a gap and a floor")
     if numbers[2] >= numbers[0]:
         raise RecordError("more samples are missing before a chunk than there can be")
-    items = decode_peer_row(row)
-    if len(items) != numbers[1] or not items:
-        raise RecordError(f"{len(items)} samples in a chunk of {numbers[1]}")
     first, count, gap, floor = numbers
-    place = Place(texts[0], texts[1], texts[2], first, count, gap, floor, is_historical is True)
-    return place, items
+    return Place(texts[0], texts[1], texts[2], first, count, gap, floor, is_historical is True), row
 
 
-def encode_acknowledgement(boot: str, stream: str, seq: int) -> bytes:
-    """Return what a receiver says that it has: all of a stream up to a number."""
-    return json.dumps({"boot": boot, "stream": stream, "seq": seq}, separators=(",", ":")).encode()
+def decode_chunk(payload: bytes) -> tuple[Place, list[Item]]:
+    """Return where a chunk has its place, and its samples.
+
+    Raises:
+        RecordError: it is none, or says another number of samples than it has.
+    """
+    place, row = decode_place(payload)
+    return place, chunk_items(place, row)
 
 
-def decode_acknowledgement(payload: bytes) -> tuple[str, str, int]:
-    """Return boot, stream and number.
+def chunk_items(place: Place, row: bytes) -> list[Item]:
+    """Return the samples of a chunk's row.
+
+    Raises:
+        RecordError: they cannot be read, or are not as many as the chunk says.
+    """
+    items = decode_peer_row(row)
+    if len(items) != place.samples or not items:
+        raise RecordError(f"{len(items)} samples in a chunk of {place.samples}")
+    return items
+
+
+class Acknowledgement(NamedTuple):
+    """What a receiver says of a stream."""
+
+    boot: str
+    stream: str
+    seq: int
+    """It has all up to this number."""
+    refused: tuple[int, int] | None = None
+    """The first and the last number of a chunk that it cannot read, and never will. Version 0.1 does not say,
+    and does not look at it."""
+
+
+def encode_acknowledgement(said: Acknowledgement) -> bytes:
+    """Return what a receiver says as a payload."""
+    found: dict[str, Any] = {"boot": said.boot, "stream": said.stream, "seq": said.seq}
+    if said.refused is not None:
+        found["refused"] = list(said.refused)
+    return json.dumps(found, separators=(",", ":")).encode()
+
+
+def decode_acknowledgement(payload: bytes) -> Acknowledgement:
+    """Return what a receiver says.
 
     Raises:
         RecordError: it says nothing of the kind.
@@ -265,11 +298,16 @@ def decode_acknowledgement(payload: bytes) -> tuple[str, str, int]:
     try:
         found = json.loads(payload)
         boot, stream, seq = found["boot"], found["stream"], found["seq"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        refused = found.get("refused")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise RecordError("not an acknowledgement") from None
     if not isinstance(boot, str) or not isinstance(stream, str) or not _is_count(seq):
         raise RecordError("not an acknowledgement")
-    return boot, stream, seq
+    if refused is None:
+        return Acknowledgement(boot, stream, seq)
+    if not isinstance(refused, list) or len(refused) != 2 or not all(_is_count(item, 1) for item in refused):
+        raise RecordError("not an acknowledgement")
+    return Acknowledgement(boot, stream, seq, (refused[0], refused[1]))
 
 
 def _is_name(text: object) -> TypeGuard[str]:

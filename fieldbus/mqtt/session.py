@@ -33,6 +33,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from fieldbus.errors import LinkDownError, RefusedError
+from fieldbus.link import Handover
 from fieldbus.mqtt import packets
 from fieldbus.mqtt.answers import Publish
 from fieldbus.mqtt.connection import Message, look
@@ -207,7 +208,7 @@ class Session:
         self._conflated += connection.inbox.conflated
         for message in (*connection.under_way.values(), *self.waiting):
             if message.done is not None:
-                message.done(False)
+                message.done(Handover.GIVEN_BACK)
         connection.under_way = {}
         self.waiting.clear()
         connection.say_goodbye()
@@ -222,9 +223,9 @@ class Session:
     def published(self, message: Message) -> None:
         """Learn that the broker has a message."""
         if message.done is not None:
-            message.done(True)
+            message.done(Handover.TAKEN)
 
-    def refused(self, message: Message, reason: str, *, is_final: bool) -> None:
+    def refused(self, message: Message, reason: str, fate: Handover) -> None:
         """Learn that the broker does not take a message."""
         if isinstance(message.done, _Waiter):
             message.done.refuse(reason)
@@ -247,9 +248,9 @@ class _Waiter:
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.future.add_done_callback(look)
 
-    def __call__(self, is_done: bool) -> None:
+    def __call__(self, fate: Handover) -> None:
         if not self.future.done():
-            if is_done:
+            if fate:
                 self.future.set_result(None)
             else:
                 self.future.set_exception(LinkDownError("connection lost"))

@@ -98,8 +98,8 @@ class Writer:
         self._ids.clear()
         self._arrived_ns = None
 
-    def write(self, connection: sqlite3.Connection, entries: Sequence[Entry]) -> None:
-        """Append samples."""
+    def write(self, connection: sqlite3.Connection, entries: Sequence[Entry]) -> int | None:
+        """Append samples; return the number of the last, or None if there are none."""
         rows = []
         ids = self._ids
         for name, kind, unit, (value, quality, reason, time_ns) in entries:
@@ -121,6 +121,13 @@ class Writer:
         connection.executemany(
             "INSERT INTO samples(point, time_ns, value, quality, reason) VALUES(?, ?, ?, ?, ?)", rows
         )
+        return self.last(connection) if rows else None
+
+    @staticmethod
+    def last(connection: sqlite3.Connection) -> int:
+        """Return the number of the last sample that was ever written."""
+        found = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'samples'").fetchone()
+        return int(found[0]) if found is not None else 0
 
     def _note_arrival(self, connection: sqlite3.Connection) -> None:
         """Remember when the samples came that are written next."""

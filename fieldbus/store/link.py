@@ -37,6 +37,12 @@ class _Work(NamedTuple):
     done: Callable[[], None] | None = None
 
 
+class _Result(NamedTuple):
+    expired: int
+    last: int | None
+    """The number of the last sample that was written; None if none was."""
+
+
 class StoreLink:
     """One file."""
 
@@ -176,17 +182,21 @@ class StoreLink:
         for source, seq in self._writer.opened(connection).items():
             self.marks[source] = max(seq, self.marks.get(source, 0))
 
-    def apply(self, connection: sqlite3.Connection, items: Sequence[_Work]) -> int:
+    def apply(self, connection: sqlite3.Connection, items: Sequence[_Work]) -> _Result:
         """Write what waited."""
-        self._writer.write(connection, [entry for item in items for entry in item.entries])
+        last = self._writer.write(connection, [entry for item in items for entry in item.entries])
         for item in items:
             if item.source is not None:
                 self._writer.mark(connection, item.source, item.seq)
         now_s = self._clock.monotonic_s()
         if now_s - self._trimmed_s < _TRIM_S:
-            return 0
+            return _Result(0, last)
         self._trimmed_s = now_s
-        return self._writer.trim(connection)
+        return _Result(self._writer.trim(connection), last)
+
+    def is_in(self, connection: sqlite3.Connection, result: _Result) -> bool:
+        """Return whether what a transaction came to is in the file."""
+        return result.last is not None and self._writer.last(connection) >= result.last
 
     def settled(self, *, is_committed: bool) -> None:
         """Forget what a failed transaction made."""
@@ -195,7 +205,7 @@ class StoreLink:
 
     def committed(self, items: Sequence[_Work], result: Any) -> None:
         """Learn that samples are stored."""
-        self._counters["expired"] += result
+        self._counters["expired"] += result.expired
         for item in items:
             self._waiting -= len(item.entries)
             self._counters["stored"] += len(item.entries)
@@ -203,6 +213,14 @@ class StoreLink:
                 self.marks[item.source] = max(item.seq, self.marks.get(item.source, 0))
             if item.done is not None:
                 item.done()
+
+    def spoilt(self, items: Sequence[_Work]) -> None:
+        """Learn that samples cannot be stored. A stream that they came out of goes on behind them."""
+        for item in items:
+            self._waiting -= len(item.entries)
+            self._counters["tx_dropped"] += len(item.entries)
+            if item.source is not None and item.entries:
+                self._put(item._replace(entries=()))
 
     def said(self, text: str, *, is_bad: bool) -> None:
         """Pass on what there is to be said of the file."""

@@ -23,7 +23,9 @@ class Numbers:
 
     def __init__(self):
         self.trouble = None
+        self.poison = ()
         self.committed_items = []
+        self.spoilt_items = []
         self.texts = []
         self.opens = 0
 
@@ -36,9 +38,18 @@ class Numbers:
             connection.execute("INSERT INTO numbers(n) VALUES(?)", (item,))
             if self.trouble is not None:
                 raise self.trouble
+            if item in self.poison:
+                raise KeyError(item)
+        return connection.execute("SELECT max(id) FROM numbers").fetchone()[0]
 
     def settled(self, *, is_committed):
         pass
+
+    def is_in(self, connection, result):
+        return connection.execute("SELECT 1 FROM numbers WHERE id = ?", (result,)).fetchone() is not None
+
+    def spoilt(self, items):
+        self.spoilt_items += items
 
     def committed(self, items, result):
         self.committed_items += items
@@ -288,3 +299,101 @@ async def test_while_a_disk_hangs_without_a_word_memory_is_bounded_too(tmp_path,
     await eventually(lambda: stream.waiting == 0)
     assert stream.committed == 1000
     spool.close()
+
+
+# --- a COMMIT whose end is not known
+
+
+class Doubtful(sqlite3.Connection):
+    """Reports an error at COMMIT, as a disk does that fails when it is to confirm."""
+
+    fails = True
+    writes_all_the_same = True
+
+    def execute(self, statement, *arguments):
+        if statement == "COMMIT" and Doubtful.fails:
+            Doubtful.fails = False
+            if Doubtful.writes_all_the_same:
+                super().execute("COMMIT")
+            raise sqlite3.OperationalError("disk I/O error")
+        return super().execute(statement, *arguments)
+
+
+@pytest.mark.parametrize("writes_all_the_same", [True, False])
+@pytest.mark.parametrize("is_closed", [True, False])
+async def test_a_commit_that_reports_an_error_writes_nothing_twice_and_loses_nothing(
+    tmp_path, monkeypatch, writes_all_the_same, is_closed
+):
+    monkeypatch.setattr(Doubtful, "fails", True)
+    monkeypatch.setattr(Doubtful, "writes_all_the_same", writes_all_the_same)
+    connect = sqlite3.connect
+    monkeypatch.setattr(
+        committer_module.sqlite3, "connect", lambda *args, **named: connect(*args, factory=Doubtful, **named)
+    )
+    keeper = Numbers()
+    subject = Committer(tmp_path / "numbers.db", keeper, 0.005)
+    subject.open()
+    for n in range(5):
+        subject.put(n)
+    await eventually(lambda: keeper.texts)
+    if is_closed:
+        subject.close()
+        await asyncio.sleep(0)
+    else:
+        for n in range(5, 8):
+            subject.put(n)
+        await eventually(lambda: len(keeper.committed_items) == 8)
+        subject.close()
+    monkeypatch.undo()
+    wanted = list(range(5 if is_closed else 8))
+    assert keeper.committed_items == wanted
+    assert numbers_in(subject.path) == wanted
+
+
+async def test_what_is_doubted_is_not_taken_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(Doubtful, "fails", True)
+    monkeypatch.setattr(committer_module, "RETRY_S", 0.3)
+    connect = sqlite3.connect
+    monkeypatch.setattr(
+        committer_module.sqlite3, "connect", lambda *args, **named: connect(*args, factory=Doubtful, **named)
+    )
+    keeper = Numbers()
+    subject = Committer(tmp_path / "numbers.db", keeper, 0.005)
+    subject.open()
+    subject.put(1)
+    await eventually(lambda: keeper.texts)
+    assert subject.take_oldest() is None
+    await eventually(lambda: keeper.committed_items == [1])
+    subject.close()
+
+
+# --- an item that cannot be written
+
+
+@pytest.mark.parametrize("poison", [[0], [9], [4, 5], [0, 3, 9]])
+async def test_an_item_that_cannot_be_written_costs_itself_only(tmp_path, poison):
+    keeper = Numbers()
+    keeper.poison = poison
+    subject = Committer(tmp_path / "numbers.db", keeper, 0.005)
+    subject.open()
+    for n in range(10):
+        subject.put(n)
+    wanted = [n for n in range(10) if n not in poison]
+    await eventually(lambda: keeper.committed_items == wanted)
+    await eventually(lambda: keeper.spoilt_items == poison)
+    assert numbers_in(subject.path) == wanted
+    assert sum(f"{len(poison)} entries cannot be written" in text for text, _ in keeper.texts) == 1
+    assert keeper.texts[-1][1] is False
+    subject.close()
+
+
+async def test_an_item_that_cannot_be_written_alone_waits_for_one_that_can(bench):
+    keeper, subject = bench
+    keeper.poison = [1]
+    subject.put(1)
+    await eventually(lambda: keeper.texts)
+    await asyncio.sleep(0.1)
+    assert keeper.spoilt_items == []
+    subject.put(2)
+    await eventually(lambda: keeper.committed_items == [2])
+    await eventually(lambda: keeper.spoilt_items == [1])

@@ -123,15 +123,15 @@ def test_after_a_restart_numbers_and_floors_go_on(bench):
     assert bench.rows("t", 2) == [(3, 3, 0)]
 
 
-def test_a_row_that_was_not_acknowledged_moves_the_floor(bench):
-    """Its file can say less than its rows do: the rows before it are not there."""
+def test_rows_that_are_not_there_do_not_move_the_floor(bench):
+    """They are missing, and whoever reads on sees it by the numbers."""
     bench.apply(bench.some(500), bench.some(500), bench.some(1, gap=5))
     bench.connection.execute("DELETE FROM rows WHERE first < 1001")
     bench.open()
-    assert bench.file.known == {"s": (1006, 1000)}
+    assert bench.file.known == {"s": (1006, 0)}
     bench.connection.execute("DELETE FROM rows")
     bench.open()
-    assert bench.file.known == {"s": (1006, 1006)}
+    assert bench.file.known == {"s": (1006, 0)}
 
 
 # --- what is taken away

@@ -14,7 +14,15 @@ from fieldbus.link import Delivery, Target
 from fieldbus.model import NO_FLAWS, Batch, Group, HeldBatch, Kind, Point, Quality, Sample
 from fieldbus.mqtt import peering
 from fieldbus.mqtt.peering import Want
-from fieldbus.mqtt.records import Item, Place, decode_live, encode_acknowledgement, encode_chunk, encode_row
+from fieldbus.mqtt.records import (
+    Acknowledgement,
+    Item,
+    Place,
+    decode_live,
+    encode_acknowledgement,
+    encode_chunk,
+    encode_row,
+)
 from fieldbus.routing.policy import Edge, Policy, When
 from fieldbus.routing.router import Router
 
@@ -27,6 +35,9 @@ class FakeLink:
 
     beat_s = 10.0
     clock_tolerance_s = 10.0
+
+    def room_for(self, topic):
+        return 1 << 20
 
     def __init__(self, peers=()):
         self.correspondent = None
@@ -136,7 +147,9 @@ async def test_what_a_peer_wants_for_sure_is_kept_for_it_also_after_a_restart_wi
     bench.exchange.connected("broker")
     bench.exchange.peer_is("broker", "rx", is_online=True)
     await eventually(lambda: len(bench.link.heard("me", "data", "rx")) == 2)
-    bench.exchange.acknowledged("broker", "rx", encode_acknowledgement(bench.spool.boot, "broker data rx", 3))
+    bench.exchange.acknowledged(
+        "broker", "rx", encode_acknowledgement(Acknowledgement(bench.spool.boot, "broker data rx", 3))
+    )
     assert bench.stream.backlog == 0
 
 
@@ -171,10 +184,10 @@ async def test_acknowledgements_of_another_incarnation_stream_or_peer_count_for_
     await eventually(lambda: bench.stream.committed == 2)
     boot = bench.spool.boot
     for link, peer, payload in (
-        ("broker", "rx", encode_acknowledgement("other", "broker data rx", 2)),
-        ("broker", "rx", encode_acknowledgement(boot, "broker data other", 2)),
-        ("broker", "other", encode_acknowledgement(boot, "broker data rx", 2)),
-        ("other", "rx", encode_acknowledgement(boot, "broker data rx", 2)),
+        ("broker", "rx", encode_acknowledgement(Acknowledgement("other", "broker data rx", 2))),
+        ("broker", "rx", encode_acknowledgement(Acknowledgement(boot, "broker data other", 2))),
+        ("broker", "other", encode_acknowledgement(Acknowledgement(boot, "broker data rx", 2))),
+        ("other", "rx", encode_acknowledgement(Acknowledgement(boot, "broker data rx", 2))),
         ("broker", "rx", b"rubbish"),
     ):
         bench.exchange.acknowledged(link, peer, payload)

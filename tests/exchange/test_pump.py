@@ -22,6 +22,7 @@ class FakeStream:
     def __init__(self, size=10):
         self.name = "s"
         self.rows = []
+        self.skipped = []
         self.floor = 0
         self.committed = 0
         self.changed = asyncio.Event()
@@ -43,6 +44,10 @@ class FakeStream:
         await asyncio.sleep(0)
         return [row for row in self.rows if row.last > max(seq, self.floor)][:7]
 
+    def skip(self, missing):
+        self.skipped.append(missing)
+        self.acknowledge(missing.last)
+
 
 class FakeCarrier:
     """Takes rows, and what becomes of them is the test's to say."""
@@ -54,6 +59,10 @@ class FakeCarrier:
         self.historical = []
         self.dones = []
         self.is_automatic = True
+        self.cut = {}
+
+    def pieces(self, row):
+        return self.cut.get(row.first, (row,))
 
     def carry(self, row, done, *, is_historical):
         self.sent.append(row.first)

@@ -14,6 +14,7 @@ from fieldbus.model import Access, HeldSample, Kind, Point, Quality, Sample
 from fieldbus.mqtt import peering
 from fieldbus.mqtt.peering import PeeringError, Want
 from fieldbus.mqtt.records import (
+    Acknowledgement,
     Item,
     Place,
     RecordError,
@@ -233,17 +234,24 @@ def test_whatever_a_peer_sends_as_a_chunk_it_is_one_or_refused(data):
 @example(b'{"boot":"b","stream":"s","seq":true}')
 def test_whatever_a_peer_acknowledges_it_is_one_or_refused(data):
     try:
-        boot, stream, seq = decode_acknowledgement(data)
+        boot, stream, seq, refused = decode_acknowledgement(data)
     except RecordError:
         return
     assert isinstance(boot, str)
     assert isinstance(stream, str)
     assert type(seq) is int
+    assert refused is None or [type(number) for number in refused] == [int, int]
 
 
-@given(st.text(max_size=10), st.text(max_size=10), st.integers(0, 1 << 62))
-def test_an_acknowledgement_comes_back_as_it_was(boot, stream, seq):
-    assert decode_acknowledgement(encode_acknowledgement(boot, stream, seq)) == (boot, stream, seq)
+@given(
+    st.text(max_size=10),
+    st.text(max_size=10),
+    st.integers(0, 1 << 62),
+    st.none() | st.tuples(*[st.integers(1, 1 << 62)] * 2),
+)
+def test_an_acknowledgement_comes_back_as_it_was(boot, stream, seq, refused):
+    said = Acknowledgement(boot, stream, seq, refused)
+    assert decode_acknowledgement(encode_acknowledgement(said)) == said
 
 
 addresses = st.text(string.ascii_letters + "._-0123456789", min_size=1, max_size=20)

@@ -8,8 +8,10 @@ from conftest import eventually
 
 from fieldbus.clock import Clock
 from fieldbus.durable.spool import Row, Spool
-from fieldbus.gateway.exchange import sinks
-from fieldbus.gateway.exchange.sinks import LiveSink, PeerSink, TopicSink
+from fieldbus.gateway.exchange import sinks, topic_sink
+from fieldbus.gateway.exchange.pumps import Pumps
+from fieldbus.gateway.exchange.sinks import LiveSink, PeerSink
+from fieldbus.gateway.exchange.topic_sink import TopicSink
 from fieldbus.link import Delivery, Target
 from fieldbus.model import HeldSample, Kind, Point, Quality, Sample
 from fieldbus.mqtt.records import decode_chunk, decode_live, decode_row, encode_row
@@ -27,6 +29,10 @@ class FakeLink:
         self.published = []
         self.live = []
         self.dones = []
+        self.room = 10**6
+
+    def room_for(self, topic):
+        return self.room
 
     def publish(self, topic, payload, done, *, is_retained=False, expiry_s=None):
         self.published.append((topic, payload))
@@ -50,18 +56,18 @@ async def spool(tmp_path):
     subject.close()
 
 
-def topic_sink(spool):
+def sink_of(spool):
     link = FakeLink()
-    return link, TopicSink(link, link, spool.stream("broker topics", encode_row))
+    return link, TopicSink(link, link, "broker topics", spool, Pumps())
 
 
 def row_of(sink, deliveries):
-    data = encode_row([sinks._topic_item(item) for item in deliveries])
+    data = encode_row([topic_sink._topic_item(item) for item in deliveries])
     return Row(1, len(deliveries), 0, NOW_NS, data)
 
 
 async def test_a_row_becomes_the_messages_that_its_routes_would_have_sent(spool):
-    link, sink = topic_sink(spool)
+    link, sink = sink_of(spool)
     done = []
     row = row_of(sink, [delivery(3), delivery(None, NOW_NS + 1, topic="u", reason="timeout")])
     sink.carry(row, done.append, is_historical=False)
@@ -77,21 +83,22 @@ async def test_a_row_becomes_the_messages_that_its_routes_would_have_sent(spool)
 
 
 async def test_a_row_is_done_when_its_last_message_is_and_not_done_if_one_was_not(spool):
-    link, sink = topic_sink(spool)
+    link, sink = sink_of(spool)
     done = []
     sink.carry(row_of(sink, [delivery(1), delivery(2)]), done.append, is_historical=False)
     link.dones[1](True)
     assert done == []
     link.dones[0](True)
     assert done == [True]
-    sink.carry(row_of(sink, [delivery(1), delivery(2)]), done.append, is_historical=False)
+    another = row_of(sink, [delivery(1), delivery(2)])._replace(first=3)
+    sink.carry(another, done.append, is_historical=False)
     link.dones[2](False)
     link.dones[3](True)
     assert done == [True, False]
 
 
 async def test_what_gathers_is_one_message_for_each_moment(spool):
-    link, sink = topic_sink(spool)
+    link, sink = sink_of(spool)
     some = [delivery(n, NOW_NS + n // 2, gathers=True, label=f"p{n % 2}") for n in range(4)]
     sink.carry(row_of(sink, some), lambda _: None, is_historical=True)
     found = [json.loads(payload) for _, payload in link.published]
@@ -100,7 +107,7 @@ async def test_what_gathers_is_one_message_for_each_moment(spool):
 
 
 async def test_a_row_that_cannot_be_read_costs_that_row_and_not_the_stream(spool):
-    link, sink = topic_sink(spool)
+    link, sink = sink_of(spool)
     done = []
     sink.carry(Row(1, 1, 0, NOW_NS, b"\xff rubbish"), done.append, is_historical=False)
     assert done == [True]
@@ -108,7 +115,7 @@ async def test_a_row_that_cannot_be_read_costs_that_row_and_not_the_stream(spool
 
 
 async def test_while_a_backlog_drains_what_is_new_goes_out_at_once_and_stays_in_the_spool(spool):
-    link, sink = topic_sink(spool)
+    link, sink = sink_of(spool)
     sink.pump.is_behind = True
     sink.send([delivery(1)])
     assert [item.sample.value for item in link.live] == [1]
@@ -194,7 +201,7 @@ async def test_what_had_to_wait_for_the_broker_is_no_sign_of_life():
 
 
 async def test_a_sample_that_came_to_us_held_is_historical_on_a_topic(spool):
-    link, sink = topic_sink(spool)
+    link, sink = sink_of(spool)
     held = delivery(3)._replace(sample=HeldSample(3, Quality.GOOD, None, NOW_NS))
     gathered = [delivery(n, gathers=True, label=str(n), topic="all") for n in (1, 2)]
     both = [item._replace(sample=HeldSample(*item.sample)) for item in gathered]

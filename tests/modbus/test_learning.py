@@ -118,7 +118,9 @@ async def requests_a_cycle(devices: Slave, device: Device, folder: Path, cycles:
     assert max(asked.values()) <= cycles + 2
     again = [read for read in asked if not device.illegal.isdisjoint(range(read[0], sum(read)))]
     assert {asked[read] for read in again} <= {1}
-    alone = {(point.address, point.end - point.address) for point in device.points if device.is_refused(point)}
+    alone = {
+        (point.address, point.end - point.address) for point in device.points if device.is_refused(point)
+    }
     assert set(again) <= alone
     return len(asked) - len(again)
 

@@ -9,6 +9,7 @@ import pytest
 from support.virtual import World
 
 from fieldbus.errors import LinkDownError
+from fieldbus.link import Handover
 from fieldbus.mqtt import connection as connection_module
 from fieldbus.mqtt.connection import Connection, Message
 from fieldbus.mqtt.packets import Splitter
@@ -79,8 +80,8 @@ class Owner:
     def published(self, message):
         self.told.append(message.topic)
 
-    def refused(self, message, reason, *, is_final):
-        self.told.append((message.topic, is_final))
+    def refused(self, message, reason, fate):
+        self.told.append((message.topic, fate))
 
     def done(self):
         self.is_done += 1
@@ -164,7 +165,12 @@ def test_an_acknowledgement_says_whether_a_message_was_taken():
         subject.fill()
         for packet_id, code in ((99, 0x87), (1, 0x10), (2, 0x80), (3, 0x87), (4, 0x90)):
             subject.data_received(puback(packet_id, code))
-        assert owner.told == ["a", ("b", False), ("c", True), ("d", True)]
+        assert owner.told == [
+            "a",
+            ("b", Handover.GIVEN_BACK),
+            ("c", Handover.FORBIDDEN),
+            ("d", Handover.UNFIT),
+        ]
         assert not subject.under_way
 
     in_virtual_time(scenario)
@@ -177,9 +183,9 @@ def test_a_message_of_qos_2_is_done_with_its_last_acknowledgement():
         subject.fill()
         subject.data_received(bytes.fromhex("50020001 5003000297"))
         assert wire.packets[-1] == (0x62, b"\0\1")
-        assert owner.told == [("b", False)]
+        assert owner.told == [("b", Handover.GIVEN_BACK)]
         subject.data_received(bytes.fromhex("70020001"))
-        assert owner.told == [("b", False), "a"]
+        assert owner.told == [("b", Handover.GIVEN_BACK), "a"]
         assert not subject.under_way
 
     in_virtual_time(scenario)
@@ -229,7 +235,7 @@ def test_a_message_that_cannot_go_hides_none_behind_it():
         put(owner, "\ud800")
         put(owner, "b", payload=b"1234")
         subject.fill()
-        assert owner.told == [("a", True), ("\ud800", True)]
+        assert owner.told == [("a", Handover.UNFIT), ("\ud800", Handover.UNFIT)]
         assert [topic for _, topic, _ in published(wire)] == ["b"]
 
     in_virtual_time(scenario)

@@ -7,6 +7,7 @@ from conftest import eventually
 
 from fieldbus.clock import Clock
 from fieldbus.errors import LinkDownError
+from fieldbus.link import Handover
 from fieldbus.mqtt.opening import NO_ANSWER
 from fieldbus.mqtt.packets import CONNECT, Splitter
 from fieldbus.mqtt.publisher import Publisher
@@ -214,20 +215,27 @@ async def test_what_is_new_is_not_held_up_by_a_backlog_nor_pushed_out_by_it():
     ]
 
 
-@pytest.mark.parametrize(("code", "is_over"), [(0x87, True), (0x90, True), (0x97, False), (0x83, False)])
-async def test_what_the_broker_will_never_take_is_over_and_what_it_does_not_take_now_is_given_back(
-    code, is_over
-):
+@pytest.mark.parametrize(
+    ("code", "fate"),
+    [
+        (0x87, Handover.FORBIDDEN),
+        (0x90, Handover.UNFIT),
+        (0x99, Handover.UNFIT),
+        (0x97, Handover.GIVEN_BACK),
+        (0x83, Handover.GIVEN_BACK),
+    ],
+)
+async def test_what_the_broker_never_takes_may_not_take_and_does_not_take_now_are_told_apart(code, fate):
     async with FakeBroker(answer=lambda first, rest: b"\x40\x03" + rest[3:5] + bytes([code])) as fake:
         subject = publisher(fake)
         done = []
         subject.put_sure("t", b"x", done.append)
         await subject.connect()
         await eventually(lambda: done)
-        assert done == [is_over]
+        assert done == [fate]
         assert subject.counters["tx_refused"] == 1
         subject.close()
-        assert done == [is_over]
+        assert done == [fate]
 
 
 async def test_samples_that_waited_say_that_they_are_historical():

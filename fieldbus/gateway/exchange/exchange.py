@@ -27,19 +27,21 @@ from fieldbus.gateway.commands.desk import Desk
 from fieldbus.gateway.exchange.demand import Demand, Key
 from fieldbus.gateway.exchange.intake import Intake, Keeper
 from fieldbus.gateway.exchange.pumps import Pumps
-from fieldbus.gateway.exchange.sinks import PeerSink, Taker, TopicSink
+from fieldbus.gateway.exchange.sinks import PeerSink, Taker
+from fieldbus.gateway.exchange.topic_sink import TopicSink
 from fieldbus.link import Delivery, Instruction, Link, PeerLink
 from fieldbus.model import Point
 from fieldbus.mqtt import peering
 from fieldbus.mqtt.arrivals import dated
 from fieldbus.mqtt.peering import PeeringError, Want, topic
 from fieldbus.mqtt.records import (
+    Acknowledgement,
     Place,
     RecordError,
+    chunk_items,
     decode_acknowledgement,
-    decode_chunk,
+    decode_place,
     encode_acknowledgement,
-    encode_row,
 )
 from fieldbus.routing.policy import Edge, When
 from fieldbus.routing.router import Router
@@ -179,7 +181,7 @@ class Exchange:
         for link in self._links.values():
             link.correspondent = self
         for name in [name for name in self._topics if name not in self._links]:
-            self._pumps.stop(self._topics.pop(name).pump)
+            self._topics.pop(name).stop()
         kept = []
         self._fed = []
         peer_of = self._peer_of_device()
@@ -215,7 +217,7 @@ class Exchange:
     def start(self) -> None:
         """Begin to send."""
         for sink in self._topics.values():
-            self._pumps.start(sink.pump)
+            sink.start()
         for wanted in self._demand.wanted.values():
             if wanted.durable is not None:
                 self._pumps.start(wanted.durable.pump)
@@ -275,6 +277,8 @@ class Exchange:
                 self._links[link].look_after(peer)
         self._say_wants()
         self._around.births_changed()
+        if link in self._topics:
+            self._topics[link].begin_again()
         for pump in self._pumps:
             pump.wake()
 
@@ -332,25 +336,35 @@ class Exchange:
     def acknowledged(self, link: str, peer: str, payload: bytes) -> None:
         """Learn what a peer has committed."""
         try:
-            boot, stream, seq = decode_acknowledgement(payload)
+            said = decode_acknowledgement(payload)
         except RecordError as error:
             self._fault(link, peer, str(error))
             return
         wanted = self._demand.wanted.get((link, peer))
         if wanted is None or wanted.durable is None:
             return
-        if stream == wanted.durable.stream.name and boot == self.spool.boot:
-            wanted.durable.pump.acknowledged(seq)
+        pump = wanted.durable.pump
+        if said.stream == pump.stream.name and said.boot == self.spool.boot:
+            pump.acknowledged(said.seq)
+            if said.refused is not None:
+                pump.refused(*said.refused)
 
     def arrived(self, link: str, peer: str, payload: bytes) -> None:
         """Take a chunk of a peer's stream."""
         try:
-            place, items = decode_chunk(payload)
+            place, row = decode_place(payload)
         except RecordError as error:
             self._fault(link, peer, f"a chunk of its stream: {error}")
             return
         if place.gateway != peer:
             self._fault(link, peer, "a chunk that says it is of another gateway")
+            return
+        try:
+            items = chunk_items(place, row)
+        except RecordError as error:
+            self._fault(link, peer, f"a chunk of its stream: {error}")
+            self.intake.met(peer, place)
+            self._acknowledge(link, peer, place, refused=(place.first, place.last))
             return
         self._look_for_doubles(link, place)
         now_ns, now_s = self._clock.wall_ns(), self._clock.monotonic_s()
@@ -358,7 +372,7 @@ class Exchange:
         items = [item._replace(sample=dated(item.sample, now_ns, tolerance_ns)) for item in items]
 
         def committed() -> None:
-            self._acknowledge(link, peer, place.source, place.boot, place.stream)
+            self._acknowledge(link, peer, place)
 
         if self.intake.take(peer, place, items, lambda time_ns: now_s - (now_ns - time_ns) / 1e9, committed):
             committed()
@@ -377,11 +391,15 @@ class Exchange:
             boots.append(place.boot)
             del boots[:-_BOOTS_KEPT]
 
-    def _acknowledge(self, link: str, peer: str, source: str, boot: str, stream: str) -> None:
-        seq = self.intake.committed(source, peer)
+    def _acknowledge(
+        self, link: str, peer: str, place: Place, refused: tuple[int, int] | None = None
+    ) -> None:
+        """Say what we have of a stream, and what of it we cannot read."""
+        seq = self.intake.committed(place.source, peer)
         port = self._links.get(link)
         if seq is not None and port is not None:
-            port.publish(topic(peer, "ack", self.me), encode_acknowledgement(boot, stream, seq), None)
+            said = Acknowledgement(place.boot, place.stream, seq, refused)
+            port.publish(topic(peer, "ack", self.me), encode_acknowledgement(said), None)
 
     def born(self, link: str, peer: str, payload: bytes) -> None:
         """Learn what points a peer has; if they are others than were known, load them."""
@@ -515,16 +533,13 @@ class Exchange:
         sink = self._topics.get(name)
         if sink is None or sink.link is not self._links[name]:  # the link was made anew
             if sink is not None:
-                self._pumps.stop(sink.pump)
-            stream = self.spool.stream(_topics_name(name), encode_row)
-            if _topics_name(name) not in self.spool.abouts:
-                self.spool.abouts[_topics_name(name)] = {"broker": name}
-                stream.set_about({"broker": name})
+                sink.stop()
             sink = self._topics[name] = TopicSink(
-                self._links[name], self._plain[name], stream, clock=self._clock
-            )
+                self._links[name], self._plain[name], _topics_name(name), self.spool, self._pumps,
+                clock=self._clock,
+            )  # fmt: skip
             self.takers[_topics_name(name)] = sink
-            self._pumps.start(sink.pump)
+            sink.start()
         return sink
 
     def backlog(self) -> dict[str, Any]:

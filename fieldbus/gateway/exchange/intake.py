@@ -56,6 +56,8 @@ class _Way:
     """By address at the peer."""
     taken: dict[str, int] = field(default_factory=dict)
     """Source to the number of the last sample that the keeper was given."""
+    floors: dict[str, int] = field(default_factory=dict)
+    """Source to what its sender had no more when it was first met: that was never for us."""
 
 
 class Intake:
@@ -93,6 +95,7 @@ class Intake:
                 place = way.keeper.place
                 if old is not None and place is not None and old.keeper.place is place:
                     way.taken = old.taken
+                    way.floors = old.floors
             way.edges.setdefault(edge.source.name, []).append(edge)
 
     def wants(self, peer: str) -> dict[str, bool]:
@@ -108,6 +111,11 @@ class Intake:
         """Return up to which number all keepers have a stream on disk; None if nobody keeps it."""
         marks = [way.keeper.mark_of(source) for way in self._ways.get(peer, {}).values()]
         return min(marks, default=None)
+
+    def met(self, peer: str, place: Place) -> None:
+        """Learn that there is a stream: what its sender has no more now is not lost for us."""
+        for way in self._ways.get(peer, {}).values():
+            way.floors.setdefault(place.source, min(place.floor, place.first - 1 - place.gap))
 
     def take(
         self,
@@ -133,6 +141,7 @@ class Intake:
         ways = self._ways.get(peer)
         if not ways:
             return False
+        self.met(peer, place)
         source = place.source
         is_news = False
         lost = doubled = 0
@@ -147,8 +156,7 @@ class Intake:
             if not way.keeper.has_room(len(items)):
                 continue  # it is sent again
             way.keeper.take(self._treated(way, items[skipped:], to_s), source, place.last, done)
-            if has or place.floor == 0:
-                lost = max(lost, place.first - 1 - has)
+            lost = max(lost, place.first - 1 - (has or way.floors[source]))
             doubled = max(doubled, skipped)
             way.taken[source] = place.last
             is_news = True

@@ -9,6 +9,8 @@ Rules:
   `RESEND_S`, and what it cannot have got because it comes anew (`begin_again`), is sent again from the first
   that is missing, in order; but not before the broker has taken or given back all that was sent before, so
   that no more than a window waits anywhere.
+* What is not there any more, cannot be sent, or is refused by the peer, is skipped and counted; but only when
+  all before it was acknowledged, so that the other side can tell by the numbers what it misses.
 * What waited for longer than `HISTORICAL_S` is sent as historical.
 * A backlog does not push other messages aside: it goes out in pieces, between which others have their turn.
 
@@ -20,13 +22,14 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import NamedTuple, Protocol
 
 from fieldbus.clock import SYSTEM, Clock
 from fieldbus.durable.spool import Stream
-from fieldbus.durable.spool_file import Row
+from fieldbus.durable.spool_file import Missing, Row
+from fieldbus.link import Handover
 
 WINDOW = 32
 WINDOW_BYTES = 1 << 20
@@ -50,11 +53,16 @@ class Carrier(Protocol):
         """Whether the peer says what it has; else it is enough that the broker has it."""
         ...
 
-    def carry(self, row: Row, done: Callable[[bool], None], *, is_historical: bool) -> None:
-        """Send a row; `done` is called with whether the broker has all of it."""
+    def pieces(self, row: Row) -> Sequence[Row | Missing]:
+        """Return a row in parts that can be sent, and what of it cannot be."""
+        ...
+
+    def carry(self, row: Row, done: Callable[[Handover], None], *, is_historical: bool) -> None:
+        """Send a part of a row; `done` is called with what became of it."""
 
 
 class _Sent(NamedTuple):
+    first: int
     last: int
     size: int
 
@@ -73,6 +81,10 @@ class Pump:
         self._session = 0
         self._has_failed = False
         self._is_to_begin = False
+        self._skipped = 0, 0
+        """The last number that was skipped, and how many samples in a row were."""
+        self._refused: set[tuple[int, int]] = set()
+        """The first and the last number of what the peer cannot take."""
         self._given = 0
         """Rows that the carrier has neither brought to the broker nor given back."""
         self._progressed_s = 0.0
@@ -94,6 +106,12 @@ class Pump:
         self.stream.acknowledge(seq)
         self._forget_sent()
         self._news.set()
+
+    def refused(self, first: int, last: int) -> None:
+        """Learn that the peer cannot take what was sent with these numbers."""
+        if any(sent.first == first and sent.last == last for sent in self._sent):
+            self._refused.add((first, last))
+            self.begin_again()
 
     async def run(self) -> None:
         """Send until cancelled."""
@@ -134,14 +152,40 @@ class Pump:
                 continue
             if self._sent and self._is_overdue():
                 return
-            for row in rows:
+            for part in self._parts(rows):
                 if not self._can_go_on():
                     return
-                self._send(row)
-                position = row.last
+                if isinstance(part, Missing):
+                    if self._sent:
+                        if not await self._wait_for_progress():
+                            return
+                        break
+                    self._skip(part)
+                elif part.last > position:
+                    self._send(part)
+                position = max(position, part.last)
                 if self._is_full():
                     break
             await asyncio.sleep(0)
+
+    def _parts(self, rows: Sequence[Row | Missing]) -> Iterator[Row | Missing]:
+        """Yield what is to be sent, and what is to be skipped."""
+        for row in rows:
+            for part in (row,) if isinstance(row, Missing) else self._carrier.pieces(row):
+                if (part.first, part.last) in self._refused:
+                    yield Missing(part.first, part.samples, "the peer cannot take them")
+                else:
+                    yield part
+
+    def _skip(self, missing: Missing) -> None:
+        """Go on behind what cannot be sent."""
+        self._refused = {pair for pair in self._refused if pair[1] > missing.last}
+        first = max(missing.first, self.stream.floor + 1)
+        if first <= missing.last:
+            count = missing.last - first + 1
+            before, samples = self._skipped
+            self._skipped = missing.last, count + (samples if before == first - 1 else 0)
+            self.stream.skip(missing._replace(first=first, samples=count))
 
     def _is_full(self) -> bool:
         return len(self._sent) >= WINDOW or self._size >= WINDOW_BYTES
@@ -154,15 +198,18 @@ class Pump:
 
     def _send(self, row: Row) -> None:
         session = self._session
+        last, skipped = self._skipped
+        if row.first - row.gap - 1 == last:  # the other side may be new, and not know of it
+            row = row._replace(gap=row.gap + skipped)
         self.is_behind = is_historical = self.stream.age_s(row) > HISTORICAL_S
         if not self._sent:
             self._progressed_s = self._clock.monotonic_s()
-        self._sent.append(_Sent(row.last, len(row.data)))
+        self._sent.append(_Sent(row.first, row.last, len(row.data)))
         self._size += len(row.data)
         self._given += 1
         is_over = False
 
-        def done(is_done: bool) -> None:
+        def done(fate: Handover) -> None:
             nonlocal is_over
             if not is_over:
                 is_over = True
@@ -170,7 +217,7 @@ class Pump:
             self._news.set()
             if session != self._session:
                 return
-            if not is_done:
+            if not fate:
                 self._has_failed = True
             elif not self._carrier.is_acknowledged_by_peer:
                 self._has(row.last)

@@ -3,8 +3,7 @@
 To the routing table a sink is a link as any other: it takes deliveries. What it does with them:
 
 ===================  ==================================================================================
-`TopicSink`          into the spool, from where it goes to topics of a broker; while a backlog drains, what is
-                     new goes out at once as well, and comes again in its order, as historical
+`TopicSink`          into the spool, from where it goes to topics of a broker (`topic_sink`)
 `PeerSink`           into the spool, from where it goes to a peer gateway
 `LiveSink`           to a peer gateway at once; if the broker does not keep up, only the newest of each point
 ===================  ==================================================================================
@@ -13,27 +12,27 @@ To the routing table a sink is a link as any other: it takes deliveries. What it
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from fieldbus.clock import SYSTEM, Clock
 from fieldbus.durable.spool import Stream
-from fieldbus.durable.spool_file import Row
+from fieldbus.durable.spool_file import Missing, Row
 from fieldbus.gateway.exchange.pump import HISTORICAL_S, Pump
-from fieldbus.link import Delivery, Link, PeerLink
-from fieldbus.model import Kind, Point, Sample
+from fieldbus.link import Delivery, Handover, PeerLink
 from fieldbus.mqtt.arrivals import held
 from fieldbus.mqtt.peering import origin_of, topic
-from fieldbus.mqtt.records import Head, Item, Place, RecordError, Stamp, decode_row, encode_chunk, encode_row
-from fieldbus.sample_json import gathered_inside, gathered_message, historical, sample_bytes
+from fieldbus.mqtt.records import Item, Place, RecordError, Stamp, decode_row, encode_chunk, encode_row
 
 _LIVE_UNDER_WAY = 64
 """Live messages that the broker has not acknowledged, at most."""
 _LIVE_SAMPLES = 2000
-_LOG = logging.getLogger("fieldbus")
+CHUNK_BYTES = 1 << 20
+"""A chunk is never longer, whatever the broker accepts."""
+_HEAD_GROWS = 32
+"""By so much the head of a chunk may grow: its numbers have more digits in its parts, or when it is sent."""
 
 
 class Taker(Protocol):
@@ -42,93 +41,6 @@ class Taker(Protocol):
     def send(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         """Take them."""
         ...
-
-
-class TopicSink:
-    """What routes have for a broker's topics, durably."""
-
-    is_acknowledged_by_peer = False
-
-    def __init__(self, link: PeerLink, plain: Link, stream: Stream, *, clock: Clock = SYSTEM) -> None:
-        """Take where it goes.
-
-        Args:
-            link: the broker.
-            plain: the same, as what takes deliveries.
-            stream: the one in the spool.
-            clock: the gateway's.
-        """
-        self.link = link
-        self._plain = plain
-        self._stream = stream
-        self.pump = Pump(stream, self, clock)
-
-    def send(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
-        """Keep samples for the broker."""
-        self._stream.append([_topic_item(delivery) for delivery in deliveries])
-        if self.pump.is_behind and self.link.is_sending:
-            self._plain.send(deliveries)
-        return ()
-
-    # --- a carrier
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether the broker is there."""
-        return self.link.is_sending
-
-    def carry(self, row: Row, done: Callable[[bool], None], *, is_historical: bool) -> None:
-        """Publish what a row has."""
-        try:
-            messages = topic_messages(decode_row(row.data), is_historical=is_historical)
-        except RecordError as error:
-            # It was damaged where it lay. Sent again it would be no better, and hold up all behind it.
-            _LOG.warning("stream %s: %d samples dropped (%s)", self._stream.name, row.samples, error)
-            self._stream.dropped += row.samples
-            messages = []
-        if not messages:
-            done(True)
-            return
-        left = len(messages)
-        has_failed = False
-
-        def one_done(is_done: bool) -> None:
-            nonlocal left, has_failed
-            left -= 1
-            has_failed = has_failed or not is_done
-            if left == 0:
-                done(not has_failed)
-
-        for where, payload in messages:
-            self.link.publish(where, payload, one_done)
-
-
-def _topic_item(delivery: Delivery) -> Item:
-    target, source, sample = delivery
-    gathered = target.label if target.gathers else None
-    head: Head = (target.topic, gathered, source.device, source.unit)
-    return Item(head, sample, source.label(sample.value))
-
-
-def topic_messages(items: Sequence[Item], *, is_historical: bool) -> list[tuple[str, bytes]]:
-    """Return the messages that samples become on their topics, in order."""
-    found: list[tuple[str, bytes]] = []
-    gathered: dict[tuple[str, str, int], list[tuple[str, Sample]]] = {}
-    for head, sample, label in items:
-        where, name, device, unit = head
-        if name is not None:
-            gathered.setdefault((where, device, sample.time_ns), []).append((name, sample))
-            continue
-        value = sample.value
-        labels = {value: label} if label is not None and isinstance(value, int | float) else {}
-        point = Point(device, "", Kind.FLOAT, unit=unit, labels=labels)
-        payload = sample_bytes(point, sample)
-        found.append((where, historical(payload) if is_historical or sample.is_held else payload))
-    for (where, _, time_ns), samples in gathered.items():
-        payload = gathered_message(time_ns, *gathered_inside(samples))
-        is_held = is_historical or all(sample.is_held for _, sample in samples)
-        found.append((where, historical(payload) if is_held else payload))
-    return found
 
 
 class PeerSink:
@@ -163,13 +75,46 @@ class PeerSink:
         """Whether broker and peer are there."""
         return self._link.is_sending and self._is_online()
 
-    def carry(self, row: Row, done: Callable[[bool], None], *, is_historical: bool) -> None:
+    def pieces(self, row: Row) -> Sequence[Row | Missing]:
+        """Return a row in parts that the broker takes; a sample that alone is too long is missing."""
+        head = encode_chunk(self._place(row, is_historical=False), b"")
+        room = min(self._link.room_for(self._topic), CHUNK_BYTES) - len(head) - _HEAD_GROWS
+        if len(row.data) <= room or room <= 0:
+            return (row,)
+        try:
+            items = decode_row(row.data)
+        except RecordError as error:
+            return (Missing(row.first, row.samples, str(error)),)
+        return list(_split(row, items, room))
+
+    def carry(self, row: Row, done: Callable[[Handover], None], *, is_historical: bool) -> None:
         """Send a row as a chunk."""
-        place = Place(
+        place = self._place(row, is_historical=is_historical)
+        self._link.publish(self._topic, encode_chunk(place, row.data), done)
+
+    @property
+    def _topic(self) -> str:
+        return topic(self._me, "data", self._peer)
+
+    def _place(self, row: Row, *, is_historical: bool) -> Place:
+        return Place(
             self._me, self.stream.boot, self.stream.name, row.first, row.samples, row.gap, self.stream.floor,
             is_historical,
         )  # fmt: skip
-        self._link.publish(topic(self._me, "data", self._peer), encode_chunk(place, row.data), done)
+
+
+def _split(row: Row, items: Sequence[Item], room: int) -> Iterator[Row | Missing]:
+    """Yield a row in halves of halves, until each has room."""
+    data = encode_row(items)
+    if len(data) <= room:
+        yield row._replace(samples=len(items), data=data)
+        return
+    if len(items) == 1:
+        yield Missing(row.first, 1, f"longer than the broker accepts, {room} bytes")
+        return
+    half = len(items) // 2
+    yield from _split(row, items[:half], room)
+    yield from _split(row._replace(first=row.first + half, gap=0), items[half:], room)
 
 
 def peer_item(me: str, delivery: Delivery) -> Item:
@@ -239,7 +184,7 @@ class LiveSink:
         for first in range(0, len(items), _LIVE_SAMPLES):
             self._publish(items[first : first + _LIVE_SAMPLES], self._clock.monotonic_s())
 
-    def _done(self, _is_done: bool) -> None:
+    def _done(self, _fate: Handover) -> None:
         self._under_way -= 1
         if self._newest and not self._is_scheduled:
             self._is_scheduled = True

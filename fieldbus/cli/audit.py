@@ -48,7 +48,7 @@ def verify(
     except OSError as error:
         raise fail(f"{folder}: {os_reason(error)}") from None
     for fault in found.torn:
-        say(f"{fault.file}:{fault.line}: {fault.text}; a crash may have torn it", err=True)
+        say(f"{fault.file}:{fault.line}: {fault.text}: a crash may have torn it", err=True)
     for fault in found.faults:
         say(f"{fault.file}:{fault.line}: {fault.text}")
     is_missing = expect is not None and not _has(folder, expect)

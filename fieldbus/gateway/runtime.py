@@ -768,9 +768,11 @@ class Gateway:
         for name, (link, task) in self._sessions.items():
             if task.done():
                 return f"link {name} has ended"
-            if isinstance(link, PulsedLink) and link.stuck_s(now_s) > STUCK_S:
-                return f"link {name} has done nothing for {link.stuck_s(now_s):.0f} s"
-        return None
+            stuck_s = link.stuck_s(now_s) if isinstance(link, PulsedLink) else 0.0
+            if stuck_s > STUCK_S:
+                how_long = f"for {stuck_s:.0f} s" if stuck_s < NEVER else "at all any more"
+                return f"link {name} has done nothing {how_long}"
+        return None if self.exchange is None else self.exchange.stuck()
 
     async def _generate(self) -> None:
         """Emit the values that the gateway makes itself."""

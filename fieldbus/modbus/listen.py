@@ -42,6 +42,11 @@ class Listener(Protocol):
     port: int
     """The port that the system chose, where the place said 0; 0 for a serial port."""
 
+    @property
+    def is_listening(self) -> bool:
+        """Whether somebody could connect, or ask, now."""
+        ...
+
     def close(self) -> None:
         """Stop listening. Connections that were accepted live on."""
 
@@ -118,6 +123,10 @@ class _Tcp:
         self._server = server
         self.port: int = server.sockets[0].getsockname()[1]
 
+    @property
+    def is_listening(self) -> bool:
+        return self._server.is_serving()
+
     def close(self) -> None:
         self._server.close()
 
@@ -145,12 +154,18 @@ class _Udp:
         self._transport = transport
         self.port: int = transport.get_extra_info("sockname")[1]
 
+    @property
+    def is_listening(self) -> bool:
+        return not self._transport.is_closing()
+
     def close(self) -> None:
         self._transport.abort()
 
 
 class _Line:
     port = 0
+    is_listening = True
+    """A port that is lost is told by `on_lost`."""
 
     def __init__(
         self, place: SerialPlace, service: Service, framer: RequestFramer, on_lost: Callable[[str], None]

@@ -24,6 +24,7 @@ happens on a connection in `server_sessions.py`, how places are opened in `liste
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -120,6 +121,9 @@ class ModbusServerLink:
                     self._group_of[served.point] = Group(name_of_group, (served.point,))
         self.groups: Sequence[Group] = list(self._group_of.values())
         self._listener: Listener | None = None
+        self._look_s = min(1.0, idle_timeout_s / 4)
+        self._looked_s = math.inf
+        """When silent connections were last looked after."""
         self._lost: asyncio.Future[str] | None = None
         self._silent: OrderedDict[StreamSession, None] = OrderedDict()
         """Sessions that never asked anything, the oldest first."""
@@ -183,7 +187,8 @@ class ModbusServerLink:
         if lost is None:
             raise LinkDownError("not listening")
         while True:
-            await asyncio.wait((lost,), timeout=min(1.0, self._idle_timeout_s / 4))
+            self._looked_s = self.clock.monotonic_s()
+            await asyncio.wait((lost,), timeout=self._look_s)
             if lost.done():
                 raise LinkDownError(lost.result())
             limit_s = self.clock.monotonic_s() - self._idle_timeout_s
@@ -226,6 +231,14 @@ class ModbusServerLink:
                     now_s = self.clock.monotonic_s()
                     self._emit(Batch(group, sample.time_ns, now_s, (value,), NO_FLAWS, (0,)))
         return results
+
+    def stuck_s(self, now_s: float) -> float:
+        """Return for how long silent connections were not looked after, or for ever if nobody listens."""
+        if self._listener is None or self._lost is None or self._lost.done():
+            return 0.0  # the session ends, or has not begun
+        if not self._listener.is_listening:
+            return NEVER
+        return max(0.0, now_s - self._looked_s - self._look_s)
 
     async def close(self) -> None:
         """Stop listening and end all connections."""

@@ -92,7 +92,8 @@ def test_after_a_restart_the_chain_goes_on(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "torn", [b"{", b'{"n":4,"time":"2027', b"\0" * 5000, b"\xff\xfe", b'{"n":4}', b"[]", b"5\n"]
+    "torn",
+    [b"{", b'{"n":', b'{"n":4', b'{"n":4,"time":"2027', b'{"n":4,"ti' + b"\0" * 99, b"\0" * 5000],
 )
 def test_a_torn_last_line_is_left_and_told_and_the_chain_goes_on_behind_it(tmp_path, torn):
     audit = Audit(tmp_path)
@@ -106,6 +107,48 @@ def test_a_torn_last_line_is_left_and_told_and_the_chain_goes_on_behind_it(tmp_p
     found = verify(tmp_path)
     assert (found.records, found.faults, [fault.line for fault in found.torn]) == (5, [], [4])
     assert torn.strip(b"\n") in (tmp_path / FILE_NAME).read_bytes()
+
+
+RECORD = {"n": 4, "time": "2027-01-15T08:00:00Z", "prev": "0" * 64, "hash": "0" * 64}
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\xff\xfe",
+        b'{"n":4}',
+        b"[]",
+        b"5",
+        b"some words",
+        b'{"n":7,"time":"2027',
+        b'{"n":4' + b"4" * 5000,
+        json.dumps(RECORD | {"n": 1 << 62}).encode(),
+        b'{"n":' + b"9" * 5000 + b',"time":"","prev":"","hash":""}',
+        json.dumps(RECORD | {"n": 0}).encode(),
+        json.dumps(RECORD | {"n": 4.0}).encode(),
+        json.dumps(RECORD | {"hash": "\ud800" * 64}).encode(),
+        json.dumps(RECORD | {"prev": "\ud800" * 64}).encode(),
+        json.dumps(RECORD | {"hash": "F" * 64}).encode(),
+        json.dumps(RECORD | {"hash": "0" * 63}).encode(),
+        json.dumps(RECORD | {"time": 5}).encode(),
+        b'"' + b"[" * 100_000,
+    ],
+    ids=range(17),
+)
+def test_garbage_between_records_is_named_and_the_chain_goes_on_behind_it(tmp_path, garbage):
+    audit = Audit(tmp_path)
+    write(audit, 3)
+    audit.close()
+    with (tmp_path / FILE_NAME).open("ab") as file:
+        file.write(garbage + b"\n")
+    audit = Audit(tmp_path)  # whatever stands there, a gateway begins
+    write(audit, 2)
+    audit.close()
+    found = verify(tmp_path)
+    assert (found.records, found.torn) == (5, [])
+    assert [(fault.line, fault.text[:10]) for fault in found.faults] == [(4, "no record:")]
+    assert all(fault.text.isprintable() and len(fault.text) < 300 for fault in found.faults)
+    assert [record["n"] for record in export(tmp_path)] == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("cut", range(1, 60, 7))

@@ -14,17 +14,20 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, eventually, missing
+from conftest import ROOT, eventually, free_port, missing
 from fake_plc import FakePlc
 
 from fieldbus.cli.run import load_again, work
 from fieldbus.errors import ConfigError
 from fieldbus.gateway import runtime
 from fieldbus.gateway.config.loader import load
+from fieldbus.gateway.exchange import pumps
+from fieldbus.gateway.exchange.pump import Pump
 from fieldbus.gateway.runtime import Gateway
 from fieldbus.gateway.systemd import Systemd
 from fieldbus.modbus.client import Line
 from fieldbus.modbus.link import ModbusClientLink
+from fieldbus.modbus.server import ModbusServerLink
 
 CONFIG = """\
 version: 1
@@ -35,6 +38,11 @@ devices:
   press: {link: plc, scan: 50ms, points: {temperature: {table: holding, address: 0, access: readwrite}}}
 """
 UNITS = sorted((ROOT / "configs" / "systemd").glob("**/*.service"))
+
+
+SERVER = "  scada: {type: modbus-server, host: 127.0.0.1, port: SERVED}\n"
+BROKER = "  broker: {type: mqtt, host: 127.0.0.1, port: 1}\n"
+ROUTES = 'routes: [{from: press.temperature, to: "broker:site/{point}", durable: true}]\n'
 
 
 class Manager:
@@ -68,10 +76,13 @@ def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager
 
 
 @asynccontextmanager
-async def at_work(folder: Path) -> AsyncIterator[tuple[Gateway, FakePlc]]:
+async def at_work(folder: Path, links: str = "", routes: str = "") -> AsyncIterator[tuple[Gateway, FakePlc]]:
     plc = FakePlc()
     await plc.start()
-    (folder / "plant.yaml").write_text(CONFIG.replace("PORT", str(plc.port)))
+    text = CONFIG.replace("links:\n", f"links:\n{links}") + routes
+    (folder / "plant.yaml").write_text(
+        text.replace("PORT", str(plc.port)).replace("SERVED", str(free_port()))
+    )
     gateway = Gateway(load(folder / "plant.yaml"), load=load_again)
     running = asyncio.create_task(work(gateway, None))
     try:
@@ -181,6 +192,51 @@ async def test_a_link_whose_task_has_ended_stops_the_watchdog(
     async with at_work(tmp_path) as (gateway, _):
         gateway._sessions["plc"][1].cancel()
         await eventually(lambda: gateway.stuck() == "link plc has ended")
+
+
+async def test_a_server_that_does_not_listen_any_more_stops_the_watchdog(tmp_path: Path) -> None:
+    async with at_work(tmp_path, SERVER) as (gateway, _):
+        link = gateway.plant.links["scada"]
+        assert isinstance(link, ModbusServerLink)
+        await eventually(lambda: link.port)
+        assert gateway.stuck() is None
+        assert link._listener is not None
+        link._listener.close()
+        assert gateway.stuck() == "link scada has done nothing at all any more"
+
+
+async def test_a_stream_or_a_spool_that_has_ended_stops_the_watchdog(tmp_path: Path) -> None:
+    async with at_work(tmp_path, BROKER, ROUTES) as (gateway, _):
+        await eventually(lambda: gateway.exchange is not None)
+        exchange = gateway.exchange
+        assert exchange is not None
+        assert gateway.stuck() is None
+        pump = next(iter(exchange._pumps))
+        exchange._pumps._running[pump.stream.name][1].cancel()
+        await eventually(lambda: gateway.stuck() == "stream broker topics has ended")
+        exchange._pumps._running.clear()
+        assert gateway.stuck() is None
+        exchange.spool.close()
+        assert gateway.stuck() == "the spool is not written any more"
+
+
+async def test_a_stream_that_fails_is_logged_and_begins_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(pumps, "BEGIN_AGAIN_S", 0.05)
+    runs: list[Pump] = []
+
+    async def fail_once(pump: Pump) -> None:
+        runs.append(pump)
+        if len(runs) == 1:
+            raise KeyError("a mistake of ours")
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Pump, "run", fail_once)
+    async with at_work(tmp_path, BROKER, ROUTES) as (gateway, _):
+        await eventually(lambda: len(runs) == 2)
+        assert gateway.stuck() is None
+    assert "stream broker topics: internal error; it is sent again from what is missing" in caplog.text
 
 
 @pytest.mark.parametrize("state", ["silent", "away"])

@@ -13,6 +13,9 @@ Rules:
 * What must not happen twice has two records: first an *intent* (``"outcome": "intent"``), on the disk before
   the request is sent, then how it ended, with the number of the first one in ``intent``. An intent without an
   end is a write of which nobody knows whether it was done.
+* A line counts as a record only if it can be one: its number is one that a record can have, its hashes are 64
+  hexadecimal digits. What stands between records and is neither one nor the torn beginning of the next one is
+  garbage, and a fault of the chain.
 * What is there is never changed. A last line that a power cut has torn is closed by a line feed and left:
   it is told as such, and the chain goes on behind it from the last whole line.
 * Several processes may write (a gateway, and `fieldbus write` beside it): each locks the file for one record,
@@ -42,6 +45,7 @@ from typing import Any, NamedTuple
 from fieldbus.durable.files import make_folder, open_own
 from fieldbus.errors import os_reason
 from fieldbus.sample_json import iso_time
+from fieldbus.text import printable
 
 if sys.platform != "win32":
     import fcntl
@@ -59,6 +63,9 @@ _ROOM_BYTES = 64 * 1024
 """So much must be free on the disk before something is done that has to be recorded."""
 _LOCK_S = 0.05
 """How long another process may write a record."""
+_HASH = re.compile(r"[0-9a-f]{64}")
+_TORN = re.compile(rb'\{"n":(\d{1,19})')
+_MOST_RECORDS = 1 << 62
 _CLOSED_NAME = re.compile(r"audit-(\d{12,})(?:_\d+)?\.jsonl")
 
 
@@ -314,7 +321,10 @@ def verify(folder: Path) -> Verdict:
             for line, raw in enumerate(file, 1):
                 record = parsed(raw)
                 if record is None:
-                    torn.append(Fault(path, line, "no whole record"))
+                    if _may_be_torn(raw, expected):
+                        torn.append(Fault(path, line, "a record that was not written whole"))
+                    else:
+                        faults.append(Fault(path, line, f"no record: {_shown(raw)}"))
                     continue
                 number, given = record["n"], record["hash"]
                 if not expected:
@@ -358,10 +368,37 @@ def parsed(raw: bytes) -> dict[str, Any] | None:
         record = json.loads(raw)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(record, dict) or type(record.get("n")) is not int:
+    if not isinstance(record, dict) or not isinstance(record.get("time"), str):
         return None
-    is_whole = all(isinstance(record.get(key), str) for key in ("time", "prev", "hash"))
-    return record if is_whole else None
+    number, hashes = record.get("n"), (record.get("prev"), record.get("hash"))
+    if type(number) is not int or not 0 < number < _MOST_RECORDS:
+        return None
+    is_one = all(isinstance(found, str) and _HASH.fullmatch(found) for found in hashes)
+    return record if is_one else None
+
+
+def _may_be_torn(raw: bytes, expected: int) -> bool:
+    """Return whether a line can be what a crash leaves of the record that was to come.
+
+    Args:
+        raw: the line.
+        expected: the number of that record; 0 if it is not known.
+    """
+    begun = raw.rstrip(b"\n").rstrip(b"\0")
+    if b'{"n":'.startswith(begun[:5]) and len(begun) <= len(b'{"n":'):
+        return True  # also one of which nothing but room was written
+    found = _TORN.match(begun)
+    if found is None or begun.endswith(b"}"):
+        return False
+    number = int(found[1])
+    is_cut_in_it = len(begun) == found.end() and str(expected).encode().startswith(found[1])
+    return not expected or number == expected or is_cut_in_it
+
+
+def _shown(raw: bytes) -> str:
+    """Return how a line that is no record begins, for people."""
+    text = printable(raw[:40].rstrip(b"\r\n").decode(errors="replace"))
+    return f"{text!r} …" if len(raw) > 40 else repr(text)
 
 
 def _last_record(path: Path) -> dict[str, Any] | None:

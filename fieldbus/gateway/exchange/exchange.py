@@ -252,6 +252,13 @@ class Exchange:
             for peer, content in self._births.items():
                 self._keep_birth(peer, content)
 
+    def stuck(self) -> str | None:
+        """Return what makes no progress though it could, None if all does."""
+        stream = self._pumps.ended()
+        if stream is not None:
+            return f"stream {stream} has ended"
+        return None if self.spool.committer.is_open else "the spool is not written any more"
+
     @property
     def _is_watched(self) -> bool:
         return self._clock.monotonic_s() - self._watched_s < WATCH_S

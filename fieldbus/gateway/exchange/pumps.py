@@ -1,11 +1,15 @@
-"""The streams that are being sent, each by a task of its own."""
+"""The streams that are being sent, each by a task of its own. One that fails is logged and begins again."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterator
 
 from fieldbus.gateway.exchange.pump import Pump
+
+BEGIN_AGAIN_S = 1.0
+_LOG = logging.getLogger("fieldbus")
 
 
 class Pumps:
@@ -21,7 +25,7 @@ class Pumps:
         """Have a pump send from now on."""
         name = pump.stream.name
         if name not in self._running:
-            task = asyncio.get_running_loop().create_task(pump.run(), name=f"stream {name}")
+            task = asyncio.get_running_loop().create_task(_keep(pump), name=f"stream {name}")
             self._running[name] = pump, task
 
     def stop(self, pump: Pump) -> None:
@@ -38,3 +42,19 @@ class Pumps:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def ended(self) -> str | None:
+        """Return the name of a stream that nobody sends though somebody should; None if there is none."""
+        return next((name for name, (_, task) in self._running.items() if task.done()), None)
+
+
+async def _keep(pump: Pump) -> None:
+    """Have a pump run, whatever befalls it."""
+    while True:
+        try:
+            await pump.run()
+        except Exception:
+            _LOG.exception(
+                "stream %s: internal error; it is sent again from what is missing", pump.stream.name
+            )
+        await asyncio.sleep(BEGIN_AGAIN_S)

@@ -199,11 +199,12 @@ def test_a_file_that_was_just_closed_is_gone_on_from_after_a_restart(tmp_path):
 
 
 def test_no_closed_file_takes_another_s_place(tmp_path):
-    (tmp_path / "audit-000000000001.jsonl").write_text("precious\n")
+    precious = '{"n":1,"time":"pre\n'
+    (tmp_path / "audit-000000000001.jsonl").write_text(precious)
     audit = Audit(tmp_path, max_bytes=100)
     write(audit, 5)
     audit.close()
-    assert (tmp_path / "audit-000000000001.jsonl").read_text() == "precious\n"
+    assert (tmp_path / "audit-000000000001.jsonl").read_text() == precious
     assert is_whole(tmp_path, 5)
 
 

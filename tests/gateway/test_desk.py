@@ -18,9 +18,10 @@ from fieldbus.gateway import oneshot
 from fieldbus.gateway.commands.access import Access, Actor
 from fieldbus.gateway.commands.attempts import DISK_GRACE_S
 from fieldbus.gateway.commands.audit import Audit, export, verify
+from fieldbus.gateway.commands.bundle import Bundle
 from fieldbus.gateway.commands.command import Command
 from fieldbus.gateway.commands.conditions import Condition
-from fieldbus.gateway.commands.desk import MOST_AT_ONCE, Desk
+from fieldbus.gateway.commands.desk import LONGEST_ADDRESS, MOST_AT_ONCE, Desk
 from fieldbus.gateway.commands.gate import Gate, Guard
 from fieldbus.gateway.commands.silence import is_overdue
 from fieldbus.gateway.config.loader import load
@@ -734,6 +735,79 @@ async def test_what_a_route_has_is_written_once_if_it_is_a_value(office):
     [(delivery, point, answer)] = ended
     assert (delivery.sample.value, point, answer.outcome) == (5, SPEED, WriteOutcome.VERIFIED)
     assert office.sent == [("press.speed", 5)]
+
+
+async def test_a_route_that_cannot_be_recorded_withdraws_at_once_from_what_is_written_with_it(
+    office, monkeypatch
+):
+    """A member that never comes so far must not leave the others waiting."""
+    written = []
+
+    async def write_all(values, until_s):
+        written.append(values)
+        return [WriteResult(point, value, WriteOutcome.WRITTEN) for point, value in values.items()]
+
+    bundle = Bundle(2, write_all, Clock())
+    office.audit.intend = lambda *_: None  # the disk is full when the turn of the first one comes
+    ended = []
+
+    def give(point):
+        delivery = Delivery(Target("plc", point), LEVEL, Sample(5, Quality.GOOD, None, 0))
+        office.desk.write_routed(
+            delivery,
+            point,
+            time.monotonic(),
+            lambda _d, to, answer: ended.append((to, answer.outcome)),
+            bundle,
+        )
+
+    give(SPEED)
+    await eventually(lambda: ended)
+    del office.audit.intend
+    give(LEVEL)
+    await eventually(lambda: len(ended) == 2, 2.0, "the other one is answered at once")
+    assert written == []
+    assert [point for point, _ in ended] == [SPEED, LEVEL]
+    assert {outcome for _, outcome in ended} == {WriteOutcome.REFUSED}
+
+
+async def test_a_command_whose_turn_comes_when_it_has_just_expired_is_not_done(tmp_path):
+    now = [1000.0]
+    clock = Clock(monotonic_s=lambda: now[0], wall_ns=lambda: round((10**6 + now[0]) * 1e9))
+    office = Office(tmp_path)
+    desk = Desk(
+        office.desk.gate, office.desk.access, office.audit, office._write, lambda _: None, clock=clock
+    )
+    office.answers.clear()
+    first = asyncio.create_task(desk.execute(Command("local", "", "operator", "press.speed", 1)))
+    await eventually(lambda: office.sent)
+    expires_ns = clock.wall_ns() + 5 * 10**9
+    late = asyncio.create_task(
+        desk.execute(Command("local", "", "operator", "press.speed", 2, expires_ns=expires_ns))
+    )
+    await asyncio.sleep(0.01)
+    now[0] += 5.0
+    office.answers.set()
+    await first
+    answer = await late
+    assert (answer.outcome, office.sent) == (WriteOutcome.EXPIRED, [("press.speed", 1)])
+    await desk.close()
+    office.audit.close()
+
+
+async def test_the_longest_name_that_a_point_can_have_is_looked_up_and_a_longer_one_is_not(office):
+    name = "press." + "x" * (LONGEST_ADDRESS - 6)
+    assert "no point has such a long name" not in (await office.give(1, point=name))["reason"]
+    assert "no point has such a long name" in (await office.give(1, point=name + "x"))["reason"]
+
+
+async def test_what_is_armed_is_counted(tmp_path):
+    office = Office(tmp_path, {SPEED: Guard(confirm=True)})
+    answer = await office.desk.execute(Command("local", "", "operator", "press.speed", 5, "b", mode="arm"))
+    assert answer.outcome is WriteOutcome.ARMED, answer.reason
+    assert office.desk.counters["armed"] == 1
+    await office.desk.close()
+    office.audit.close()
 
 
 async def test_without_an_audit_log_a_write_is_done_and_answered(tmp_path):

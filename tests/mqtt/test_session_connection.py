@@ -50,6 +50,11 @@ def test_a_burst_is_handed_on_in_slices_and_others_have_their_turn():
         assert len(found) == 9  # the first beyond 128 KiB ends the slice
         await asyncio.sleep(0.01)
         assert len(found) == 20
+        found.clear()
+        subject.data_received(incoming("a", bytes(16_000)) * 8 + incoming("a", bytes(3_072)) + incoming("a"))
+        assert len(found) == 9  # these are 128 KiB exactly
+        await asyncio.sleep(0.01)
+        assert len(found) == 10
 
     in_virtual_time(scenario)
 

@@ -7,10 +7,12 @@ their unit. A validator's message is one sentence for the person who wrote the f
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -20,7 +22,10 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-_DURATION = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(us|ms|s|min|h|d)\s*")
+_DURATION = re.compile(r"\s*(\d{1,15}(?:\.\d{0,15})?|\.\d{1,15})\s*(us|ms|s|min|h|d)\s*")
+_LONGEST_SHOWN = 60
+_LONGEST_NAME, _LONGEST_PATH = 255, 4095
+"""Of a file, in bytes, as most file systems have it."""
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -41,6 +46,54 @@ def problem(message: str, *path: str | int) -> PydanticCustomError:
     return PydanticCustomError("fieldbus", "{message}", {"message": message, "path": path})
 
 
+def shown(text: object) -> str:
+    """Return what somebody wrote, for a message: not more of it than helps."""
+    found = str(text)
+    found = found if len(found) <= _LONGEST_SHOWN else f"{found[:_LONGEST_SHOWN]}…"
+    return f"'{found}'" if isinstance(text, str) else found
+
+
+def file_trouble(name: str) -> str | None:
+    """Return why no file can have a name, or a path; None if one can."""
+    if "\0" in name:
+        return "a file cannot have the character NUL in its name"
+    try:
+        parts = [part.encode() for part in name.split("/")]
+    except UnicodeEncodeError:
+        return "half a character is in its name"
+    if max(map(len, parts)) > _LONGEST_NAME or len(name.encode()) > _LONGEST_PATH:
+        return f"no file can have such a long name (at most {_LONGEST_NAME} bytes)"
+    return None
+
+
+def _check_file(name: str) -> str:
+    trouble = file_trouble(name)
+    if trouble is not None:
+        raise problem(f"{shown(name)}: {trouble}")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_check_file)]
+"""The name or the path of a file or a folder that there can be."""
+
+
+def _check_host(host: str) -> str:
+    """Return a host without what is no part of its name: brackets belong to an IPv6 address in a URL."""
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    if not host or not host.isprintable() or " " in host:
+        raise problem(f"{shown(host)}: a host has a name or an address, without blanks")
+    if "/" in host:
+        raise problem(f"{shown(host)} is a URL: write the name or the address alone")
+    if host.count(":") == 1:
+        raise problem(f"{shown(host)} has a port in it: write `host` and `port` apart")
+    return host
+
+
+Host = Annotated[str, AfterValidator(_check_host)]
+"""A name or an address; IPv6 with or without brackets."""
+
+
 def parse_duration(text: object) -> float:
     """Return the seconds that a duration such as ``250ms``, ``2s`` or ``5min`` has.
 
@@ -50,8 +103,9 @@ def parse_duration(text: object) -> float:
     match = _DURATION.fullmatch(text) if isinstance(text, str) else None
     if match is None:
         if isinstance(text, int | float) and not isinstance(text, bool):
-            raise problem(f"{text} has no unit: write {text}ms, {text}s or {text}min")
-        raise problem(f"{text!r} is not a duration such as 250ms, 2s or 5min")
+            number = shown(text)
+            raise problem(f"{number} has no unit: write {number}ms, {number}s or {number}min")
+        raise problem(f"{shown(text)} is not a duration such as 250ms, 2s or 5min")
     seconds = float(match[1]) * _SECONDS[match[2]]
     if not 0 < seconds <= 366 * 86400:
         raise problem(f"{text} is not between 1us and 366d")
@@ -67,7 +121,7 @@ Duration = Annotated[
 ]
 """Seconds, written with a unit."""
 
-_SIZE = re.compile(r"\s*(\d+(?:\.\d*)?)\s*(kB|MB|GB|KiB|MiB|GiB)\s*")
+_SIZE = re.compile(r"\s*(\d{1,15}(?:\.\d{0,15})?)\s*(kB|MB|GB|KiB|MiB|GiB)\s*")
 _BYTES = {"kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
@@ -79,7 +133,7 @@ def parse_size(text: object) -> int:
     """
     match = _SIZE.fullmatch(text) if isinstance(text, str) else None
     if match is None:
-        raise problem(f"{text!r} is not a size such as 256MiB or 2GiB")
+        raise problem(f"{shown(text)} is not a size such as 256MiB or 2GiB")
     size = round(float(match[1]) * _BYTES[match[2]])
     if size < 1 << 20:
         raise problem(f"{text} is less than 1MiB")
@@ -115,6 +169,8 @@ class Secret(Settings):
 
     @model_validator(mode="after")
     def _has_one_source(self) -> Secret:
+        if self.file is not None:
+            _check_file(str(self.file))
         if (self.env is None) == (self.file is None):
             raise problem("a secret is {env: NAME} or {file: PATH}")
         return self
@@ -123,9 +179,9 @@ class Secret(Settings):
 class TlsClientSettings(Settings):
     """Files in PEM format; relative paths start at the config's folder."""
 
-    ca: str = Field(description="Who signs the server's certificate.")
-    certificate: str | None = Field(None, description="Ours, with its chain.")
-    key: str | None = None
+    ca: FileName = Field(description="Who signs the server's certificate.")
+    certificate: FileName | None = Field(None, description="Ours, with its chain.")
+    key: FileName | None = None
     key_password: Secret | None = None
     server_name: str | None = Field(
         None, description="The name in the server's certificate, if not the host."
@@ -190,6 +246,10 @@ class LinkSettings(Settings):
     def conflict(self, other: LinkSettings) -> tuple[str, str] | None:
         """Return the key and the reason for which there cannot be both links, None if there can."""
         return None
+
+    def advice(self) -> Iterable[tuple[str, str, str]]:
+        """Yield what is worth knowing on this machine: a key, a sentence, and what to do."""
+        return ()
 
 
 class DeviceSettings(Settings):

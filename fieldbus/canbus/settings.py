@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 import can
@@ -18,9 +19,23 @@ from fieldbus.canbus.j1939.node import NodeSettings
 from fieldbus.canbus.protection_settings import ProtectedSettings
 from fieldbus.canbus.replay import ReplaySettings
 from fieldbus.errors import closest
-from fieldbus.settings import DeviceSettings, Duration, LinkSettings, Settings, parse_duration, problem
+from fieldbus.settings import (
+    DeviceSettings,
+    Duration,
+    FileName,
+    LinkSettings,
+    Settings,
+    parse_duration,
+    problem,
+)
 
 _PERCENT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
+_PACKAGES = {
+    "canalystii": ("canalystii", "canalystii"), "cantact": ("cantact", "cantact"),
+    "gs_usb": ("gs_usb", "gs-usb"), "neovi": ("ics", "neovi"), "nixnet": ("nixnet", "nixnet"),
+    "udp_multicast": ("msgpack", "multicast"),
+}  # fmt: skip
+"""Interface to the module without which it does not work, and the extra of python-can that brings it."""
 _SOCKETCAN_KEYS = ("receive_buffer",)
 _LONGEST_INTERFACE_NAME = 15
 SHORTEST_CYCLE_S, LONGEST_CYCLE_S = 0.001, 3600.0
@@ -104,6 +119,13 @@ class CanLinkSettings(LinkSettings):
         "default, 0 for not at all. Their stamps are the kernel's all the same.",
     )
     j1939: NodeLinkSettings = NodeLinkSettings()
+
+    def advice(self) -> Iterable[tuple[str, str, str]]:
+        """Say which package an interface lacks: python-can comes without those of its drivers."""
+        module, extra = _PACKAGES.get(self.interface, (None, ""))
+        if module is not None and importlib.util.find_spec(module) is None:
+            text = f"the Python package for '{self.interface}' is not installed here"
+            yield "interface", text, f"pip install 'python-can[{extra}]'"
 
     @model_validator(mode="after")
     def _check(self) -> CanLinkSettings:
@@ -307,7 +329,7 @@ class MessageSettings(ProtectedSettings):
 class CanDeviceSettings(DeviceSettings):
     """A node, or a whole bus, described by a database."""
 
-    database: str = Field(description="A DBC, KCD, SYM or ARXML file.")
+    database: FileName = Field(description="A DBC, KCD, SYM or ARXML file.")
     encoding: str | None = Field(
         None, description="Encoding of the database's text: gbk, cp1252, … Default: what the file says or is."
     )

@@ -156,6 +156,10 @@ class LinkType:
     has_response_time: bool = False
 
 
+_FIRST_REFERENCES = {"holding": 40001, "input": 30001, "discrete": 10001}
+"""What manuals call address 0 of a table."""
+
+
 def _describe_polled(device: str, settings: PolledDeviceSettings, around: Surroundings) -> Description:
     points, map_scan = around.points_of(device, settings)
     if "scan" not in settings.model_fields_set and map_scan is not None:
@@ -166,6 +170,10 @@ def _describe_polled(device: str, settings: PolledDeviceSettings, around: Surrou
         reason = reach_fault(item, settings.limits)
         if reason is not None:
             around.fault(device, ("points", item.origin or item.point.name), *reason)
+    _warn_of_references(device, points, around)
+    if "unit_id" not in settings.model_fields_set and around.is_serial_line(settings.link):
+        text = "no `unit_id`: 1 is taken, and on a serial line each device has its own"
+        around.fault(device, (), text, "write `unit_id: 1` if it is that", is_warning=True)
     if settings.unit_id == 0 and around.is_serial_line(settings.link):
         for item in built:
             if item.point.access.can_read:
@@ -182,6 +190,23 @@ def _describe_served(device: str, settings: ServedDeviceSettings, around: Surrou
         text = "unit 0 of a serial line is all units at once"
         around.fault(device, ("unit_id",), text, "1 to 247")
     return _described(device, settings, built, points, around, is_served=True)
+
+
+def _warn_of_references(device: str, points: Mapping[str, PointSettings], around: Surroundings) -> None:
+    """Warn once of an address that looks like the number of a register in a manual.
+
+    Not of SunSpec devices, whose addresses on the wire are often beyond 40000.
+    """
+    if any("sunspec" in item.invalid for item in points.values()):
+        return
+    for name, item in points.items():
+        first = _FIRST_REFERENCES.get(item.table or "")
+        if first is not None and item.address is not None and first <= item.address < first + 9999:
+            text = f"address {item.address} is sent as it is; what manuals call {item.address} is address "
+            text += f"{item.address - first}"
+            hint = f"write `reference: {item.address}` if it is out of a manual"
+            around.fault(device, ("points", name, "address"), text, hint, is_warning=True)
+            return
 
 
 def _point_fault(device: str, around: Surroundings) -> Callable[[str, str, str | None], None]:

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from fieldbus.modbus.point_settings import PointSettings
 from fieldbus.modbus.register_settings import checked_timezone
 from fieldbus.modbus.register_types import Table
-from fieldbus.settings import DeviceSettings, Settings
+from fieldbus.settings import DeviceSettings, FileName, Settings
 
 Offset = Annotated[int, Field(ge=-65535, le=65535)]
 Fault = Callable[[str, str, str | None], None]
@@ -29,7 +29,7 @@ class BaseSettings(Settings):
 class MappedDeviceSettings(DeviceSettings):
     """A device whose points stand in its configuration or in a map."""
 
-    map: str | None = Field(None, description="A file with its points, YAML or CSV.")
+    map: FileName | None = Field(None, description="A file with its points, YAML or CSV.")
     points: Mapping[str, PointSettings] = {}
     base: Offset | BaseSettings = Field(
         0,

@@ -19,7 +19,7 @@ from fieldbus.modbus.server import ModbusServerLink, ServedUnit
 from fieldbus.modbus.server_access import DEFAULT, Guard, Right, networks_of
 from fieldbus.modbus.settings import FileOf, Rs485Settings, SecretOf
 from fieldbus.modbus.table_image import BlockRules
-from fieldbus.settings import Duration, LinkSettings, Port, Secret, Settings, problem
+from fieldbus.settings import Duration, FileName, LinkSettings, Port, Secret, Settings, problem
 
 _SERIAL = ("rtu", "ascii")
 _ONLY_SERIAL = ("baudrate", "bytesize", "parity", "stopbits", "rs485", "turnaround", "echo")
@@ -34,9 +34,9 @@ Text = Annotated[str, Field(max_length=LONGEST_TEXT, pattern=r"^[ -~]*$")]
 class TlsServerSettings(Settings):
     """Files in PEM format; relative paths start at the config's folder."""
 
-    ca: str = Field(description="Who signs the clients' certificates.")
-    certificate: str = Field(description="Ours, with its chain.")
-    key: str | None = Field(None, description="Ours, if it is not in the certificate's file.")
+    ca: FileName = Field(description="Who signs the clients' certificates.")
+    certificate: FileName = Field(description="Ours, with its chain.")
+    key: FileName | None = Field(None, description="Ours, if it is not in the certificate's file.")
     key_password: Secret | None = None
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fieldbus.clock import SYSTEM, Clock
 from fieldbus.modbus.connection import Lifetime
@@ -20,6 +20,7 @@ from fieldbus.modbus.registers import RegisterPoint
 from fieldbus.modbus.units import Unit
 from fieldbus.settings import (
     Duration,
+    Host,
     LinkSettings,
     Port,
     Secret,
@@ -32,15 +33,6 @@ FileOf = Callable[[Sequence[str], str], Path | None]
 """Returns the file that a setting of the link names, None if it cannot be used, which has then been said."""
 
 
-def _check_host(host: str) -> str:
-    if not host.strip():
-        raise problem("a host has a name or an address")
-    if host.count(":") == 1:
-        raise problem(f"{host!r} has a port in it: write `host` and `port` apart")
-    return host
-
-
-Host = Annotated[str, AfterValidator(_check_host)]
 SecretOf = Callable[[str, Secret | None], str | None]
 
 

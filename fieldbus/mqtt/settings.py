@@ -15,7 +15,9 @@ from fieldbus.routing.table import is_topic
 from fieldbus.settings import (
     DeviceSettings,
     Duration,
+    FileName,
     GuardSettings,
+    Host,
     LinkSettings,
     Number,
     Port,
@@ -33,7 +35,7 @@ TypeName = Literal[
 class BrokerTlsSettings(TlsClientSettings):
     """How the connection to a broker is secured; all by default: ``tls: {}``."""
 
-    ca: str | None = Field(  # type: ignore[assignment] # here it need not be said
+    ca: FileName | None = Field(  # type: ignore[assignment] # here it need not be said
         None, description="Who signs the broker's certificate; by default those whom this machine trusts."
     )
 
@@ -42,7 +44,7 @@ class BrokerSettings(LinkSettings):
     """A connection to an MQTT 5 broker."""
 
     type: Literal["mqtt"]
-    host: str
+    host: Host
     port: Port | None = Field(None, description="1883 by default, 8883 with TLS.")
     tls: BrokerTlsSettings | None = None
     username: str | None = None

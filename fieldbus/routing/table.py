@@ -217,6 +217,8 @@ def _target(
         hint = closest(address, directory.points)
         if address.split("/", 1)[0] in directory.brokers or address in directory.links:
             hint = f"a topic is written LINK:TOPIC, such as '{address.split('/', 1)[0]}:plant/{{point}}'"
+        elif "/" in address and directory.brokers:
+            hint = f"a topic is written LINK:TOPIC, such as '{min(directory.brokers)}:{address}'"
         faults.append(Fault(index, "to", f"there is no point '{address}'", hint))
         return None
     if not point.access.can_write:

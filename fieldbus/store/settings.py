@@ -6,14 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fieldbus.settings import Duration, LinkSettings, Size
+from fieldbus.settings import Duration, FileName, LinkSettings, Size
 
 
 class StoreSettings(LinkSettings):
     """A file on this machine in which samples are kept."""
 
     type: Literal["store"]
-    file: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")] | None = Field(
+    file: Annotated[FileName, Field(pattern=r"^[A-Za-z0-9_.-]+$")] | None = Field(
         None, description="Its name in `data_dir`; the link's, with .db, by default."
     )
     max_age: Duration = Field(366 * 86400.0, description="Older samples are dropped.")

@@ -61,25 +61,26 @@ _MAY_BE_HEAD = re.compile(r"\s*+(?!//)[^#*\s]")
 """A line that is no note of a person."""
 _MULTIPLEXED = re.compile(r"[Mm]|m(\d{1,20})M?")
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,4})?")
-_OBJECT = r"(?:BO_\s+(?P<message>\d+)|SG_\s+(?P<of>\d+)\s+(?P<signal>\S+)|(?:BU_|EV_)\s+[^\s\"]+)"
+# Spaces are never given back: what follows them does not begin with one, and so no run of them takes long.
+_OBJECT = r"(?:BO_\s++(?P<message>\d++)|SG_\s++(?P<of>\d++)\s++(?P<signal>\S+)|(?:BU_|EV_)\s++[^\s\"]+)"
 _STATEMENTS = {
-    "CM_": rf"CM_\s+(?:{_OBJECT}\s*)?STRING",
-    "BA_": rf"BA_\s+STRING\s+(?:{_OBJECT}\s+)?(?:STRING|(?P<value>[^\s\"]+))",
-    "BA_REL_": r"BA_REL_\s+STRING\s+BU_SG_REL_\s+[^\s\"]+\s+SG_\s+(?P<of>\d+)\s+(?P<signal>\S+)"
-    r"\s+(?:STRING|(?P<value>[^\s\"]+))",
-    "BA_DEF_": r"BA_DEF_\s+(?P<on>(?:BO_|SG_|BU_|EV_)\s*)?STRING\s*(?P<value>\w+)?\s*(?P<rest>.*)",
-    "BA_DEF_DEF_": r"BA_DEF_DEF_\s+STRING\s*(?:STRING|(?P<value>[^\s\"]+))",
-    "VAL_": r"VAL_\s+(?P<of>\d+)\s+(?P<signal>[^\s\"]+)(?P<rest>.*)",
-    "VAL_TABLE_": r"VAL_TABLE_\s+(?P<value>[^\s\"]+)(?P<rest>.*)",
-    "SIG_VALTYPE_": r"SIG_VALTYPE_\s+(?P<of>\d+)\s+(?P<signal>[^\s:]+)\s*:?\s*(?P<value>\d)",
-    "SG_MUL_VAL_": r"SG_MUL_VAL_\s+(?P<of>\d+)\s+(?P<signal>\S+)\s+(?P<value>\S+)\s+(?P<rest>[-\d,\s]+)",
-    "BO_TX_BU_": r"BO_TX_BU_\s+(?P<message>\d+)\s*:?\s*(?P<rest>[^\"]*)",
+    "CM_": rf"CM_\s++(?:{_OBJECT}\s*+)?STRING",
+    "BA_": rf"BA_\s++STRING\s++(?:{_OBJECT}\s++)?(?:STRING|(?P<value>[^\s\"]+))",
+    "BA_REL_": r"BA_REL_\s++STRING\s++BU_SG_REL_\s++[^\s\"]+\s++SG_\s++(?P<of>\d++)\s++(?P<signal>\S+)"
+    r"\s++(?:STRING|(?P<value>[^\s\"]+))",
+    "BA_DEF_": r"BA_DEF_\s++(?P<on>(?:BO_|SG_|BU_|EV_)\s*+)?STRING\s*+(?P<value>\w+)?\s*+(?P<rest>.*)",
+    "BA_DEF_DEF_": r"BA_DEF_DEF_\s++STRING\s*+(?:STRING|(?P<value>[^\s\"]+))",
+    "VAL_": r"VAL_\s++(?P<of>\d++)\s++(?P<signal>[^\s\"]+)(?P<rest>.*)",
+    "VAL_TABLE_": r"VAL_TABLE_\s++(?P<value>[^\s\"]+)(?P<rest>.*)",
+    "SIG_VALTYPE_": r"SIG_VALTYPE_\s++(?P<of>\d++)\s++(?P<signal>[^\s:]+)\s*+:?\s*+(?P<value>\d)",
+    "SG_MUL_VAL_": r"SG_MUL_VAL_\s++(?P<of>\d++)\s++(?P<signal>\S+)\s++(?P<value>\S+)\s++(?P<rest>[-\d,\s]+)",
+    "BO_TX_BU_": r"BO_TX_BU_\s++(?P<message>\d++)\s*+:?\s*+(?P<rest>[^\"]*)",
 }
 
 
 def _compile(string: str) -> dict[str, re.Pattern[str]]:
     return {
-        keyword: re.compile(pattern.replace("STRING", string) + r"\s*", re.DOTALL)
+        keyword: re.compile(pattern.replace("STRING", string) + r"\s*+", re.DOTALL)
         for keyword, pattern in _STATEMENTS.items()
     }
 

@@ -25,6 +25,15 @@ _WORDS = {
     "model_type": "a mapping",
     "model_attributes_type": "a mapping",
 }
+_USUAL = {
+    "float": "float32", "real": "float32", "single": "float32", "double": "float64", "lreal": "float64",
+    "int": "int16", "short": "int16", "uint": "uint16", "word": "uint16", "dint": "int32", "long": "int32",
+    "udint": "uint32", "dword": "uint32", "lint": "int64", "lword": "uint64", "boolean": "bool",
+    "str": "string", "text": "string", "bcd": "bcd16",
+}  # fmt: skip
+"""What other programs call the types of registers."""
+_NUMBER = re.compile(r"\s*[-+]?\d+([.,]\d+)?\s*")
+_LONGEST_NUMBER = 20
 _COMPARISONS = {
     "greater_than_equal": ("ge", "at least"),
     "greater_than": ("gt", "more than"),
@@ -54,6 +63,8 @@ def problems_of(
             names = _fields_at(model, path[:-1])
             message = f"unknown key '{path[-1]}'"
             hint = closest(str(path[-1]), names) or (f"one of {', '.join(names)}" if names else None)
+            if not prefix and len(path) == 1 and hint is not None and hint.startswith("one of"):
+                hint += "; what begins with x- is yours"
             at_key = True
         elif kind == "missing":
             message = f"'{path[-1]}' is missing"
@@ -61,9 +72,13 @@ def problems_of(
             choices = _QUOTED.findall(context["expected"])
             message = f"{_shown(given)} is not one of {', '.join(choices)}" if len(choices) > 1 else (
                 f"{_shown(given)} is not {context['expected']}")  # fmt: skip
-            hint = closest(str(given), choices)
+            usual = _USUAL.get(str(given).lower())
+            hint = f"did you mean '{usual}'?" if usual in choices else closest(str(given), choices)
         elif kind in _WORDS:
             message = f"{_shown(given)} is not {_WORDS[kind]}"
+            if kind.startswith(("int_", "float_")) and _is_number(given):
+                number = given.strip().replace(",", ".")
+                hint = f"write {number}, without quotes" if number == given.strip() else f"write {number}"
         elif kind in _COMPARISONS:
             name, words = _COMPARISONS[kind]
             message = f"{_shown(given)} is not {words} {context[name]}"
@@ -88,6 +103,11 @@ def problems_of(
         for whole, problem in found.items()
         if not any(len(other) > len(whole) and other[: len(whole)] == whole for other in found)
     ]
+
+
+def _is_number(given: object) -> bool:
+    """Return whether a text is a number for people, and not too long to be shown."""
+    return isinstance(given, str) and len(given) <= _LONGEST_NUMBER and _NUMBER.fullmatch(given) is not None
 
 
 def _path_in(data: Any, location: Sequence[str | int], *, is_missing: bool) -> tuple[str | int, ...]:

@@ -38,7 +38,12 @@ from fieldbus.mqtt.settings import BrokerSettings
 from fieldbus.routing.generated import Generator
 from fieldbus.routing.policy import Edge
 from fieldbus.routing.table import Directory, Fault, Route, expand
-from fieldbus.settings import LinkSettings
+from fieldbus.settings import LinkSettings, shown
+
+_MODBUS_TYPES = (
+    "modbus-tcp for Ethernet, modbus-rtu for a serial line, modbus-rtu-tcp for a converter between them; "
+    "also modbus-tls, modbus-udp, modbus-ascii, modbus-dial-in, modbus-server"
+)
 
 
 def load(
@@ -152,9 +157,14 @@ class _Loader(Reading):
             if not self.is_name(name, path, "link") or not self.is_mapping(item, path):
                 continue
             type_ = item.get("type")
-            if type_ not in LINK_TYPES:
+            if not isinstance(type_, str) or type_ not in LINK_TYPES:
                 if type_ is None:
                     self.say(path, "'type' is missing", f"one of {', '.join(LINK_TYPES)}")
+                elif not isinstance(type_, str):
+                    self.say((*path, "type"), "a type of link is a word", f"one of {', '.join(LINK_TYPES)}")
+                elif type_ == "modbus":
+                    self.say((*path, "type"), "'modbus' says too little", _MODBUS_TYPES)
+                    types[name] = "modbus-tcp"  # its devices are alike: go on with it
                 else:
                     near = difflib.get_close_matches(str(type_), LINK_TYPES, n=1)
                     hint = closest(str(type_), LINK_TYPES) or f"one of {', '.join(LINK_TYPES)}"
@@ -169,6 +179,8 @@ class _Loader(Reading):
                     found = settings.conflict(other)
                     if found is not None:
                         self.say((*path, found[0]), found[1])
+                for key, message, hint in settings.advice():
+                    self.warn((*path, key), message, hint)
                 links[name] = settings
         return links, types
 
@@ -186,18 +198,9 @@ class _Loader(Reading):
             if name == DEVICE:
                 self.say(path, "'sys' is the gateway's own device", "choose another name")
                 continue
-            link = item.get("link")
-            if link not in types:
-                if link is None:
-                    self.say(path, "'link' is missing", "the name of one of the links")
-                    continue
-                if link in mapping(self.source.data.get("links")):
-                    continue  # its type cannot be guessed, which has been said
-                self.say((*path, "link"), f"there is no link '{link}'", closest(str(link), types))
-                near = difflib.get_close_matches(str(link), types, n=1)
-                if not near:
-                    continue
-                link = near[0]
+            link = self._link_of(item, path, types)
+            if link is None:
+                continue
             link_type = LINK_TYPES[types[link]]
             model, describe = link_type.device, link_type.describe
             variant = link_type.variants.get(str(item.get("type")))
@@ -232,6 +235,21 @@ class _Loader(Reading):
             if found[name].points or (name not in self.incomplete and name not in self.unheard):
                 broken.discard(name)  # whole enough for routes to be checked against it
         return found, link_of, broken
+
+    def _link_of(self, device: Mapping[str, Any], path: PathT, types: Mapping[str, str]) -> str | None:
+        """Return the link of a device, or the one that was meant; None if there is none, which was said."""
+        link = device.get("link")
+        if isinstance(link, str) and link in types:
+            return link
+        if link is None:
+            self.say(path, "'link' is missing", "the name of one of the links")
+        elif not isinstance(link, str):
+            self.say((*path, "link"), "the name of a link is a word")
+        elif link not in mapping(self.source.data.get("links")):  # else its type was wrong, and that was said
+            self.say((*path, "link"), f"there is no link {shown(link)}", closest(link, types))
+            near = difflib.get_close_matches(link, types, n=1)
+            return near[0] if near else None
+        return None
 
     def _check_units(self, devices: Mapping[str, Description], link_of: Mapping[str, str]) -> None:
         seen: dict[tuple[str, int], str] = {}

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 from fieldbus.canbus.database.loading import DatabaseError
 from fieldbus.canbus.database.loading import load as load_database
 from fieldbus.canbus.layout import Message
-from fieldbus.errors import Problem, closest
+from fieldbus.errors import Problem, closest, os_reason
 from fieldbus.gateway.config.csv_table import Row, read_csv
 from fieldbus.gateway.config.explain import problems_of
 from fieldbus.gateway.config.names import NAME, POINT_NAME, name_hint
@@ -30,7 +30,7 @@ from fieldbus.gateway.exchange.exchange import PEERS_FOLDER
 from fieldbus.modbus.point_settings import MapSettings, PointSettings
 from fieldbus.model import Point
 from fieldbus.mqtt.peering import PeeringError, decode_birth, taken_over
-from fieldbus.settings import LinkSettings, Secret
+from fieldbus.settings import LinkSettings, Secret, file_trouble, shown
 
 _MAP_COLUMNS = ("name", *PointSettings.model_fields)
 _MAP_TEXT = frozenset({"name", "unit", "description", "bits", "reference", "scale_from", "only_if"})
@@ -255,18 +255,27 @@ class Reading:
 
     def path(self, name: str, where: PathT, *, must_exist: bool = True) -> Path | None:
         """Return the file that a relative path names, if it may be used."""
+        trouble = file_trouble(name)
+        if trouble is not None:
+            self.say(where, f"{shown(name)}: {trouble}")
+            return None
         relative = Path(name)
-        if relative.is_absolute():
-            found = relative
-        else:
-            found = (self.folder / relative).resolve()
-            if not found.is_relative_to(self.folder.resolve()):
-                hint = "relative paths start at the config's folder and stay in it"
-                self.say(where, f"'{name}' leaves the config's folder", hint)
+        try:
+            if relative.is_absolute():
+                found = relative
+            else:
+                found = (self.folder / relative).resolve()
+                if not found.is_relative_to(self.folder.resolve()):
+                    hint = "relative paths start at the config's folder and stay in it"
+                    self.say(where, f"{shown(name)} leaves the config's folder", hint)
+                    return None
+            if must_exist and not found.is_file():
+                siblings = [item.name for item in found.parent.glob("*")] if found.parent.is_dir() else []
+                self.say(where, f"there is no file {shown(name)}", closest(found.name, siblings))
                 return None
-        if must_exist and not found.is_file():
-            siblings = [item.name for item in found.parent.glob("*")] if found.parent.is_dir() else []
-            self.say(where, f"there is no file '{name}'", closest(found.name, siblings))
+        except (OSError, RuntimeError) as error:  # the latter: links that lead in a circle
+            reason = os_reason(error) if isinstance(error, OSError) else "links lead in a circle"
+            self.say(where, f"{shown(name)} cannot be looked at: {reason}")
             return None
         self.used.setdefault(where[:2], set()).add(found)
         return found

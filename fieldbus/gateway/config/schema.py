@@ -17,6 +17,7 @@ from fieldbus.routing.table import Route
 from fieldbus.scaling import Linear
 from fieldbus.settings import (
     Duration,
+    FileName,
     GuardSettings,
     Number,
     Scalar,
@@ -65,7 +66,7 @@ class GatewaySettings(Settings):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")] = Field(
         description="Used in topics, metrics and logs."
     )
-    data_dir: str = Field("data", description="Where the gateway keeps what must survive a restart.")
+    data_dir: FileName = Field("data", description="Where the gateway keeps what must survive a restart.")
     spool: SpoolSettings = SpoolSettings()
     audit: AuditSettings = AuditSettings()
     description: str = ""

@@ -134,6 +134,21 @@ def test_rows_that_are_not_there_do_not_move_the_floor(bench):
     assert bench.file.known == {"s": (1006, 0)}
 
 
+def test_a_stream_that_has_nothing_yet_begins_with_one(bench):
+    bench.apply(About("s", "{}"))
+    bench.open()
+    assert bench.file.known == {"s": (0, 0)}
+    bench.apply(bench.some(1))
+    assert bench.rows() == [(1, 1, 0)]
+
+
+def test_a_floor_that_cannot_be_is_where_the_oldest_row_begins(bench):
+    bench.apply(bench.some(3, gap=4))
+    bench.connection.execute("UPDATE streams SET floor = 7")
+    bench.open()
+    assert bench.file.known == {"s": (7, 0)}
+
+
 # --- what is taken away
 
 

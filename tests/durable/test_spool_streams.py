@@ -2,9 +2,10 @@
 
 import pytest
 
+from fieldbus.clock import Clock
 from fieldbus.durable import spool as module
 from fieldbus.durable.spool import Spool
-from fieldbus.durable.spool_file import Acknowledge, Append, Dropped, Mark, Result, Row
+from fieldbus.durable.spool_file import Acknowledge, Append, Dropped, Mark, Missing, Result, Row
 
 
 def encode(items):
@@ -125,6 +126,66 @@ def test_numbers_of_a_name_that_comes_again_make_no_backlog(bench):
     assert (stream.floor, stream.backlog) == (7, 2)
     bench.commit(s=[row(13, 1, gap=3)])
     assert (stream.floor, stream.backlog) == (7, 6)
+
+
+def test_what_was_dropped_before_a_name_came_again_makes_no_backlog_either(bench):
+    stream = bench.stream()
+    bench.commit(s=[row(12, 2, gap=4)])  # seven are of the stream before, four of this one were dropped
+    assert (stream.floor, stream.backlog) == (7, 6)
+
+
+async def test_rows_that_are_dropped_while_they_are_read_are_not_given_out_nor_missing(bench, monkeypatch):
+    monkeypatch.setattr(module, "_FRESH_BYTES", 0)
+    stream = bench.stream()
+    rows = [row(1, 5), row(6, 5), row(11, 5)]
+    bench.commit(s=rows)
+
+    async def read(name, seq, max_bytes):
+        stream.lost(10, 10)  # there was too much on the disk
+        return rows
+
+    monkeypatch.setattr(bench.spool, "read", read)
+    assert await stream.rows_after(0) == [rows[2]]
+
+
+async def test_what_is_missing_is_told_by_its_numbers(bench, monkeypatch):
+    monkeypatch.setattr(module, "_FRESH_BYTES", 0)
+    stream = bench.stream()
+    bench.commit(s=[row(1, 5), row(6, 5), row(14, 5, gap=3), row(19, 2)])
+    found = []
+
+    async def read(name, seq, max_bytes):
+        return found
+
+    monkeypatch.setattr(bench.spool, "read", read)
+    why = "damaged on the disk"
+    assert await stream.rows_after(0) == [Missing(1, 20, why)]
+    found = [row(6, 5)]
+    assert await stream.rows_after(0) == [Missing(1, 5, why), found[0]]
+    found = [row(6, 5), row(14, 5, gap=3)]
+    assert await stream.rows_after(7) == found
+    found = [row(14, 5, gap=3)]
+    assert await stream.rows_after(5) == [Missing(6, 5, why), found[0]]
+    found = []
+    assert await stream.rows_after(18) == [Missing(19, 2, why)]
+    assert await stream.rows_after(20) == ()
+
+
+def test_what_is_skipped_is_counted_at_once_and_said_now_and_then(bench):
+    stream = bench.stream()
+    bench.commit(s=[row(1, 100)])
+    now_s = 50.0
+    bench.spool.clock = Clock(lambda: now_s)
+    for last, later_s in ((1, 0.0), (3, 9.9), (6, 0.1), (10, 5.0), (15, 5.0)):
+        now_s += later_s
+        stream.skip(Missing(stream.floor + 1, last - stream.floor, "damaged"))
+    assert (stream.dropped, stream.floor) == (15, 15)
+    assert bench.said == [
+        ("stream s: 1 sample dropped, up to number 1 (damaged)", True),
+        ("stream s: 5 samples dropped, up to number 6 (damaged)", True),
+        ("stream s: 9 samples dropped, up to number 15 (damaged)", True),
+    ]
+    assert bench.waiting() == [Acknowledge("s", last) for last in (1, 3, 6, 10, 15)]
 
 
 # --- what the disk says

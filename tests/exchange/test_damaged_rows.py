@@ -188,6 +188,23 @@ async def test_a_damaged_row_costs_itself_and_both_sides_count_it(bench, damage,
     assert [is_bad for text, is_bad in bench.said if "damaged on the disk" in text] == [True]
 
 
+async def test_what_no_file_should_hold_costs_itself_only(bench):
+    await write_rows(bench, 5)
+    columns = ("stream", "first", "count", "gap", "time_ns", "data")
+    bench.change(
+        "ALTER TABLE rows RENAME TO kept",
+        f"CREATE TABLE rows(id INTEGER PRIMARY KEY AUTOINCREMENT, {', '.join(columns)}, crc)",  # also nothing
+        "INSERT INTO rows SELECT * FROM kept",
+        "DROP TABLE kept",
+        "UPDATE rows SET data = NULL WHERE id = 2",
+        "UPDATE rows SET gap = NULL WHERE id = 4",
+    )
+    await bench.send_all()
+    wanted = [f"{number}:{item}" for number in (0, 2, 4) for item in range(ROW)]
+    assert bench.wire.keeper.values == wanted
+    assert bench.stream.dropped == 2 * ROW
+
+
 @pytest.mark.parametrize("seed", range(3))
 async def test_rows_damaged_at_random_cost_themselves_only(tmp_path, seed):
     dice = random.Random(seed)
@@ -265,6 +282,7 @@ async def test_a_peer_can_only_refuse_what_was_sent_to_it(bench):
     [
         "UPDATE streams SET last_seq = 1200",
         "UPDATE streams SET floor = 1400",
+        "UPDATE streams SET floor = 500",
         "UPDATE streams SET about = '{'",
         "UPDATE streams SET about = x'00'",
     ],
@@ -272,6 +290,7 @@ async def test_a_peer_can_only_refuse_what_was_sent_to_it(bench):
 async def test_numbers_of_a_stream_that_do_not_fit_its_rows_are_corrected_by_them(bench, damage):
     await write_rows(bench, 3)
     bench.change(damage)
+    assert (bench.stream.committed, bench.stream.floor) == (3 * ROW, 0)
     await bench.send_all()
     await bench.write(["new"])
     await eventually(lambda: bench.stream.backlog == 0)

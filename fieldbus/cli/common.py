@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import struct
 import sys
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,12 +24,15 @@ from fieldbus.text import printable, printable_json, printable_lines
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="The configuration, a YAML file.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="For programs, not for people.")]
 
+_WIDEST = 10_000
+_EXACT = 1e16
+_SINGLE = struct.Struct("<f")
 _STYLES = {"good": "green", "uncertain": "yellow", "bad": "red"}
 
 
 def out() -> Console:
-    """Return the console for results; never narrower than a table needs when nobody looks at it."""
-    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    """Return the console for results; in a pipe nothing is cut, nor folded."""
+    return Console(width=None if sys.stdout.isatty() else _WIDEST, highlight=False)
 
 
 def say(text: object, *, err: bool = False) -> None:
@@ -103,6 +108,27 @@ def print_json(data: Any) -> None:
     say_json(data, indent=2)
 
 
+def number_text(value: float) -> str:
+    """Return a floating-point number with every digit that it has, and no others.
+
+    One that came as a float32 has the digits of that (230.72, not 230.72000122070312), one that was scaled 15
+    significant digits (230.7, not 230.70000000000002). Between 1e-6 and 1e16 there is no exponent.
+    """
+    if value.is_integer() and abs(value) < _EXACT:
+        return f"{value:.0f}"
+    text = f"{value:.15g}"
+    try:
+        is_single = _SINGLE.unpack(_SINGLE.pack(value))[0] == value
+    except OverflowError:
+        is_single = False
+    if is_single:
+        shorter = (f"{value:.{digits}g}" for digits in range(6, 10))
+        text = next((item for item in shorter if _SINGLE.unpack(_SINGLE.pack(float(item)))[0] == value), text)
+    if "e" in text and 1e-6 <= abs(value) < _EXACT:
+        text = format(Decimal(text), "f")
+    return text
+
+
 def value_text(item: dict[str, Any]) -> str:
     """Return a sample's value as people read it."""
     value = item["value"]
@@ -110,7 +136,7 @@ def value_text(item: dict[str, Any]) -> str:
         return "–"
     if isinstance(value, bool):
         return "true" if value else "false"
-    text = f"{value:.7g}" if isinstance(value, float) else str(value)
+    text = number_text(value) if isinstance(value, float) else str(value)
     if "label" in item:
         text += f" ({item['label']})"
     return text
@@ -128,10 +154,10 @@ def samples_table(
 ) -> Table:
     """Return a table of samples in their JSON form."""
     table = Rows(title=title)
-    table.add_column("point", no_wrap=True)
+    table.add_column("point", overflow="fold")
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("unit", no_wrap=True)
-    table.add_column("quality", no_wrap=True)
+    table.add_column("quality", overflow="fold")
     table.add_column("time (UTC)", no_wrap=True)
     for item in items:
         style = _STYLES[item["quality"]]
@@ -140,3 +166,11 @@ def samples_table(
         value, unit = cell(value_text(item)), cell(item.get("unit", ""))
         table.add_row(item["point"], value, unit, cell(quality, style), stamp)
     return table
+
+
+def sample_line(item: dict[str, Any]) -> str:
+    """Return a sample in its JSON form as a line for people and for `grep`."""
+    unit = f" {item['unit']}" if item.get("unit") else ""
+    quality = "" if item["quality"] == "good" else f" ({item['quality']}: {item['reason']})"
+    stamp = (item["time"] or "")[:23].replace("T", " ")
+    return f"{stamp or '–'}  {item['point']} = {value_text(item)}{unit}{quality}"

@@ -57,11 +57,14 @@ def read(
         raise fail(str(error)) from None
     if not runs:
         plant = load_or_exit(config, shows_warnings=False)  # then we need what it needs
-    wanted = find_points(plant, points)
-    for point in wanted:
-        is_served = plant.links[plant.link_of[point.device]].is_listener
-        if not point.access.can_read and not is_served:
+    wanted = []
+    for point in find_points(plant, points):
+        if point.access.can_read or plant.links[plant.link_of[point.device]].is_listener:
+            wanted.append(point)
+        elif point.address in points:
             raise fail(f"{point.address} can only be written (access: write)")
+    if not wanted:
+        raise fail(f"none of {', '.join(points)} can be read (access: write)")
     if runs:
         try:
             addresses = [point.address for point in wanted]

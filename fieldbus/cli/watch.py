@@ -6,20 +6,23 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.live import Live
 
 from fieldbus.cli.broker import CaOption, CertificateOption, KeyOption, is_url, url_or_exit, visit
-from fieldbus.cli.common import fail, load_or_exit, out, samples_table, say_json
+from fieldbus.cli.common import fail, load_or_exit, out, sample_line, samples_table, say, say_json
+from fieldbus.cli.screen import Screen
 from fieldbus.errors import LinkDownError
 from fieldbus.gateway import loop
 from fieldbus.gateway.control import stream
 from fieldbus.gateway.watching import afar
 from fieldbus.model import Reason
 
+_HEAD = 2
+"""Lines of the table that are its title and its header."""
 _FIRST_LOOK_S = 1.5
 """How long `--once` waits for what is not there yet."""
 
@@ -63,7 +66,7 @@ async def _watch(
     console = out()
     stop = asyncio.Event()
     loop.on_signal(stop.set)
-    with Live(console=console, auto_refresh=False, screen=shows_live, transient=True) as live:
+    with Screen(console, _HEAD, stop.set) if shows_live else nullcontext() as screen:
         ending = asyncio.create_task(stop.wait())
         try:
             while True:
@@ -92,10 +95,11 @@ async def _watch(
                 if as_json:
                     for item in fresh:
                         say_json(item)
-                elif shows_live:
-                    live.update(samples_table(values.values(), line["gateway"]), refresh=True)
+                elif screen is not None:
+                    screen.show(samples_table(values.values(), line["gateway"]))
                 else:
-                    console.print(samples_table(fresh))
+                    for item in fresh:
+                        say(sample_line(item))
         finally:
             ending.cancel()
             await lines.aclose()  # type: ignore[attr-defined]

@@ -17,7 +17,8 @@ from fieldbus.text import printable, printable_lines
 class _Formatter(logging.Formatter):
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
         base = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
-        return f"{base}.{int(record.msecs):03d}"
+        zone = time.strftime("%z", time.localtime(record.created))
+        return f"{base}.{int(record.msecs):03d}{zone}"
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         return printable(super().formatMessage(record))

@@ -37,6 +37,8 @@ from fieldbus.link import (
 from fieldbus.model import Point, Reason
 
 FIRST_WAIT_S = 0.5
+REMIND_S = 86400.0
+_LINK = ""
 LONGEST_WAIT_S = 10.0
 _COURTESY_S = 0.05
 """How long a peer waits that has come anew: it may do so without end."""
@@ -53,6 +55,43 @@ _NOT_NOW = (
 _UNKNOWN = {"response_time_ms": None, "clock_offset_ms": None}
 """What is measured of a device, while it is not there."""
 _LOG = logging.getLogger("fieldbus")
+
+
+class Reminders:
+    """What lasts is said again once a day, so that it stands in each day's log."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._waiting: dict[str, asyncio.TimerHandle] = {}
+        self._since_s: dict[str, float] = {}
+
+    def remember(self, what: str, text: str) -> None:
+        """Say a text once a day from now on; another one about the same goes on from when the first began."""
+        self._since_s.setdefault(what, self._clock.monotonic_s())
+        self._wait(what, text)
+
+    def _wait(self, what: str, text: str) -> None:
+        before = self._waiting.pop(what, None)
+        if before is not None:
+            before.cancel()
+        self._waiting[what] = asyncio.get_running_loop().call_later(REMIND_S, self._say, what, text)
+
+    def _say(self, what: str, text: str) -> None:
+        days = int((self._clock.monotonic_s() - self._since_s[what] + 1.0) / REMIND_S)
+        _LOG.warning("%s, for %d day%s", text, days, "" if days == 1 else "s")
+        self._wait(what, text)
+
+    def forget(self, what: str) -> None:
+        """Learn that it is over."""
+        self._since_s.pop(what, None)
+        found = self._waiting.pop(what, None)
+        if found is not None:
+            found.cancel()
+
+    def forget_all(self) -> None:
+        """Say nothing any more."""
+        for what in list(self._waiting):
+            self.forget(what)
 
 
 class Session:
@@ -96,6 +135,7 @@ class Session:
         self._sessions = 0
         self._offline: dict[str, str] = {}
         """Device to the reason for which it was last said to be lost."""
+        self._reminders = Reminders(self._clock)
         self._write_troubles: dict[Point, str] = {}
         self._waiting_reason: str | None = None
         self._announcement: asyncio.TimerHandle | None = None
@@ -127,6 +167,7 @@ class Session:
             except asyncio.CancelledError:
                 if self._announcement is not None:
                     self._announcement.cancel()
+                self._reminders.forget_all()
                 raise
             except Exception:
                 _LOG.exception("%s: internal error; the link is opened anew", self._link.name)
@@ -152,6 +193,7 @@ class Session:
             _LOG.exception("%s: internal error while closing", self._link.name)
 
     def _came_up(self) -> None:
+        self._reminders.forget(_LINK)
         self._up_at_s = self._clock.monotonic_s()
         if self._short_sessions > 1:
             # It was lost again at once, more than once: it is only said to be back when it has held.
@@ -189,6 +231,8 @@ class Session:
         elif self._waiting_reason != reason:
             where = "not listening on" if self._link.is_listener else "no connection to"
             _LOG.warning("%s: %s %s (%s); trying again", self._link.name, where, self._link.endpoint, reason)
+        if self._waiting_reason != reason:
+            self._reminders.remember(_LINK, f"{self._link.name}: still away ({reason})")
         self._waiting_reason = reason
         self._status.set(connected=False)
         if isinstance(self._link, GaugedLink):
@@ -225,9 +269,11 @@ class Session:
         if event.is_online:
             if self._offline.pop(event.device, None) is not None:
                 _LOG.info("%s: answers again", event.device)
+            self._reminders.forget(event.device)
         elif self._offline.get(event.device) != event.reason:
             self._offline[event.device] = event.reason or ""
             _LOG.warning("%s: lost, %s", event.device, event.reason)
+            self._reminders.remember(event.device, f"{event.device}: still lost, {event.reason}")
             for point in self._targets():
                 if point.device == event.device:
                     self._missed(point)

@@ -131,8 +131,11 @@ async def test_a_hurried_commit_waits_for_no_group(tmp_path):
     subject.put(2)  # the hurry was for what waited then
     await asyncio.sleep(0.05)
     assert keeper.committed_items == [1]
+    subject.hurry()
+    await eventually(lambda: keeper.committed_items == [1, 2])
+    subject.put(3)
     subject.close()
-    assert numbers_in(subject.path) == [1, 2]
+    assert numbers_in(subject.path) == [1, 2, 3]
 
 
 async def test_a_thread_that_has_nothing_to_commit_does_not_hang(tmp_path):
@@ -397,3 +400,39 @@ async def test_an_item_that_cannot_be_written_alone_waits_for_one_that_can(bench
     subject.put(2)
     await eventually(lambda: keeper.committed_items == [2])
     await eventually(lambda: keeper.spoilt_items == [1])
+
+
+async def test_an_item_that_could_not_be_written_for_a_moment_is_not_dropped(tmp_path):
+    keeper = Numbers()
+    left = {4: 10**9, 7: 3}  # so often an item fails
+    apply = keeper.apply
+
+    def fail_at_times(connection, items):
+        for item in items:
+            if left.get(item, 0) > 0:
+                left[item] -= 1
+                raise KeyError(item)
+        return apply(connection, items)
+
+    keeper.apply = fail_at_times
+    subject = Committer(tmp_path / "numbers.db", keeper, 0.005)
+    subject.open()
+    for n in range(10):
+        subject.put(n)
+    wanted = [n for n in range(10) if n != 4]
+    await eventually(lambda: keeper.committed_items == wanted)
+    assert keeper.spoilt_items == [4]
+    assert numbers_in(subject.path) == wanted
+    subject.close()
+
+
+async def test_a_thread_that_has_nothing_to_do_sleeps(tmp_path, monkeypatch):
+    looks = []
+    subject = Committer(tmp_path / "numbers.db", Numbers(), 0.005)
+    monkeypatch.setattr(subject, "_look_idly", lambda: looks.append(1))
+    subject.open()
+    subject.put(1)
+    await eventually(lambda: subject.commits == 1)
+    await asyncio.sleep(0.3)
+    assert len(looks) <= 1
+    subject.close()

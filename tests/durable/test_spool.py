@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from support.examples import examples
 
 from fieldbus.clock import Clock
+from fieldbus.durable import committer as committer_module
 from fieldbus.durable.spool import Spool
 from fieldbus.durable.spool_file import ROW_ITEMS
 
@@ -536,3 +537,21 @@ async def test_errors_of_the_disk_at_any_moment_cost_nothing_that_is_not_counted
     assert len(kept) + stream.dropped == sent + 1
     assert all(number == int(value) for number, value in kept.items())
     assert bench.spool.trouble is None
+
+
+async def test_samples_that_cannot_be_encoded_cost_themselves_and_no_number_but_their_own(bench, monkeypatch):
+    monkeypatch.setattr(committer_module, "RETRY_S", 0.02)
+    bench.open(group_commit_s=0.05)
+    stream = bench.stream()
+    other = bench.stream("other")
+    stream.append([1, 2])
+    other.append([1])
+    stream.append([object()])  # nothing that JSON knows
+    other.append([2])
+    await eventually(lambda: other.waiting == 0 and stream.waiting == 0)
+    assert await bench.content(other) == {1: 1, 2: 2}
+    stream.append([3])
+    await bench.settle(stream)
+    assert await bench.content(stream) == {1: 1, 2: 2, 4: 3}
+    assert stream.dropped == 1
+    assert any("entries cannot be written and are dropped" in text for text, _ in bench.said)

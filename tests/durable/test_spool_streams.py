@@ -164,6 +164,8 @@ async def test_what_is_missing_is_told_by_its_numbers(bench, monkeypatch):
     assert await stream.rows_after(0) == [Missing(1, 5, why), found[0]]
     found = [row(6, 5), row(14, 5, gap=3)]
     assert await stream.rows_after(7) == found
+    found = [row(7, 4)]
+    assert await stream.rows_after(5) == [Missing(6, 1, why), found[0]]
     found = [row(14, 5, gap=3)]
     assert await stream.rows_after(5) == [Missing(6, 5, why), found[0]]
     found = []

@@ -70,6 +70,8 @@ START_UP_S = 10.0
 """How old a sample may be that a link gets when it is connected for the first time."""
 RELOAD_SOON_S = 0.5
 """How long a change that came by itself waits for others."""
+RELOAD_BY_S = 5.0
+"""What changes again and again is loaded after so long all the same."""
 STUCK_S = 20.0
 """After which time without progress something hangs."""
 _LOG = logging.getLogger("fieldbus")
@@ -107,6 +109,8 @@ class Gateway:
         self._reloading = asyncio.Lock()
         self._loading = asyncio.Lock()
         self._reload_timer: asyncio.TimerHandle | None = None
+        self._reload_asked_s = 0.0
+        """When the change came that waited longest."""
         self._reload_tasks: set[asyncio.Task[None]] = set()
         self.dead_men = DeadMen(self)
         self._sequences = Sequences(lambda: self.desk, self.clock, self._not_sent)
@@ -435,9 +439,13 @@ class Gateway:
         _LOG.info("%s", why)
         if self._load is None or self._group is None:
             return
+        running, now_s = asyncio.get_running_loop(), self.clock.monotonic_s()
         if self._reload_timer is not None:
             self._reload_timer.cancel()
-        self._reload_timer = asyncio.get_running_loop().call_later(RELOAD_SOON_S, self._reload_now)
+        else:
+            self._reload_asked_s = now_s
+        wait_s = min(RELOAD_SOON_S, max(0.0, self._reload_asked_s + RELOAD_BY_S - now_s))
+        self._reload_timer = running.call_later(wait_s, self._reload_now)
 
     def _reload_now(self) -> None:
         self._reload_timer = None

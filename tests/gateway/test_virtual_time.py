@@ -1,13 +1,15 @@
 """Gateways in virtual time: the ground that the tests of clocks stand on."""
 
 import asyncio
+from itertools import pairwise
 from pathlib import Path
 
+import pytest
 from support.virtual import START_NS, World
 
 from fieldbus.clock import Clock
 from fieldbus.gateway.config.loader import load
-from fieldbus.gateway.runtime import Gateway
+from fieldbus.gateway.runtime import RELOAD_BY_S, RELOAD_SOON_S, Gateway
 from fieldbus.model import Quality
 
 SERVER = """
@@ -107,5 +109,41 @@ def test_wall_clocks_differ_drift_and_jump() -> None:
         await asyncio.sleep(1)
         assert clock.wall_ns() == START_NS + (10_000 - 3 + 1 + 86400 + 1) * 10**9
         assert round(clock.monotonic_s() - before_s, 6) == 1
+
+    world.run(main())
+
+
+def test_a_peer_that_changes_without_end_does_not_put_the_reload_off_for_ever(tmp_path, monkeypatch):
+    world = World()
+    clock, _ = world.clock()
+    subject = gateway(tmp_path, SERVER, clock)
+    loaded_s = []
+
+    async def load_again():
+        loaded_s.append(clock.monotonic_s() - begun_s)
+
+    monkeypatch.setattr(subject, "load_again", load_again)
+    subject._load = load
+    begun_s = 0.0
+
+    async def main():
+        nonlocal begun_s
+        running = asyncio.create_task(subject.run())
+        await asyncio.sleep(1)
+        begun_s = clock.monotonic_s()
+        subject.reload_soon("once")
+        await asyncio.sleep(10)
+        assert loaded_s == [pytest.approx(RELOAD_SOON_S)]
+        loaded_s.clear()
+        begun_s = clock.monotonic_s()
+        for _ in range(60):
+            subject.reload_soon("again")
+            await asyncio.sleep(0.35)
+        await asyncio.sleep(10)
+        assert 4 <= len(loaded_s) <= 6
+        assert loaded_s[0] == pytest.approx(RELOAD_BY_S)
+        assert max(b - a for a, b in pairwise(loaded_s)) < RELOAD_BY_S + 0.36
+        subject.stop()
+        await running
 
     world.run(main())

@@ -238,9 +238,6 @@ class Committer(Generic[ItemT]):
                     self._waiting.extendleft(reversed(items))
                     self._due_s = time.monotonic() + RETRY_S
                 return False
-        if self.trouble is not None:
-            self.trouble = None
-            self._tell(self._keeper.said, f"{self.path} can be written again", is_bad=False)
         return True
 
     def _write(self, items: list[ItemT]) -> None:
@@ -263,6 +260,9 @@ class Committer(Generic[ItemT]):
 
     def _wrote(self, items: Sequence[ItemT], result: Any) -> None:
         self.commits += 1
+        if self.trouble is not None:
+            self.trouble = None
+            self._tell(self._keeper.said, f"{self.path} can be written again", is_bad=False)
         self._tell(self._keeper.committed, items, result)
 
     def _settle_doubt(self, connection: sqlite3.Connection) -> list[ItemT]:

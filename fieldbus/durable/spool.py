@@ -10,7 +10,8 @@ Rules:
   missing, exactly, by the numbers.
 * While the disk takes nothing, up to `max_waiting` samples wait in memory; then the oldest of them go, and
   are counted too.
-* Numbers never begin anew within one `boot`, so (boot, stream, number) names a sample for ever.
+* A sample is named for ever by the incarnation in which it was written, its stream and its number there. Each
+  process begins a new incarnation: a file that comes out of a backup names nothing as it was named before.
 
 Design: this file is what the event loop sees; what is in the file, and the thread's part, is `spool_file`. A
 sample gets its number when it is written, so that a file that can only be opened later is continued.
@@ -82,10 +83,27 @@ class Stream:
         self.changed = asyncio.Event()
         """Set when there are new committed rows; whoever waits clears it."""
 
-    @property
-    def boot(self) -> str:
-        """The incarnation in which the numbers count."""
-        return self._spool.boot
+    def life_at(self, number: int) -> tuple[str, int]:
+        """Return the incarnation in which a sample was written, and behind which number that began."""
+        boot, base = self._spool.first_boot, 0
+        for begins, later in self._spool.lives_of(self.name):
+            if begins < number:
+                boot, base = later, begins
+        return boot, base
+
+    def number_of(self, boot: str, seq: int) -> int | None:
+        """Return the number here of one in an incarnation; None if that is none of ours.
+
+        Of one behind its end it is the last: a file out of a backup has less of an incarnation than others
+        got of it.
+        """
+        base: int | None = 0 if boot == self._spool.first_boot else None
+        for begins, later in self._spool.lives_of(self.name):
+            if base is not None:
+                return min(base + seq, begins)
+            if later == boot:
+                base = begins
+        return None if base is None else base + seq
 
     @property
     def backlog(self) -> int:
@@ -254,8 +272,17 @@ class Spool:
 
     @property
     def boot(self) -> str:
-        """The incarnation of the file."""
+        """The incarnation of what is written now."""
         return self._file.boot
+
+    @property
+    def first_boot(self) -> str:
+        """The incarnation of what the file had before any other."""
+        return self._file.first_boot
+
+    def lives_of(self, stream: str) -> Sequence[tuple[int, str]]:
+        """Return behind which numbers a stream's later incarnations begin, and which they are, in order."""
+        return self._file.lives.get(stream, ())
 
     @property
     def abouts(self) -> dict[str, Mapping[str, Any]]:

@@ -2,7 +2,8 @@
 
 Layout (SQLite)::
 
-    spool(boot, version)                       one row: the incarnation of this file
+    spool(boot, version)                       one row: the incarnation of this file's first life
+    lives(stream, base, boot)                  rows of a stream behind `base` are of the incarnation `boot`
     streams(id, name, last_seq, floor, about)  who it is for; `about` is the owner's own note (JSON)
     rows(id, stream, first, count, gap, time_ns, data, crc)
                                                `crc` is null in rows of version 0.1
@@ -16,8 +17,11 @@ to `floor` is here any more: it was acknowledged, or dropped.
 
 Rules:
 
-* Numbers never begin anew within one `boot`: not when a stream is forgotten and wanted again, and not when
-  the file is lost while it is used.
+* Each time that a file is opened by another process a new incarnation begins, with the first row that is
+  written. So what is written after a file came out of a backup, or in the copy of a memory card, has no name
+  that another row had before, though its number had been given already.
+* Numbers never begin anew within one incarnation: not when a stream is forgotten and wanted again, and not
+  when the file is lost while it is used.
 * What a transaction changes in here is undone if it fails.
 * A row that is not as it was written (CRC-32 over its numbers and its data) is deleted when it is read, and
   its samples are missing: whoever reads on sees that by the numbers. No content of a row, whatever it is,
@@ -33,6 +37,7 @@ import secrets
 import sqlite3
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
@@ -53,6 +58,9 @@ _TOO_MUCH = "more waits than the spool may hold (`spool.max_size`)"
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS spool(boot TEXT NOT NULL, version INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS lives(
+  stream INTEGER NOT NULL, base INTEGER NOT NULL, boot TEXT NOT NULL,
+  PRIMARY KEY(stream, base)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS streams(
   id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, last_seq INTEGER NOT NULL, floor INTEGER NOT NULL,
   about TEXT NOT NULL);
@@ -181,7 +189,11 @@ class SpoolFile:
             floors: returns the floors of all streams, for when the file is lost.
         """
         self.boot = secrets.token_hex(8)
-        """The incarnation: the file's, or that of the one that is begun."""
+        """The incarnation of what is written now."""
+        self.first_boot = self.boot
+        """That of what the file had before any other."""
+        self.lives: dict[str, tuple[tuple[int, str], ...]] = {}
+        """Stream to where its later incarnations begin, and which they are, in order."""
         self.abouts: dict[str, Mapping[str, Any]] = {}
         """The notes beside streams."""
         self.marks: dict[str, int] = {}
@@ -202,7 +214,10 @@ class SpoolFile:
         self._ids: dict[str, int] = {}
         self._last: dict[str, int] = {}
         """Stream to the number of its last sample. Goes on when the file is lost."""
-        self._before: tuple[dict[str, int], dict[str, int], dict[int, int]] | None = None
+        self._before: (
+            tuple[dict[str, int], dict[str, int], dict[int, int], dict[str, tuple[tuple[int, str], ...]]]
+            | None
+        ) = None
         """The same as it was before the transaction, while there is one."""
         self._loaded: dict[str, tuple[int, int]] = {}
 
@@ -223,9 +238,11 @@ class SpoolFile:
             abouts[name] = _about(about)
         found = connection.execute("SELECT boot FROM spool").fetchone()
         if found is None:
-            connection.execute("INSERT INTO spool VALUES(?, 1)", (self.boot,))
+            connection.execute("INSERT INTO spool VALUES(?, 1)", (self.first_boot,))
         elif not self._is_known:
-            self.boot = found[0]
+            self.first_boot = str(found[0])
+        if not self._is_known:
+            self.lives = _lives(connection, ids, known)
         self._ids = ids
         for name, (last, _) in known.items():
             self.abouts.setdefault(name, abouts[name])
@@ -244,11 +261,11 @@ class SpoolFile:
         if is_committed:
             self._loaded = {}
         elif before is not None:
-            self._ids, self._last, self._sizes = before
+            self._ids, self._last, self._sizes, self.lives = before
 
     def apply(self, connection: sqlite3.Connection, items: Sequence[Entry]) -> Result:
         """Write items, then drop what is too much or too old."""
-        self._before = dict(self._ids), dict(self._last), dict(self._sizes)
+        self._before = dict(self._ids), dict(self._last), dict(self._sizes), dict(self.lives)
         rows: dict[Owner, list[Row]] = {}
         dropped: dict[str, Dropped] = {}
         if not self._ids:
@@ -305,7 +322,9 @@ class SpoolFile:
         for name, last in self._last.items():
             if name in floors:
                 dropped[name] = Dropped(max(0, last - floors[name]), last, "its file was lost")
-                self._id_of(connection, name)
+                number = self._id_of(connection, name)
+                for base, boot in self.lives.get(name, ()):
+                    connection.execute("INSERT INTO lives VALUES(?, ?, ?)", (number, base, boot))
 
     def _id_of(self, connection: sqlite3.Connection, name: str) -> int:
         found = self._ids.get(name)
@@ -342,6 +361,11 @@ class SpoolFile:
         now_ns = self.time.now_ns()
         number = self._id_of(connection, stream)
         last = self._last[stream]
+        lives = self.lives.get(stream, ())
+        if (lives[-1][1] if lives else self.first_boot) != self.boot:
+            connection.execute("INSERT OR REPLACE INTO lives VALUES(?, ?, ?)", (number, last, self.boot))
+            lives = (*(life for life in lives if life[0] != last), (last, self.boot))
+            self.lives = {**self.lives, stream: lives}
         made: list[Row] = []
         gap = 0
         pending: list[Any] = []
@@ -505,6 +529,23 @@ def _checked(
         if 0 <= floor <= last_seq:
             return last_seq, floor
     raise sqlite3.DatabaseError(f"malformed: the numbers of stream {name!r}")
+
+
+def _lives(
+    connection: sqlite3.Connection, ids: Mapping[str, int], known: Mapping[str, tuple[int, int]]
+) -> dict[str, tuple[tuple[int, str], ...]]:
+    """Return where the incarnations of streams begin; of those before what is still there only the last."""
+    found: dict[str, tuple[tuple[int, str], ...]] = {}
+    for name, number in ids.items():
+        rows = connection.execute(
+            "SELECT base, boot FROM lives WHERE stream = ? ORDER BY base", (number,)
+        ).fetchall()
+        floor = known[name][1]
+        gone = [base for (base, _), (following, _) in pairwise(rows) if following <= floor]
+        for base in gone:
+            connection.execute("DELETE FROM lives WHERE stream = ? AND base = ?", (number, base))
+        found[name] = tuple((int(base), str(boot)) for base, boot in rows if base not in gone)
+    return found
 
 
 def _about(text: object) -> Mapping[str, Any]:

@@ -14,7 +14,7 @@ version 0.1 says none of the three.
 
 Layout of a chunk, a row with its place in its stream: a line of JSON, ``{"gateway", "boot", "stream",
 "first",
-"count", "gap", "floor", "historical"}``, a line feed, then the row.
+"count", "gap", "floor", "historical"}``, perhaps ``"missing"``, a line feed, then the row.
 
 Rules: time is a whole number of nanoseconds, so no time is rounded on the way. Quality and reason stand there
 unless the sample is good. What cannot be read raises `RecordError`; nothing of it is taken.
@@ -77,6 +77,8 @@ class Place(NamedTuple):
     """The sender has nothing up to here any more."""
     is_historical: bool
     """Whether it has waited for its receiver."""
+    missing: int = 0
+    """How many samples of the incarnation before are missing between that and this one."""
 
     @property
     def last(self) -> int:
@@ -220,6 +222,8 @@ def encode_chunk(place: Place, row: bytes) -> bytes:
         "floor": place.floor,
         "historical": place.is_historical,
     }
+    if place.missing:
+        head["missing"] = place.missing
     return json.dumps(head, separators=(",", ":")).encode() + b"\n" + row
 
 
@@ -235,16 +239,18 @@ def decode_place(payload: bytes) -> tuple[Place, bytes]:
         texts = [found[key] for key in ("gateway", "boot", "stream")]
         numbers = [found[key] for key in ("first", "count", "gap", "floor")]
         is_historical = found["historical"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        missing = found.get("missing", 0)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise RecordError("it is none") from None
     if not all(_is_name(text) for text in texts):
         raise RecordError("a chunk names its gateway, boot and stream")
-    if not all(_is_count(number) for number in numbers) or numbers[0] < 1:
+    if not all(_is_count(number) for number in (*numbers, missing)) or numbers[0] < 1:
         raise RecordError("a chunk has a first number, a count, a gap and a floor")
     if numbers[2] >= numbers[0]:
         raise RecordError("more samples are missing before a chunk than there can be")
     first, count, gap, floor = numbers
-    return Place(texts[0], texts[1], texts[2], first, count, gap, floor, is_historical is True), row
+    place = Place(texts[0], texts[1], texts[2], first, count, gap, floor, is_historical is True, missing)
+    return place, row
 
 
 def decode_chunk(payload: bytes) -> tuple[Place, list[Item]]:

@@ -386,7 +386,8 @@ async def test_an_item_that_cannot_be_written_costs_itself_only(tmp_path, poison
     await eventually(lambda: keeper.spoilt_items == poison)
     assert numbers_in(subject.path) == wanted
     assert sum(f"{len(poison)} entries cannot be written" in text for text, _ in keeper.texts) == 1
-    assert keeper.texts[-1][1] is False
+    assert [is_bad for _, is_bad in keeper.texts] == [True, False, True]
+    assert subject.trouble is None
     subject.close()
 
 

@@ -299,7 +299,7 @@ def test_a_lost_file_costs_what_nobody_had_and_no_number(bench):
     bench.apply(bench.some(1, "unwanted"))
     assert bench.rows("unwanted") == [(3, 3, 0)]
     bench.open()
-    assert (bench.file.boot, bench.file.marks) == (boot, {"a": 3})
+    assert (bench.file.first_boot, bench.file.marks) == (boot, {"a": 3})
     assert json.loads(bench.connection.execute("SELECT about FROM streams").fetchone()[0]) == {"points": 1}
 
 

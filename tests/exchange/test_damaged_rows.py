@@ -91,9 +91,10 @@ class Wire:
     def acknowledge(self, place, refused=None):
         said = Acknowledgement(place.boot, place.stream, self.intake.committed(place.source, "tx"), refused)
         said = decode_acknowledgement(encode_acknowledgement(said))
-        self.pump.acknowledged(said.seq)
+        stream = self.pump.stream
+        self.pump.acknowledged(stream.number_of(said.boot, said.seq))
         if said.refused is not None:
-            self.pump.refused(*said.refused)
+            self.pump.refused(*(stream.number_of(said.boot, seq) for seq in said.refused))
 
 
 class Bench:

@@ -23,6 +23,7 @@ class FakeStream:
         self.name = "s"
         self.rows = []
         self.skipped = []
+        self.lives = [("boot", 0)]
         self.floor = 0
         self.committed = 0
         self.changed = asyncio.Event()
@@ -43,6 +44,9 @@ class FakeStream:
     async def rows_after(self, seq, max_bytes=0):
         await asyncio.sleep(0)
         return [row for row in self.rows if row.last > max(seq, self.floor)][:7]
+
+    def life_at(self, number):
+        return next((life for life in reversed(self.lives) if life[1] < number), ("boot", 0))
 
     def skip(self, missing):
         self.skipped.append(missing)

@@ -142,7 +142,7 @@ async def test_a_chunk_has_its_place_its_origin_and_its_hops(spool):
     [(topic, payload)] = link.published
     assert topic == "fieldbus/me/data/rx"
     place, items = decode_chunk(payload)
-    assert place == ("me", spool.boot, "broker data rx", 1, 2, 0, 0, True)
+    assert place == ("me", spool.boot, "broker data rx", 1, 2, 0, 0, True, 0)
     assert [item.head for item in items] == [
         ("press.count", "me/press.count", 0),
         ("line.press.count", "tx/press.count", 2),

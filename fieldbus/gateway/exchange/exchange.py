@@ -351,10 +351,14 @@ class Exchange:
         if wanted is None or wanted.durable is None:
             return
         pump = wanted.durable.pump
-        if said.stream == pump.stream.name and said.boot == self.spool.boot:
-            pump.acknowledged(said.seq)
-            if said.refused is not None:
-                pump.refused(*said.refused)
+        number = pump.stream.number_of(said.boot, said.seq)
+        if said.stream != pump.stream.name or number is None:
+            return
+        pump.acknowledged(number)
+        if said.refused is not None:
+            first, last = (pump.stream.number_of(said.boot, seq) for seq in said.refused)
+            if first is not None and last is not None:
+                pump.refused(first, last)
 
     def arrived(self, link: str, peer: str, payload: bytes) -> None:
         """Take a chunk of a peer's stream."""
@@ -373,7 +377,6 @@ class Exchange:
             self.intake.met(peer, place)
             self._acknowledge(link, peer, place, refused=(place.first, place.last))
             return
-        self._look_for_doubles(link, place)
         now_ns, now_s = self._clock.wall_ns(), self._clock.monotonic_s()
         tolerance_ns = round(self._links[link].clock_tolerance_s * 1e9)
         items = [item._replace(sample=dated(item.sample, now_ns, tolerance_ns)) for item in items]
@@ -383,7 +386,9 @@ class Exchange:
 
         if self.intake.take(peer, place, items, lambda time_ns: now_s - (now_ns - time_ns) / 1e9, committed):
             committed()
-        elif not place.is_historical:
+            return
+        self._look_for_doubles(link, place)
+        if not place.is_historical:
             # What is wanted live too comes live: two ways have no order between them.
             live = self._live.get((link, peer), frozenset())
             samples = [(item.head[0], item.sample) for item in items if item.head[0] not in live]

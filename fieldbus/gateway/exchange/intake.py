@@ -156,7 +156,8 @@ class Intake:
             if not way.keeper.has_room(len(items)):
                 continue  # it is sent again
             way.keeper.take(self._treated(way, items[skipped:], to_s), source, place.last, done)
-            lost = max(lost, place.first - 1 - (has or way.floors[source]))
+            before = place.first - 1 - has if has else place.first - 1 - way.floors[source] + place.missing
+            lost = max(lost, before)
             doubled = max(doubled, skipped)
             way.taken[source] = place.last
             is_news = True

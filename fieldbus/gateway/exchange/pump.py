@@ -11,6 +11,8 @@ Rules:
   that no more than a window waits anywhere.
 * What is not there any more, cannot be sent, or is refused by the peer, is skipped and counted; but only when
   all before it was acknowledged, so that the other side can tell by the numbers what it misses.
+* Rows of an incarnation go when all of the one before were acknowledged: between two the other side cannot
+  tell the order by the numbers.
 * What waited for longer than `HISTORICAL_S` is sent as historical.
 * A backlog does not push other messages aside: it goes out in pieces, between which others have their turn.
 
@@ -81,6 +83,8 @@ class Pump:
         self._session = 0
         self._has_failed = False
         self._is_to_begin = False
+        self._life: tuple[str, int] | None = None
+        """The incarnation of what is under way."""
         self._skipped = 0, 0
         """The last number that was skipped, and how many samples in a row were."""
         self._refused: set[tuple[int, int]] = set()
@@ -155,11 +159,12 @@ class Pump:
             for part in self._parts(rows):
                 if not self._can_go_on():
                     return
+                is_missing = isinstance(part, Missing)
+                if self._sent and (is_missing or self.stream.life_at(part.first) != self._life):
+                    if not await self._wait_for_progress():
+                        return
+                    break
                 if isinstance(part, Missing):
-                    if self._sent:
-                        if not await self._wait_for_progress():
-                            return
-                        break
                     self._skip(part)
                 elif part.last > position:
                     self._send(part)
@@ -198,6 +203,7 @@ class Pump:
 
     def _send(self, row: Row) -> None:
         session = self._session
+        self._life = self.stream.life_at(row.first)
         last, skipped = self._skipped
         if row.first - row.gap - 1 == last:  # the other side may be new, and not know of it
             row = row._replace(gap=row.gap + skipped)

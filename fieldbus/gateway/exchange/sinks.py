@@ -97,9 +97,12 @@ class PeerSink:
         return topic(self._me, "data", self._peer)
 
     def _place(self, row: Row, *, is_historical: bool) -> Place:
+        boot, base = self.stream.life_at(row.first)
+        first = row.first - base
+        gap = min(row.gap, first - 1)
         return Place(
-            self._me, self.stream.boot, self.stream.name, row.first, row.samples, row.gap, self.stream.floor,
-            is_historical,
+            self._me, boot, self.stream.name, first, row.samples, gap, max(0, self.stream.floor - base),
+            is_historical, row.gap - gap,
         )  # fmt: skip
 
 

@@ -194,7 +194,7 @@ class TopicSink:
     def carry(self, row: Row, done: Callable[[Handover], None], *, is_historical: bool) -> None:
         """Publish what a row has."""
         messages = self._publishing.messages(row, is_historical=is_historical)
-        aside = {place: item for place, item in messages.items() if item.topic in self._withheld}
+        aside = {place: item for place, item in messages.items() if self._is_withheld(item.topic)}
 
         def ended(forbidden: list[Message], is_complete: bool) -> None:
             topics = {message.topic for message in forbidden} - self._withheld.keys()
@@ -212,7 +212,12 @@ class TopicSink:
             for topic in sorted(topics):
                 _LOG.warning("%s: what is for %s waits in the spool until the broker allows it",
                              self._broker, topic)  # fmt: skip
-                self._pumps.start(self._withhold(topic).pump)
+            for topic in sorted(
+                {message.topic for message in aside.values()} - self._withheld.keys() | topics
+            ):
+                self._pumps.start(
+                    self._withhold(topic).pump
+                )  # of `aside` one may have been released meanwhile
             with self._spool.committer.held():  # one transaction: it is there once
                 for message in [*aside.values(), *forbidden]:
                     self._withheld[message.topic].stream.append(message.items)
@@ -234,15 +239,19 @@ class TopicSink:
         """Return what may go out; what is for a topic that is not allowed waits behind what waits there."""
         left: list[Item] = []
         for item in items:
-            withheld = self._withheld.get(item.head[0])
-            if withheld is not None and not withheld.stream.backlog:
-                self._release(item.head[0], withheld)
-                withheld = None
-            if withheld is None:
-                left.append(item)
+            if self._is_withheld(item.head[0]):
+                self._withheld[item.head[0]].stream.append([item])
             else:
-                withheld.stream.append([item])
+                left.append(item)
         return left
+
+    def _is_withheld(self, topic: str) -> bool:
+        """Return whether a topic is not allowed; release it if nothing waits for it any more."""
+        withheld = self._withheld.get(topic)
+        if withheld is not None and not withheld.stream.backlog:
+            self._release(topic, withheld)
+            return False
+        return withheld is not None
 
     def _release(self, topic: str, withheld: Withheld) -> None:
         """Have a topic go with the others again: nothing waits for it any more."""

@@ -35,6 +35,8 @@ MAX_NESTING = 16
 NO_NUMBER = 1 << 30
 """Of a start or a length that is no whole number."""
 MAX_NOTES = 1000
+FEW_NOTES = 20
+"""Of those that cost nothing so many are shown: what is left out must not drown in them."""
 MAX_NAME = 128
 """Characters of a name, comfortably more than any tool writes."""
 
@@ -60,20 +62,24 @@ class Notes:
     def __init__(self) -> None:
         self._items: dict[bool, list[Note]] = {False: [], True: []}
         """Those that cost something, and those that cost nothing."""
-        self._count = 0
+        self._counts = {False: 0, True: 0}
 
     def add(self, line: int, path: str, text: str, *, is_harmless: bool = False) -> None:
         """Note one thing; one that costs nothing (a name) makes room for one that does."""
-        self._count += 1
-        if len(self._items[is_harmless]) < MAX_NOTES:
+        self._counts[is_harmless] += 1
+        if len(self._items[is_harmless]) < (FEW_NOTES if is_harmless else MAX_NOTES):
             self._items[is_harmless].append(Note(line, path, text))
 
     def ordered(self) -> list[Note]:
-        """Return all of them by line; the last tells how many more there were."""
-        shown = [*self._items[False], *self._items[True]][:MAX_NOTES]
-        found = sorted(shown, key=lambda note: note.line)
-        if self._count > len(shown):
-            found.append(Note(0, "", f"{self._count - len(shown)} more warnings are not shown"))
+        """Return them by line, and at the end how many more of each kind there were."""
+        found = sorted([*self._items[False], *self._items[True]], key=lambda note: note.line)
+        for is_harmless, text in (
+            (True, "{} more names are repaired, which costs nothing"),
+            (False, "{} more warnings are not shown"),
+        ):
+            more = self._counts[is_harmless] - len(self._items[is_harmless])
+            if more:
+                found.append(Note(0, "", text.format(more)))
         return found
 
 

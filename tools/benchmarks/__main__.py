@@ -14,6 +14,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -65,13 +66,25 @@ def main() -> None:
 
     began_s = time.monotonic()
     rows: list[Row] = []
+    failed: list[str] = []
     with tempfile.TemporaryDirectory(prefix="fieldbus-bench-") as folder:
         peers = Peers(Path(folder))
         for name in options.names or BENCHMARKS:
             what, measure = BENCHMARKS[name]
             print(f"{name}: {what} …", file=sys.stderr, flush=True)
-            rows += measure(peers, Span(is_quick=options.quick))
+            try:
+                rows += measure(peers, Span(is_quick=options.quick))
+            except KeyboardInterrupt:
+                failed.append(f"{name}: interrupted; what comes after it was not measured")
+                break
+            except Exception as error:  # one that fails must not cost what the others measured
+                traceback.print_exc()
+                failed.append(f"{name}: {type(error).__name__}: {error}")
     _show(rows, time.monotonic() - began_s)
+    for text in failed:
+        print(f"failed: {text}", file=sys.stderr)
+    if failed:
+        sys.exit(1)
 
 
 def _show(rows: Iterable[Row], took_s: float) -> None:

@@ -33,6 +33,7 @@ from fieldbus.link import Handover
 from fieldbus.mqtt import answers, packets
 from fieldbus.mqtt.properties import MAX_REMAINING, MalformedPacketError
 from fieldbus.mqtt.reasons import words
+from fieldbus.mqtt.takeovers import CLOSED
 from fieldbus.sample_json import historical
 
 WINDOW = 200
@@ -162,7 +163,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
-        self._end("connection closed by the broker" if exc is None else words(exc))
+        self._end(CLOSED if exc is None else words(exc))
 
     def pause_writing(self) -> None:
         """Take nothing from the queue for now."""

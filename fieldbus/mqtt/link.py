@@ -54,6 +54,7 @@ from fieldbus.mqtt.peers import BEATS, Peers, RemoteGateway
 from fieldbus.mqtt.presence import LOST, SHUT_DOWN, Presence
 from fieldbus.mqtt.publisher import Publisher
 from fieldbus.mqtt.session import Session, total
+from fieldbus.mqtt.takeovers import Takeovers
 from fieldbus.mqtt.tls import TlsFiles, context_of
 from fieldbus.sample_json import sample_bytes
 
@@ -145,6 +146,7 @@ class MqttLink:
             )  # fmt: skip
 
         self._control = session(self._client_id)
+        self._takeovers = Takeovers(self._client_id)
         self._port = PeerPort(name, gateway, self._control, self._publisher, self._peers)
         self._control.is_held_back = lambda: self._port.is_held_back
         self._topics = self._control
@@ -234,7 +236,8 @@ class MqttLink:
             error: BaseException = group
             while isinstance(error, BaseExceptionGroup):
                 error = error.exceptions[0]
-            raise LinkDownError(str(error)) from error
+            text = self._takeovers.reason(str(error), self._clock.monotonic_s())
+            raise LinkDownError(text) from error
         raise LinkDownError("connection closed")
 
     async def _hear_others(self, emit: Emit) -> None:

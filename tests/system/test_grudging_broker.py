@@ -158,3 +158,12 @@ async def test_a_backlog_comes_through_a_broker_that_takes_small_packets_only(si
     assert values == sorted(values)
     assert values[-1] == 220
     assert (stream.dropped, rx.exchange.intake.lost) == (0, 0)
+
+
+async def test_two_clients_of_one_name_are_suspected(site, caplog):
+    """This mosquitto closes the older connection without a word."""
+    _, _, begin, _ = site
+    await begin("one", SENDER)
+    await begin("two", SENDER)
+    text = "again and again: does another client come as 'fieldbus-tx-broker"
+    await eventually(lambda: text in caplog.text, 30, "it is said")

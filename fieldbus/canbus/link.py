@@ -171,6 +171,18 @@ class CanLink:
         self._said: dict[str, float] = {}
 
     @property
+    def sent(self) -> Sequence[tuple[CanMessage, Sequence[Point]]]:
+        """The messages that are sent, each with its points that something writes."""
+        return [
+            (
+                item,
+                [point for signal, point in item.points.items() if signal in outgoing.routed],
+            )
+            for outgoing in self._sender.messages
+            for item in (outgoing.message,)
+        ]
+
+    @property
     def endpoint(self) -> str:
         """Interface and channel."""
         return f"{self.options.get('interface', 'default')} {self.options.get('channel', '')}".strip()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.table import Table
 
 from fieldbus.canbus.j1939.identifiers import pgn_of
 from fieldbus.canbus.link import CanLink
 from fieldbus.cli.check import load_table
-from fieldbus.cli.common import ConfigArgument, JsonOption, Rows, load_or_exit, out, print_json
+from fieldbus.cli.common import ConfigArgument, JsonOption, Rows, fail, load_or_exit, out, print_json, say
+from fieldbus.cli.offered import comma_separated, markdown, offered, registers, tables
 from fieldbus.gateway.load import predict
 from fieldbus.gateway.plant import Plant
 from fieldbus.gateway.system import DEVICE
@@ -20,13 +22,31 @@ from fieldbus.modbus.register_types import Table as ModbusTable
 from fieldbus.modbus.server import ModbusServerLink
 
 
-def plan(config: ConfigArgument, as_json: JsonOption = False) -> None:
-    """Show the poll plan of CONFIG: every request, and how loaded each link will be."""
+def plan(
+    config: ConfigArgument,
+    as_json: JsonOption = False,
+    registers_as: Annotated[
+        str | None,
+        typer.Option(
+            "--registers", metavar="FORMAT", help="Only the registers that clients read, as markdown or csv."
+        ),
+    ] = None,
+) -> None:
+    """Show what CONFIG polls and offers: every request, the load of each link, registers, topics, frames."""
+    if registers_as not in (None, "markdown", "csv"):
+        raise typer.BadParameter("markdown or csv", param_hint="--registers")
     plant = load_or_exit(config, needs_secrets=False)
+    if registers_as is not None:
+        rows = registers(plant)
+        if not rows:
+            raise fail(f"{config} serves no registers (a link of type modbus-server has them)")
+        say(markdown(rows) if registers_as == "markdown" else comma_separated(rows))
+        return
     requests = _requests(plant)
     loads = predict(plant)
     if as_json:
         document: dict[str, Any] = {"requests": requests, "loads": [asdict(load) for load in loads]}
+        document |= offered(plant)
         if status := _status_map(plant):
             document["status_map"] = status
         print_json(document)
@@ -48,6 +68,9 @@ def plan(config: ConfigArgument, as_json: JsonOption = False) -> None:
     console.print(table)
     console.print()
     console.print(load_table(plant, loads))
+    for offer in tables(plant):
+        console.print()
+        console.print(offer)
     if status := _status_map(plant):
         console.print()
         console.print(_status_table(status))

@@ -20,6 +20,7 @@ from fieldbus.canbus.messages import CanMessage
 from fieldbus.canbus.settings import CanDeviceSettings, CanLinkSettings
 from fieldbus.clock import SYSTEM, Clock
 from fieldbus.link import Link
+from fieldbus.modbus.device_settings import BaseSettings
 from fieldbus.modbus.point_settings import PointSettings
 from fieldbus.modbus.points import build_points, point_faults
 from fieldbus.modbus.quirks import UnitQuirks
@@ -170,7 +171,8 @@ def _describe_polled(device: str, settings: PolledDeviceSettings, around: Surrou
         reason = reach_fault(item, settings.limits)
         if reason is not None:
             around.fault(device, ("points", item.origin or item.point.name), *reason)
-    _warn_of_references(device, points, around)
+    if settings.base in (0, BaseSettings()):
+        _warn_of_references(device, points, around)
     if "unit_id" not in settings.model_fields_set and around.is_serial_line(settings.link):
         text = "no `unit_id`: 1 is taken, and on a serial line each device has its own"
         around.fault(device, (), text, "write `unit_id: 1` if it is that", is_warning=True)
@@ -195,7 +197,7 @@ def _describe_served(device: str, settings: ServedDeviceSettings, around: Surrou
 def _warn_of_references(device: str, points: Mapping[str, PointSettings], around: Surroundings) -> None:
     """Warn once of an address that looks like the number of a register in a manual.
 
-    Not of SunSpec devices, whose addresses on the wire are often beyond 40000.
+    Not of SunSpec devices, whose addresses on the wire are often beyond 40000, nor where there is a `base`.
     """
     if any("sunspec" in item.invalid for item in points.values()):
         return

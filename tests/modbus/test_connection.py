@@ -204,7 +204,7 @@ async def test_a_device_that_serves_one_client_serves_others_between_the_scans(s
     server.rules[1, 3] = one_at_a_time
     async with polling(link_to(server, Lifetime.PER_REQUEST, scan_s=0.5)) as ours:
         async with polling(client(server, scan_s=600), wait=False) as theirs:
-            await eventually(lambda: theirs.good == 1, 2.0)
+            await eventually(lambda: theirs.good == 1, 10.0)
         good = ours.good
         await eventually(lambda: ours.good > good + 2)
         assert ours.reasons == []

@@ -962,6 +962,7 @@ LATE_S = (0.06, 0.066, 0.075, 0.09, 0.11, 0.15)
 """After a request that has 50 ms, and what its bits take on the wire."""
 
 
+@pytest.mark.alone  # how late an answer is, is measured in hundredths of a second
 @pytest.mark.parametrize("count", [1, 10])
 @pytest.mark.parametrize("units", [[1], [1, 2]], ids=["one unit", "two units"])
 async def test_a_late_answer_is_never_taken_for_the_next(line: Line_, units: list[int], count: int) -> None:

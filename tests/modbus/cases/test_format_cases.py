@@ -370,6 +370,6 @@ async def test_a_configuration_with_formats_can_be_simulated(tmp_path, devices):
 )
 def test_a_link_that_listens_has_the_four_tables_only(tmp_path, point):
     link = "  net: {type: modbus-rtu-tcp, host: 127.0.0.1, port: 1, listen: true}"
-    [told] = problems(write_config(tmp_path, f"  a: {{link: net, points: {{x: {point}}}}}", link))
+    [told] = problems(write_config(tmp_path, f"  a: {{link: net, unit_id: 1, points: {{x: {point}}}}}", link))
     assert told.path == "links.net.listen"
     assert "which a link that listens cannot read" in told.message

@@ -150,7 +150,7 @@ class TestCandump:
         assert [line.number for line in reader.first_bad] == [101]
 
     @pytest.mark.parametrize(
-        "content", [os.urandom(300_000), b"\0" * 5_000_000, b"x\n" * 100_000, b"\n" * 100_000]
+        "content", [b"x" + os.urandom(300_000), b"\0" * 5_000_000, b"x\n" * 100_000, b"\n" * 100_000]
     )
     def test_garbage_ends_soon_and_in_little_memory(self, tmp_path, content):
         reader = read_log(put(tmp_path, "a.log", content))
